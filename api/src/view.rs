@@ -1,0 +1,204 @@
+//! What the agent shows: the documents of `-o json`, and of the HTTP socket.
+//!
+//! Times are in seconds, sizes in bytes, and names are stable: fields may be
+//! added, never renamed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// `spinlane status` (`GET /v1/status`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the agent.
+    pub version: String,
+    /// Name of the node.
+    pub node: String,
+    /// `vxlan`, `routed` or `l2`.
+    pub mode: String,
+    /// Whether pods can attach.
+    pub ready: bool,
+    /// Seconds since the agent started.
+    pub uptime_s: f64,
+    /// Generation of the snapshot in force.
+    pub snapshot_generation: u64,
+    /// How lanes wait: `adaptive`, `busy` or `interrupt`.
+    pub poll: String,
+    /// The lanes.
+    pub lanes: Vec<Lane>,
+    /// The frames of the UMEM.
+    pub frames: Frames,
+    /// Attached pod interfaces.
+    pub endpoints: usize,
+}
+
+/// One lane in [`Status`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Lane {
+    /// Index of the lane.
+    pub id: usize,
+    /// CPU it is pinned to.
+    pub core: usize,
+    /// Share of the last second that the lane had packets in hand, 0 to 1.
+    pub busy_ratio: f64,
+    /// Packets received since the start.
+    pub rx_packets: u64,
+    /// Packets transmitted since the start.
+    pub tx_packets: u64,
+}
+
+/// Frame accounts in [`Status`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Frames {
+    /// Frames of the UMEM.
+    pub total: u64,
+    /// On free lists or posted for filling.
+    pub free: u64,
+    /// Received and not yet sent, or sent and not yet completed.
+    pub in_use: u64,
+}
+
+/// What a port connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PortKind {
+    /// A pod's interface.
+    Pod,
+    /// The node's way out.
+    Uplink,
+    /// The host's own namespace.
+    Host,
+}
+
+/// How XDP is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpMode {
+    /// In the driver.
+    Native,
+    /// In the stack, after the skb is made.
+    Generic,
+}
+
+/// One row of `spinlane ports` (`GET /v1/ports`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Port {
+    /// Name of the host's end.
+    pub name: String,
+    /// What it connects.
+    pub kind: PortKind,
+    /// The pod's namespace; empty when it has none.
+    pub namespace: String,
+    /// The pod's name.
+    pub pod: String,
+    /// The container's id.
+    pub container_id: String,
+    /// The interface's name in the pod.
+    pub ifname: String,
+    /// Name of the CNI network.
+    pub network: String,
+    /// L2 segment, when it belongs to one.
+    pub segment: Option<String>,
+    /// Addresses, without prefix length.
+    pub addresses: Vec<String>,
+    /// Hardware address of the far end.
+    pub mac: String,
+    /// Index of the host's end.
+    pub ifindex: u32,
+    /// How XDP is attached.
+    pub xdp_mode: XdpMode,
+    /// Whether the NIC and the UMEM share frames without a copy.
+    pub zero_copy: bool,
+    /// Lanes that hold a queue of this port.
+    pub lanes: Vec<usize>,
+    /// Whether super-frames are delivered whole; `false` for a pod that
+    /// forwards or asked for segments.
+    pub super_frames: bool,
+    /// Path MTU of the pod's routes in bytes.
+    pub mtu: u32,
+    /// Packets received from it.
+    pub rx_packets: u64,
+    /// Bytes received from it.
+    pub rx_bytes: u64,
+    /// Packets sent to it.
+    pub tx_packets: u64,
+    /// Bytes sent to it.
+    pub tx_bytes: u64,
+    /// Packets that came from it or were meant for it, and were dropped.
+    pub drops: u64,
+}
+
+/// `spinlane drops` (`GET /v1/drops`): every reason, also at 0.
+pub type Drops = BTreeMap<String, u64>;
+
+/// One row of `spinlane fdb` (`GET /v1/fdb`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct FdbEntry {
+    /// Segment that the entry belongs to.
+    pub segment: String,
+    /// Hardware address.
+    pub mac: String,
+    /// Port behind which it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
+    /// VTEP behind which it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vtep: Option<String>,
+    /// Seconds since it was last seen.
+    pub age_s: f64,
+    /// Set by configuration: never ages, never moves.
+    #[serde(rename = "static")]
+    pub is_static: bool,
+}
+
+/// Key of a flow.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FlowKey {
+    /// Source address (a MAC in an L2 segment).
+    pub src: String,
+    /// Destination address (a MAC in an L2 segment).
+    pub dst: String,
+    /// `tcp`, `udp`, `sctp`, `icmp`, `icmp6`, `l2` or the protocol's number.
+    pub proto: String,
+    /// Source port, 0 without one.
+    pub sport: u16,
+    /// Destination port, 0 without one.
+    pub dport: u16,
+}
+
+/// One row of `spinlane flows` (`GET /v1/flows`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Flow {
+    /// Lane whose table holds it.
+    pub lane: usize,
+    /// Port that its packets enter by.
+    pub in_port: String,
+    /// What identifies it.
+    pub key: FlowKey,
+    /// Actions, in order.
+    pub actions: Vec<String>,
+    /// Port that its packets leave by.
+    pub out: String,
+    /// Packets that hit the entry.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Seconds since the last hit.
+    pub idle_s: f64,
+}
+
+/// `spinlane version`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// Version of the command line.
+    pub version: String,
+    /// Version of the agent, when one answers.
+    pub agent: Option<String>,
+}
+
+/// An error of the HTTP socket.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ApiError {
+    /// What failed on which object, and what to do.
+    pub error: String,
+}

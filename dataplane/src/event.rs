@@ -1,0 +1,32 @@
+//! What lanes tell control, over a bounded queue for each lane.
+
+use std::net::IpAddr;
+
+use crate::types::{MacAddr, PortId, SegmentId};
+
+/// Something that a lane saw and control should act on. Losing one is
+/// harmless: the next packet of its kind says it again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Event {
+    /// A station of a segment sent from this port: new there, moved there, or
+    /// due for a refresh of its age.
+    Station {
+        /// The segment.
+        segment: SegmentId,
+        /// Its MAC address.
+        mac: MacAddr,
+        /// Where it is now.
+        port: PortId,
+    },
+    /// The pod behind this port answered fragmentation-needed (or packet too
+    /// big) to a super-frame that the switch delivered: it forwards or
+    /// translates for others and needs segments.
+    Forwarder {
+        /// The pod's port.
+        port: PortId,
+        /// The MTU that it quoted, in bytes.
+        mtu: u32,
+        /// Where the quoted super-frame was going.
+        destination: IpAddr,
+    },
+}

@@ -1,0 +1,164 @@
+//! What control decided: the tables that `classify` reads.
+//!
+//! A snapshot never changes. Control builds a new one that shares every table
+//! which did not change (`Arc` each), and publishes it with one pointer swap;
+//! lanes refresh their reference once per batch. Nothing here is read for a
+//! packet whose flow is already in the lane's flow table and whose generation
+//! still holds.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use crate::types::{Generation, MacAddr, PortId, SegmentId};
+
+/// A map keyed by address, seeded per process so that nobody can aim at one
+/// bucket.
+pub type AddressMap<K, V> = HashMap<K, V, foldhash::fast::RandomState>;
+
+/// The node's forwarding state at one moment.
+#[derive(Debug, Clone, Default)]
+pub struct Snapshot {
+    /// Which publication this is; set by the publisher.
+    pub generation: Generation,
+    /// Ports by [`PortId`]; `None` where an id is not in use.
+    pub ports: Arc<Vec<Option<PortEntry>>>,
+    /// Routed IPv4 destinations that this node delivers itself.
+    pub hosts_v4: Arc<AddressMap<Ipv4Addr, Destination>>,
+    /// Routed IPv6 destinations that this node delivers itself.
+    pub hosts_v6: Arc<AddressMap<Ipv6Addr, Destination>>,
+    /// The switch as the routed pods' gateway.
+    pub gateway: Arc<Gateway>,
+    /// Layer-2 segments by [`SegmentId`]; `None` where an id is not in use.
+    pub segments: Arc<Vec<Option<Segment>>>,
+}
+
+impl Snapshot {
+    /// The port's entry, when it has one.
+    pub fn port(&self, id: PortId) -> Option<&PortEntry> {
+        self.ports.get(id.index())?.as_ref()
+    }
+
+    /// The segment, when it exists.
+    pub fn segment(&self, id: SegmentId) -> Option<&Segment> {
+        self.segments.get(id.index())?.as_ref()
+    }
+
+    /// The routed destination of an address.
+    pub fn host(&self, address: IpAddr) -> Option<Destination> {
+        match address {
+            IpAddr::V4(v4) => self.hosts_v4.get(&v4).copied(),
+            IpAddr::V6(v6) => self.hosts_v6.get(&v6).copied(),
+        }
+    }
+}
+
+/// What a port is and may do.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortEntry {
+    /// The port.
+    pub id: PortId,
+    /// What it connects and which network it belongs to.
+    pub role: Role,
+    /// MAC of the far end: the pod's interface, or the host's `spinlane0`.
+    /// Frames towards the port carry it as destination; routed pods must send
+    /// from it.
+    pub mac: MacAddr,
+    /// Addresses that may stand as source on this port (routed pods, guarded
+    /// segments). Link-local IPv6 computed from `mac` is allowed besides.
+    pub addresses: Vec<IpAddr>,
+    /// Path MTU in bytes: longest IP packet that is not a super-frame.
+    pub mtu: u32,
+    /// Whether frames longer than `mtu` may be delivered whole. When `false`
+    /// the switch segments to `segment_mtu`.
+    pub super_frames: bool,
+    /// Longest IP packet after segmentation, at most `mtu`.
+    pub segment_mtu: u32,
+    /// Whether frames from this port may carry a partial checksum: veths, not
+    /// physical NICs.
+    pub partial_checksums: bool,
+}
+
+/// What a port connects.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    /// A pod on the routed network: gateway, source guard, L3 delivery.
+    Pod,
+    /// A pod in a layer-2 segment.
+    SegmentPod(SegmentId),
+    /// The host's own namespace.
+    Host,
+}
+
+/// Where a routed address is delivered.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Destination {
+    /// To a pod's port, with the MAC of [`PortEntry::mac`].
+    Pod(PortId),
+    /// To the host's namespace through the host port: an address that the
+    /// kernel holds.
+    Host(PortId),
+    /// The gateway's own address.
+    Gateway,
+}
+
+/// The switch as it appears to routed pods and to the host.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Gateway {
+    /// Its one MAC address, on every routed port.
+    pub mac: MacAddr,
+    /// IPv4 gateway addresses (the first of each pod CIDR).
+    pub addresses_v4: Vec<Ipv4Addr>,
+    /// IPv6 gateway addresses: the first of each pod CIDR, and `fe80::1`.
+    pub addresses_v6: Vec<Ipv6Addr>,
+    /// This node's pod ranges: an address inside that nobody holds is
+    /// unreachable here, not elsewhere.
+    pub pod_cidrs: Vec<Prefix>,
+}
+
+/// An address prefix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Prefix {
+    /// Network address.
+    pub address: IpAddr,
+    /// Length in bits.
+    pub len: u8,
+}
+
+impl Prefix {
+    /// Whether the prefix covers `address`; never across families.
+    pub fn contains(&self, address: IpAddr) -> bool {
+        match (self.address, address) {
+            (IpAddr::V4(net), IpAddr::V4(a)) => {
+                let shift = 32 - u32::from(self.len.min(32));
+                (u64::from(u32::from(net)) >> shift) == (u64::from(u32::from(a)) >> shift)
+            }
+            (IpAddr::V6(net), IpAddr::V6(a)) => match 128 - u32::from(self.len.min(128)) {
+                128 => true,
+                shift => (u128::from(net) >> shift) == (u128::from(a) >> shift),
+            },
+            _ => false,
+        }
+    }
+}
+
+/// A layer-2 segment: one broadcast domain.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Segment {
+    /// Where each known station is.
+    pub fdb: Arc<AddressMap<MacAddr, FdbTarget>>,
+    /// Ports that belong to the segment, for flooding.
+    pub members: Arc<Vec<PortId>>,
+    /// Source guard: frames must carry the port's own MAC and addresses.
+    pub guard: bool,
+}
+
+/// Where a station of a segment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FdbTarget {
+    /// Port behind which it is.
+    pub port: PortId,
+    /// Set by configuration: it does not move.
+    pub is_static: bool,
+}
