@@ -1,0 +1,291 @@
+//! Pings and transfers whose contents are checked.
+//!
+//! The transfers are plain `std::net` on threads inside the namespaces: they
+//! say whether bytes arrive and are the right ones, not how fast.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::time::Duration;
+
+use crate::error::{LabError, Result};
+use crate::namespace::Namespace;
+
+/// A peer that says nothing for this long has failed the transfer.
+const SILENCE: Duration = Duration::from_secs(10);
+/// Bytes that the transfers write at once.
+const CHUNK_BYTES: usize = 64 * 1024;
+
+/// How a series of pings went.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Pings {
+    /// Echo requests sent.
+    pub sent: u32,
+    /// Echo replies received.
+    pub received: u32,
+    /// What `ping` printed.
+    pub text: String,
+}
+
+impl Pings {
+    /// Whether every request was answered.
+    #[must_use]
+    pub fn all(&self) -> bool {
+        self.sent > 0 && self.sent == self.received
+    }
+}
+
+/// Pings `to` from inside `from`, five times a second.
+///
+/// # Errors
+/// When `ping` cannot be run or prints no summary.
+pub fn ping(from: &Namespace, to: IpAddr, count: u32) -> Result<Pings> {
+    ping_with(from, to, count, &[])
+}
+
+/// [`ping`] with more options (`-s 1400`, `-I eth1`…).
+///
+/// # Errors
+/// As [`ping`].
+pub fn ping_with(from: &Namespace, to: IpAddr, count: u32, options: &[&str]) -> Result<Pings> {
+    let what = format!("ping {to} from {}", from.name());
+    let output = from
+        .command("ping")
+        .args(["-n", "-i", "0.2", "-W", "1", "-c", &count.to_string()])
+        .args(options)
+        .arg(to.to_string())
+        .env("LC_ALL", "C")
+        .output()
+        .map_err(LabError::io(what.clone()))?;
+    let text = format!(
+        "{}{}",
+        String::from_utf8_lossy(&output.stdout),
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let number_before = |words: &str| {
+        text.split(words)
+            .next()
+            .filter(|head| head.len() < text.len())
+            .and_then(|head| head.rsplit(|c: char| !c.is_ascii_digit()).next())
+            .and_then(|digits| digits.parse().ok())
+    };
+    match (
+        number_before(" packets transmitted"),
+        number_before(" received"),
+    ) {
+        (Some(sent), Some(received)) => Ok(Pings {
+            sent,
+            received,
+            text,
+        }),
+        _ => Err(LabError::unexpected(what, text)),
+    }
+}
+
+/// A stream of bytes that both ends can make: xorshift64 from a seed.
+#[derive(Debug, Clone)]
+pub struct Pattern {
+    state: u64,
+}
+
+impl Pattern {
+    /// The stream of `seed`.
+    #[must_use]
+    pub fn new(seed: u64) -> Self {
+        Self {
+            state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1,
+        }
+    }
+
+    /// The next bytes; lengths must be multiples of 8 until the last call.
+    pub fn fill(&mut self, bytes: &mut [u8]) {
+        for chunk in bytes.chunks_mut(8) {
+            self.state ^= self.state << 13;
+            self.state ^= self.state >> 7;
+            self.state ^= self.state << 17;
+            let word = self.state.to_le_bytes();
+            chunk.copy_from_slice(&word[..chunk.len()]);
+        }
+    }
+}
+
+/// Opens a TCP connection from `client` to `address` inside `server` and
+/// sends `bytes` of a pattern each way, one direction after the other; every
+/// byte is compared.
+///
+/// # Errors
+/// When a step fails, a byte differs or one side stays silent for 10 s.
+pub fn tcp_both_ways(
+    client: &Namespace,
+    server: &Namespace,
+    address: IpAddr,
+    bytes: usize,
+) -> Result<()> {
+    let what = format!("TCP from {} to {address}", client.name());
+    let listener = server
+        .enter(|| TcpListener::bind(SocketAddr::new(address, 0)))?
+        .map_err(LabError::io(format!(
+            "listen on {address} in {}",
+            server.name()
+        )))?;
+    let target = listener
+        .local_addr()
+        .map_err(LabError::io("read the listener's address"))?;
+    let answering = std::thread::spawn(move || -> std::io::Result<()> {
+        let (mut stream, _) = accept_within(&listener, SILENCE)?;
+        limit(&stream)?;
+        receive(&mut stream, Pattern::new(1), bytes)?;
+        send(&mut stream, Pattern::new(2), bytes)
+    });
+    let asked = client.enter(|| -> std::io::Result<()> {
+        let mut stream = TcpStream::connect_timeout(&target, SILENCE)?;
+        limit(&stream)?;
+        send(&mut stream, Pattern::new(1), bytes)?;
+        receive(&mut stream, Pattern::new(2), bytes)
+    })?;
+    let answered = answering
+        .join()
+        .unwrap_or_else(|_| Err(std::io::Error::other("the server's thread panicked")));
+    asked.map_err(LabError::io(format!("{what}, client")))?;
+    answered.map_err(LabError::io(format!("{what}, server")))
+}
+
+/// Sends `count` datagrams of `size` bytes from `client` to an echo socket at
+/// `address` inside `server`, one after the other; how many came back whole.
+///
+/// # Errors
+/// When a socket cannot be made.
+pub fn udp_echo(
+    client: &Namespace,
+    server: &Namespace,
+    address: IpAddr,
+    count: u32,
+    size: usize,
+) -> Result<u32> {
+    let what = format!("UDP from {} to {address}", client.name());
+    let socket = server
+        .enter(|| UdpSocket::bind(SocketAddr::new(address, 0)))?
+        .map_err(LabError::io(format!("{what}, server socket")))?;
+    let target = socket
+        .local_addr()
+        .map_err(LabError::io(format!("{what}, server address")))?;
+    let answering = std::thread::spawn(move || echo(&socket, count));
+    let outcome = client.enter(|| -> std::io::Result<u32> {
+        let any: IpAddr = match target.ip() {
+            IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => std::net::Ipv6Addr::UNSPECIFIED.into(),
+        };
+        let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
+        socket.connect(target)?;
+        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        let mut whole = 0;
+        let mut sent = vec![0; size];
+        let mut received = vec![0; size + 1];
+        for number in 0..count {
+            Pattern::new(u64::from(number)).fill(&mut sent);
+            socket.send(&sent)?;
+            if let Ok(length) = socket.recv(&mut received)
+                && received[..length] == sent[..]
+            {
+                whole += 1;
+            }
+        }
+        Ok(whole)
+    })?;
+    let _ = answering.join();
+    outcome.map_err(LabError::io(what))
+}
+
+fn echo(socket: &UdpSocket, count: u32) {
+    let mut buffer = vec![0; 65536];
+    let _ = socket.set_read_timeout(Some(Duration::from_secs(2)));
+    for _ in 0..count {
+        let Ok((length, from)) = socket.recv_from(&mut buffer) else {
+            return;
+        };
+        let _ = socket.send_to(&buffer[..length], from);
+    }
+}
+
+/// `accept` with a limit.
+fn accept_within(
+    listener: &TcpListener,
+    limit: Duration,
+) -> std::io::Result<(TcpStream, SocketAddr)> {
+    listener.set_nonblocking(true)?;
+    let deadline = std::time::Instant::now() + limit;
+    loop {
+        match listener.accept() {
+            Ok((stream, from)) => {
+                stream.set_nonblocking(false)?;
+                return Ok((stream, from));
+            }
+            Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {
+                if std::time::Instant::now() >= deadline {
+                    return Err(std::io::Error::new(
+                        std::io::ErrorKind::TimedOut,
+                        "nobody connected",
+                    ));
+                }
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+fn limit(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_read_timeout(Some(SILENCE))?;
+    stream.set_write_timeout(Some(SILENCE))
+}
+
+fn send(stream: &mut TcpStream, mut pattern: Pattern, bytes: usize) -> std::io::Result<()> {
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut left = bytes;
+    while left > 0 {
+        let now = left.min(CHUNK_BYTES);
+        pattern.fill(&mut chunk[..now]);
+        stream.write_all(&chunk[..now])?;
+        left -= now;
+    }
+    Ok(())
+}
+
+fn receive(stream: &mut TcpStream, mut pattern: Pattern, bytes: usize) -> std::io::Result<()> {
+    let mut expected = vec![0; CHUNK_BYTES];
+    let mut chunk = vec![0; CHUNK_BYTES];
+    let mut left = bytes;
+    while left > 0 {
+        let now = left.min(CHUNK_BYTES);
+        stream.read_exact(&mut chunk[..now])?;
+        pattern.fill(&mut expected[..now]);
+        if chunk[..now] != expected[..now] {
+            return Err(std::io::Error::other(format!(
+                "content differs within {} bytes from byte {}",
+                now,
+                bytes - left
+            )));
+        }
+        left -= now;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Pattern;
+
+    #[test]
+    fn pattern_is_the_same_for_any_chunking_by_eights() {
+        let mut whole = vec![0; 64];
+        Pattern::new(7).fill(&mut whole);
+        let mut pieces = vec![0; 64];
+        let mut pattern = Pattern::new(7);
+        for piece in pieces.chunks_mut(16) {
+            pattern.fill(piece);
+        }
+        assert_eq!(whole, pieces);
+        let mut other = vec![0; 64];
+        Pattern::new(8).fill(&mut other);
+        assert_ne!(whole, other);
+    }
+}
