@@ -1,2 +1,2 @@
-//! Placeholder.
+//! The `spinlane` binary.
 fn main() {}

@@ -1,0 +1,10 @@
+//! The control side of Spinlane: everything of the agent that is not the
+//! packet path, and the operator's command line.
+//!
+//! [`config`] turns `spinlane.toml` into a validated value. [`node`] owns what
+//! the node has (endpoints, addresses, links, the store) and plans the
+//! snapshot that the lanes read.
+#![forbid(unsafe_code)]
+
+pub mod config;
+pub mod node;
