@@ -1,0 +1,43 @@
+# Spinlane: build, try, test and measure. `make demo` is the place to start.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+CARGO ?= cargo
+
+.PHONY: all demo test bench fmt fmt-check lint doc packages root
+
+all: | packages
+	$(CARGO) build --release --workspace
+
+# A node in namespaces, pods attached by the plugin, traffic side by side with
+# a Linux bridge. Removes everything when it ends.
+demo: root | packages
+	$(CARGO) build --release --bins
+	@target/release/spinlane demo
+
+# The whole suite. The programs come first: whole-system tests run them.
+test: root | packages
+	$(CARGO) build --workspace
+	$(CARGO) test --workspace --no-fail-fast
+
+# The comparison table of the measurements, on this machine.
+bench: root | packages
+	$(CARGO) build --release --bins
+	@target/release/spinlane-perf compare
+
+fmt:
+	$(CARGO) fmt --all
+
+fmt-check:
+	$(CARGO) fmt --all -- --check
+
+lint: | packages
+	$(CARGO) clippy --workspace --all-targets -- -D warnings
+
+doc: | packages
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc --workspace --no-deps
+
+packages:
+	@.ci/packages
+	@.ci/cargo
+
+root:
+	@[ "$$(id -u)" = 0 ] || { echo "this needs root: it makes network namespaces and loads XDP programs" >&2; exit 1; }
