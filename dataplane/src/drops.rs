@@ -30,7 +30,8 @@ drop_reasons! {
     Oversize => "oversize",
     /// Header or total length fields contradict the frame.
     BadLength => "bad_length",
-    /// IPv4 header checksum is wrong.
+    /// Checksum of an IPv4 header or of a neighbour discovery message is
+    /// wrong.
     BadChecksum => "bad_checksum",
     /// IP version or header length field is malformed.
     BadHeader => "bad_header",
@@ -76,6 +77,12 @@ drop_reasons! {
     SamePort => "same_port",
     /// Source MAC is a group address or the segment's guard refuses it.
     BadSourceMac => "bad_source_mac",
+    /// Bridge protocol group (spanning tree, LLDP, pause) that no switch
+    /// forwards.
+    ReservedGroup => "reserved_group",
+    /// A pod's fragmentation-needed about a super-frame that was delivered to
+    /// it: it gets segments from now on, and the sender must not hear of it.
+    SuperFrameRefused => "super_frame_refused",
     /// The port it should leave by is gone.
     PortGone => "port_gone",
     /// The port's transmit ring is full.

@@ -253,6 +253,26 @@ impl Batch {
         self.packets[index].verdict = verdict;
     }
 
+    /// Cuts what follows the first `len` bytes of packet `index`: padding of
+    /// short Ethernet frames. `false` and unchanged when more than its last
+    /// frame would go, or when there are fewer bytes.
+    #[must_use]
+    pub fn trim(&mut self, index: usize, len: usize) -> bool {
+        let packet = &mut self.packets[index];
+        let last = packet.first as usize + usize::from(packet.frames) - 1;
+        let Some(frame) = self.frames[last].as_mut() else {
+            return false;
+        };
+        let Some(kept) = (len + frame.len()).checked_sub(packet.len as usize) else {
+            return false;
+        };
+        let fits = kept > 0 && kept <= frame.len() && frame.resize(kept);
+        if fits {
+            packet.len = len as u32;
+        }
+        fits
+    }
+
     /// Takes the frames of packet `index` out; what follows is the caller's
     /// to transmit or free.
     pub(crate) fn take(&mut self, index: usize) -> impl Iterator<Item = Frame> + '_ {

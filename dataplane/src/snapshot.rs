@@ -12,6 +12,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use crate::types::{Generation, MacAddr, PortId, SegmentId};
+use crate::wire::ipv6::link_local;
 
 /// A map keyed by address, seeded per process so that nobody can aim at one
 /// bucket.
@@ -52,6 +53,11 @@ impl Snapshot {
             IpAddr::V6(v6) => self.hosts_v6.get(&v6).copied(),
         }
     }
+
+    /// Whether the address lies in this node's pod ranges, held or not.
+    pub fn is_pod_address(&self, address: IpAddr) -> bool {
+        self.gateway.pod_cidrs.iter().any(|c| c.contains(address))
+    }
 }
 
 /// What a port is and may do.
@@ -78,6 +84,14 @@ pub struct PortEntry {
     /// Whether frames from this port may carry a partial checksum: veths, not
     /// physical NICs.
     pub partial_checksums: bool,
+}
+
+impl PortEntry {
+    /// Whether the far end may use the address: one of its own, or the
+    /// link-local one computed from its MAC address.
+    pub fn may_use(&self, address: IpAddr) -> bool {
+        self.addresses.contains(&address) || address == IpAddr::V6(link_local(self.mac))
+    }
 }
 
 /// What a port connects.

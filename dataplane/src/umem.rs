@@ -359,6 +359,12 @@ impl FramePool {
         self.free.len()
     }
 
+    /// Chunks in the pool and in the depot that it trades with.
+    #[cfg(test)]
+    pub(crate) fn total_free(&self) -> usize {
+        self.free.len() + self.depot.free() as usize
+    }
+
     /// Whether the pool, not the depot, is empty.
     pub fn is_empty(&self) -> bool {
         self.free.is_empty()

@@ -1,0 +1,223 @@
+//! Last stage for routed packets: what the flow decided, applied to this one.
+//!
+//! Hop count, length and checksum differ from packet to packet of a flow, so
+//! they are looked at here, each time.
+
+use zerocopy::FromBytes;
+
+use super::classify::RoutedKey;
+use super::parse::{Headers, L3, Part};
+use super::refuse::{self, Refusal};
+use super::{Lane, Round};
+use crate::drops::DropReason;
+use crate::event::Event;
+use crate::frame::{Batch, TxChecksum, Verdict};
+use crate::snapshot::Role;
+use crate::tables::flow::Actions;
+use crate::types::PortId;
+use crate::wire::ethernet::EtherType;
+use crate::wire::icmpv4::{self, Icmpv4Header};
+use crate::wire::icmpv6::{self, Icmpv6Header};
+use crate::wire::ipv4::Ipv4Header;
+use crate::wire::ipv6::Ipv6Header;
+use crate::wire::{protocol, tunnel};
+
+/// How a packet fits the way it is to take.
+enum Fit {
+    /// As it is.
+    Whole,
+    /// As a super-frame, cut into segments on the way out.
+    Segments,
+    /// Not at all.
+    TooBig,
+}
+
+/// Takes a hop: checks, rewrites the head frame, and names the way out.
+#[inline]
+pub(super) fn forward<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    index: usize,
+    headers: &Headers,
+    actions: &Actions,
+    lane: &mut Lane,
+) -> Verdict {
+    let in_port = batch.packets()[index].in_port;
+    let may_be_partial = round
+        .snapshot
+        .port(in_port)
+        .is_some_and(|p| p.partial_checksums);
+    let bytes = round.umem.bytes_mut(batch.head_mut(index));
+    let hops = bytes[if K::IS_V6 { L3 + 7 } else { L3 + 8 }];
+    if hops <= 1 {
+        let (refusal, reason) = (Refusal::TimeExceeded, DropReason::TtlExceeded);
+        return refuse::refuse::<K>(round, batch, index, headers, refusal, reason, lane);
+    }
+    let checksum = match may_be_partial && headers.part == Part::Whole {
+        true => partial_checksum::<K>(bytes, headers),
+        false => None,
+    };
+    let fit = match headers.ip_len <= u32::from(actions.mtu) {
+        true => Fit::Whole,
+        false => fit(headers, actions, checksum),
+    };
+    if let Fit::TooBig = fit {
+        return too_big::<K>(round, batch, index, headers, actions, lane);
+    }
+    bytes[..6].copy_from_slice(&actions.destination.0);
+    bytes[6..12].copy_from_slice(&actions.source.0);
+    take_hop::<K>(bytes);
+    let out = PortId(actions.out);
+    match fit {
+        Fit::Segments => Verdict::Segment {
+            out,
+            mtu: u32::from(actions.segment_mtu),
+        },
+        Fit::Whole | Fit::TooBig => Verdict::Forward { out, checksum },
+    }
+}
+
+#[inline(always)]
+fn take_hop<K: RoutedKey>(bytes: &mut [u8]) {
+    if K::IS_V6 {
+        bytes[L3 + 7] -= 1;
+    } else if let Ok((header, _)) = Ipv4Header::mut_from_prefix(&mut bytes[L3..]) {
+        header.decrement_ttl();
+    }
+}
+
+/// The packet's partial checksum, its own or that of a packet inside.
+#[inline(always)]
+pub(super) fn partial_checksum<K: RoutedKey>(
+    bytes: &[u8],
+    headers: &Headers,
+) -> Option<TxChecksum> {
+    let transport = usize::from(headers.transport);
+    let addresses = match K::IS_V6 {
+        true => &bytes[L3 + 8..L3 + 40],
+        false => &bytes[L3 + 12..L3 + 20],
+    };
+    let own = tunnel::partial_field(
+        bytes,
+        addresses,
+        headers.protocol,
+        transport,
+        headers.transport_len(),
+    );
+    if own.is_some() || headers.protocol == protocol::TCP {
+        return own;
+    }
+    let port = match bytes.get(transport + 2..transport + 4) {
+        Some(port) => u16::from_be_bytes([port[0], port[1]]),
+        None => 0,
+    };
+    if !tunnel::may_encapsulate(headers.protocol, port) {
+        return None;
+    }
+    let ethertype = match K::IS_V6 {
+        true => EtherType::IPV6,
+        false => EtherType::IPV4,
+    };
+    tunnel::partial_checksum(bytes, ethertype, L3).map(|partial| partial.field)
+}
+
+/// A packet longer than the path: only a TCP super-frame, which its sender
+/// left for a device to cut, passes. It shows by its partial checksum.
+fn fit(headers: &Headers, actions: &Actions, checksum: Option<TxChecksum>) -> Fit {
+    let is_super_frame = headers.protocol == protocol::TCP && checksum.is_some();
+    match is_super_frame {
+        false => Fit::TooBig,
+        true if actions.has(Actions::SUPER_FRAMES) => Fit::Whole,
+        true => Fit::Segments,
+    }
+}
+
+fn too_big<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    index: usize,
+    headers: &Headers,
+    actions: &Actions,
+    lane: &mut Lane,
+) -> Verdict {
+    let bytes = round.umem.bytes(batch.head(index));
+    let may_fragment = !K::IS_V6
+        && Ipv4Header::ref_from_prefix(&bytes[L3..]).is_ok_and(|(h, _)| !h.dont_fragment());
+    if may_fragment {
+        return Verdict::Drop(DropReason::Oversize);
+    }
+    let (refusal, reason) = (Refusal::TooBig(actions.mtu), DropReason::TooBig);
+    refuse::refuse::<K>(round, batch, index, headers, refusal, reason, lane)
+}
+
+/// Notices a pod that forwards for others: it answers fragmentation-needed to
+/// a super-frame that the switch delivered, which the path itself never
+/// carries. Its sender must not hear of it, unless the quoted MTU is below
+/// what the segments will have.
+pub(super) fn notice_forwarder<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &Batch,
+    index: usize,
+    headers: &Headers,
+    key: &K,
+    lane: &mut Lane,
+) -> Option<DropReason> {
+    let port = round.snapshot.port(batch.packets()[index].in_port)?;
+    if port.role != Role::Pod || headers.part != Part::Whole {
+        return None;
+    }
+    let bytes = round.umem.bytes(batch.head(index));
+    let message = bytes.get(usize::from(headers.transport)..)?;
+    let (mtu, quoted) = match K::IS_V6 {
+        true => quoted_v6(message)?,
+        false => quoted_v4(message)?,
+    };
+    if quoted.len <= port.mtu || quoted.source != key.destination() {
+        return None;
+    }
+    lane.tell(Event::Forwarder {
+        port: port.id,
+        mtu,
+        destination: quoted.destination,
+    });
+    (mtu == 0 || mtu >= port.segment_mtu).then_some(DropReason::SuperFrameRefused)
+}
+
+/// The TCP packet that an ICMP error quotes.
+struct Quoted {
+    len: u32,
+    source: std::net::IpAddr,
+    destination: std::net::IpAddr,
+}
+
+fn quoted_v4(message: &[u8]) -> Option<(u32, Quoted)> {
+    let (icmp, quote) = Icmpv4Header::ref_from_prefix(message).ok()?;
+    let (header, _) = Ipv4Header::ref_from_prefix(quote).ok()?;
+    let wanted = (
+        icmpv4::kind::UNREACHABLE,
+        icmpv4::unreachable::FRAGMENTATION_NEEDED,
+    );
+    let is_tcp = header.version() == 4 && header.protocol == protocol::TCP;
+    ((icmp.kind, icmp.code) == wanted && is_tcp).then(|| {
+        let quoted = Quoted {
+            len: u32::from(header.total_length.get()),
+            source: header.source().into(),
+            destination: header.destination().into(),
+        };
+        (u32::from(icmp.sequence.get()), quoted)
+    })
+}
+
+fn quoted_v6(message: &[u8]) -> Option<(u32, Quoted)> {
+    let (icmp, quote) = Icmpv6Header::ref_from_prefix(message).ok()?;
+    let (header, _) = Ipv6Header::ref_from_prefix(quote).ok()?;
+    let is_tcp = header.version() == 6 && header.next_header == protocol::TCP;
+    (icmp.kind == icmpv6::kind::PACKET_TOO_BIG && is_tcp).then(|| {
+        let quoted = Quoted {
+            len: u32::from(header.payload_length.get()) + 40,
+            source: header.source().into(),
+            destination: header.destination().into(),
+        };
+        (icmp.body.get(), quoted)
+    })
+}

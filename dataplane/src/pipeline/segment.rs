@@ -1,0 +1,292 @@
+//! Cuts a TCP super-frame into packets that fit the path, as a network card
+//! with segmentation offload would.
+//!
+//! Sequence numbers, IP identification, lengths and checksums are each
+//! segment's own; PSH and FIN are on the last one only (RFC 9293), CWR on the
+//! first one only (RFC 3168, section 6.1.2), options are copied.
+
+use zerocopy::FromBytes;
+use zerocopy::big_endian::U16;
+
+use crate::drops::DropReason;
+use crate::frame::{Batch, FRAME_SIZE, HEADROOM, MAX_CHAIN, Packet, Verdict};
+use crate::umem::{FramePool, Umem};
+use crate::wire::checksum::{self, Sum, pseudo_header};
+use crate::wire::ethernet::{self, EtherType};
+use crate::wire::ipv4::Ipv4Header;
+use crate::wire::ipv6::{self, Ipv6Header};
+use crate::wire::protocol;
+use crate::wire::tcp::{TcpHeader, flags};
+
+/// Bytes that a fresh frame takes behind its headroom.
+const FRAME_ROOM: usize = FRAME_SIZE - HEADROOM;
+
+/// Longest chain of headers, options and extensions included, that is copied
+/// to each segment.
+const MAX_HEADERS: usize = 512;
+
+/// Where the headers of the super-frame lie.
+struct Layout {
+    is_v6: bool,
+    network: usize,
+    transport: usize,
+    payload: usize,
+    end: usize,
+}
+
+/// Cuts packet `index` of `batch` into segments of at most `mtu` bytes of IP
+/// packet, which are pushed to `out`; their verdicts are the caller's to set.
+/// The super-frame itself stays where it is.
+///
+/// On `Err` nothing is added to `out`, and every frame taken from `pool` is
+/// back there.
+pub fn segment(
+    umem: &Umem,
+    pool: &mut FramePool,
+    batch: &Batch,
+    index: usize,
+    mtu: u32,
+    out: &mut Batch,
+) -> Result<(), DropReason> {
+    let (frames, packets) = (out.frames.len(), out.packets.len());
+    let done = cut(umem, pool, batch, index, mtu, out);
+    if done.is_err() {
+        for frame in out.frames.drain(frames..).flatten() {
+            pool.free(frame);
+        }
+        out.packets.truncate(packets);
+    }
+    done
+}
+
+fn cut(
+    umem: &Umem,
+    pool: &mut FramePool,
+    batch: &Batch,
+    index: usize,
+    mtu: u32,
+    out: &mut Batch,
+) -> Result<(), DropReason> {
+    let packet = &batch.packets()[index];
+    let head = umem.bytes(batch.head(index));
+    let layout = layout(head, packet.len as usize)?;
+    let mut headers = [0; MAX_HEADERS];
+    let headers = headers
+        .get_mut(..layout.payload)
+        .ok_or(DropReason::Oversize)?;
+    headers.copy_from_slice(&head[..layout.payload]);
+    let most = (mtu as usize + layout.network)
+        .checked_sub(layout.payload)
+        .filter(|&most| most > 0)
+        .ok_or(DropReason::Oversize)?;
+    let total = layout.end - layout.payload;
+    let mut source = Source::new(umem, batch, index, layout.payload);
+    let mut offset = 0;
+    loop {
+        let len = most.min(total - offset);
+        let is_last = offset + len == total;
+        let piece = Piece {
+            number: (offset / most) as u16,
+            offset: offset as u32,
+            is_last,
+        };
+        let first = out.frames.len();
+        let sum = copy(umem, pool, headers, &mut source, len, out)?;
+        let frame = out.frames[first].as_mut().ok_or(DropReason::NoFrames)?;
+        finish(umem.bytes_mut(frame), &layout, &piece, len, sum);
+        out.packets.push(Packet {
+            first: first as u32,
+            frames: (out.frames.len() - first) as u8,
+            len: (layout.payload + len) as u32,
+            in_port: packet.in_port,
+            verdict: Verdict::Drop(DropReason::Oversize),
+        });
+        offset += len;
+        if is_last {
+            return Ok(());
+        }
+    }
+}
+
+fn layout(head: &[u8], len: usize) -> Result<Layout, DropReason> {
+    let (ethertype, network) = ethernet::payload(head).ok_or(DropReason::Runt)?;
+    let packet = &head[network..];
+    let (is_v6, transport, end) = match ethertype {
+        EtherType::IPV4 => {
+            let (ip, _) = Ipv4Header::ref_from_prefix(packet).map_err(|_| DropReason::Runt)?;
+            let transport = match ip.protocol {
+                protocol::TCP => network + ip.header_len(),
+                _ => return Err(DropReason::Oversize),
+            };
+            let end = network + usize::from(ip.total_length.get());
+            (false, transport, end)
+        }
+        EtherType::IPV6 => {
+            let (ip, _) = Ipv6Header::ref_from_prefix(packet).map_err(|_| DropReason::Runt)?;
+            let upper = ipv6::walk(packet).map_err(|_| DropReason::BadExtension)?;
+            if upper.protocol != protocol::TCP || upper.fragment.is_some() {
+                return Err(DropReason::Oversize);
+            }
+            let end = network + ipv6::HEADER_LEN + usize::from(ip.payload_length.get());
+            (true, network + upper.offset, end)
+        }
+        _ => return Err(DropReason::Oversize),
+    };
+    let tcp = head.get(transport..).ok_or(DropReason::Runt)?;
+    let (tcp, _) = TcpHeader::ref_from_prefix(tcp).map_err(|_| DropReason::Runt)?;
+    let payload = transport + tcp.header_len();
+    let is_sound = tcp.header_len() >= size_of::<TcpHeader>()
+        && transport >= network + size_of::<Ipv4Header>()
+        && payload <= head.len()
+        && payload <= end
+        && end <= len;
+    match is_sound {
+        true => Ok(Layout {
+            is_v6,
+            network,
+            transport,
+            payload,
+            end,
+        }),
+        false => Err(DropReason::BadLength),
+    }
+}
+
+/// Which part of the super-frame a segment is.
+struct Piece {
+    number: u16,
+    offset: u32,
+    is_last: bool,
+}
+
+/// Takes frames from the pool, copies headers and `len` bytes of payload, and
+/// gives the sum of the payload, which begins at an even distance.
+fn copy(
+    umem: &Umem,
+    pool: &mut FramePool,
+    headers: &[u8],
+    source: &mut Source<'_>,
+    len: usize,
+    out: &mut Batch,
+) -> Result<Sum, DropReason> {
+    let mut sum = Sum::ZERO;
+    let (mut copied, mut used) = (0, headers.len());
+    for number in 0..MAX_CHAIN {
+        let mut frame = pool.alloc().ok_or(DropReason::NoFrames)?;
+        let take = (FRAME_ROOM - used).min(len - copied);
+        if !frame.resize(used + take) {
+            pool.free(frame);
+            return Err(DropReason::Oversize);
+        }
+        let bytes = umem.bytes_mut(&mut frame);
+        if number == 0 {
+            bytes[..used].copy_from_slice(headers);
+        }
+        let payload = &mut bytes[used..];
+        source.read(payload);
+        sum = match copied % 2 {
+            0 => sum.bytes(payload),
+            _ => sum.odd_bytes(payload),
+        };
+        copied += take;
+        used = 0;
+        out.frames.push(Some(frame));
+        if copied == len {
+            return Ok(sum);
+        }
+    }
+    Err(DropReason::Oversize)
+}
+
+/// Makes the copied headers this segment's own.
+fn finish(bytes: &mut [u8], layout: &Layout, piece: &Piece, len: usize, payload: Sum) {
+    let ip_len = layout.payload - layout.network + len;
+    let transport_len = layout.payload - layout.transport + len;
+    let (network, transport) =
+        bytes[layout.network..layout.payload].split_at_mut(layout.transport - layout.network);
+    let addresses = match layout.is_v6 {
+        true => {
+            if let Ok((ip, _)) = Ipv6Header::mut_from_prefix(network) {
+                ip.payload_length = U16::new((ip_len - ipv6::HEADER_LEN) as u16);
+            }
+            &network[8..40]
+        }
+        false => {
+            if let Ok((ip, _)) = Ipv4Header::mut_from_prefix(network) {
+                ip.total_length = U16::new(ip_len as u16);
+                ip.identification
+                    .set(ip.identification.get().wrapping_add(piece.number));
+                ip.checksum = U16::ZERO;
+            }
+            let sum = checksum::checksum(network);
+            network[10..12].copy_from_slice(&sum.to_be_bytes());
+            &network[12..20]
+        }
+    };
+    if let Ok((tcp, _)) = TcpHeader::mut_from_prefix(transport) {
+        number(tcp, piece);
+        tcp.checksum = U16::ZERO;
+    }
+    let pseudo = pseudo_header(addresses, protocol::TCP, transport_len as u16);
+    let sum = pseudo.bytes(transport).sum(payload).checksum();
+    transport[16..18].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Sequence number, flags and urgent pointer of one segment.
+fn number(tcp: &mut TcpHeader, piece: &Piece) {
+    let is_first = piece.offset == 0;
+    let mut clear = 0;
+    if !piece.is_last {
+        clear |= flags::FIN | flags::PSH;
+    }
+    if !is_first {
+        // SYN takes a sequence number before the first byte.
+        let syn = u32::from(tcp.flags & flags::SYN != 0);
+        let sequence = tcp.sequence.get().wrapping_add(piece.offset + syn);
+        tcp.sequence.set(sequence);
+        clear |= flags::CWR | flags::SYN;
+    }
+    if tcp.flags & flags::URG != 0 {
+        match u32::from(tcp.urgent.get()).checked_sub(piece.offset) {
+            Some(left) if left > 0 => tcp.urgent.set(left as u16),
+            _ => {
+                tcp.urgent.set(0);
+                clear |= flags::URG;
+            }
+        }
+    }
+    tcp.flags &= !clear;
+}
+
+/// Reads the payload of a packet from frame to frame.
+struct Source<'a> {
+    pieces: [&'a [u8]; MAX_CHAIN],
+    at: usize,
+}
+
+impl<'a> Source<'a> {
+    /// The bytes of packet `index` from `skip`, which lies in its head frame.
+    fn new(umem: &'a Umem, batch: &'a Batch, index: usize, skip: usize) -> Source<'a> {
+        let mut pieces: [&[u8]; MAX_CHAIN] = [&[]; MAX_CHAIN];
+        for (piece, frame) in pieces.iter_mut().zip(batch.chain(index)) {
+            *piece = umem.bytes(frame);
+        }
+        pieces[0] = &pieces[0][skip..];
+        Source { pieces, at: 0 }
+    }
+
+    /// Fills `into`; the layout made sure that there are enough bytes.
+    fn read(&mut self, mut into: &mut [u8]) {
+        while !into.is_empty() && self.at < MAX_CHAIN {
+            let piece = &mut self.pieces[self.at];
+            let take = piece.len().min(into.len());
+            let (front, rest) = into.split_at_mut(take);
+            front.copy_from_slice(&piece[..take]);
+            *piece = &piece[take..];
+            into = rest;
+            if piece.is_empty() {
+                self.at += 1;
+            }
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Tables that belong to one lane.
+
+pub mod flow;
+mod prefetch;

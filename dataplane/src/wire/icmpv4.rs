@@ -1,0 +1,61 @@
+//! ICMP for IPv4 (RFC 792, RFC 1812 section 4.3).
+
+use zerocopy::big_endian::U16;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// Bytes of the header.
+pub const HEADER_LEN: usize = 8;
+
+/// Longest error in bytes of IP packet (RFC 1812, section 4.3.2.3).
+pub const MAX_ERROR_LEN: usize = 576;
+
+/// Message types.
+pub mod kind {
+    /// Answer to an echo request.
+    pub const ECHO_REPLY: u8 = 0;
+    /// Destination unreachable.
+    pub const UNREACHABLE: u8 = 3;
+    /// Asks for an echo.
+    pub const ECHO_REQUEST: u8 = 8;
+    /// Time exceeded.
+    pub const TIME_EXCEEDED: u8 = 11;
+}
+
+/// Codes of [`kind::UNREACHABLE`].
+pub mod unreachable {
+    /// No route to the network.
+    pub const NET: u8 = 0;
+    /// Nobody has the address.
+    pub const HOST: u8 = 1;
+    /// Nobody listens.
+    pub const PORT: u8 = 3;
+    /// Too big, and not to be fragmented (RFC 1191).
+    pub const FRAGMENTATION_NEEDED: u8 = 4;
+}
+
+/// The header.
+#[derive(
+    Debug, Clone, Copy, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned,
+)]
+#[repr(C)]
+pub struct Icmpv4Header {
+    /// Message type.
+    pub kind: u8,
+    /// Its variant.
+    pub code: u8,
+    /// Over header and data.
+    pub checksum: U16,
+    /// Identifier of an echo; 0 in errors.
+    pub identifier: U16,
+    /// Sequence of an echo; the next hop's MTU in fragmentation-needed.
+    pub sequence: U16,
+}
+
+const _: () = assert!(size_of::<Icmpv4Header>() == HEADER_LEN);
+
+/// Whether a message of this type is a query or its answer. Everything else
+/// counts as an error, about which no error may be sent (RFC 1122, section
+/// 3.2.2).
+pub fn is_query(kind: u8) -> bool {
+    matches!(kind, 0 | 8 | 9 | 10 | 13..=18)
+}

@@ -1,0 +1,195 @@
+//! Where a packet's partial checksum is, also inside the sender's own tunnel.
+//!
+//! A sender that leaves checksums to its device writes the folded
+//! pseudo-header sum into the field and nothing else. When the sender itself
+//! encapsulates (VXLAN, Geneve, GRE, IP in IP), the *inner* field is the
+//! partial one: the outer one, if there is any, was computed from it. A
+//! complete checksum that happens to equal the pseudo-header's sum is
+//! computed again to the same value, so the test cannot do harm.
+
+use zerocopy::FromBytes;
+
+use super::checksum::{self, pseudo_header};
+use super::ethernet::{self, EtherType};
+use super::ipv4::Ipv4Header;
+use super::ipv6::{self, Ipv6Header};
+use super::{protocol, tcp, udp};
+use crate::frame::TxChecksum;
+
+/// Network headers that are looked behind: the packet's own and two tunnels.
+const MAX_DEPTH: usize = 3;
+
+/// UDP ports of VXLAN (IANA's and Linux's).
+const VXLAN_PORTS: [u16; 2] = [4789, 8472];
+/// UDP port of Geneve.
+const GENEVE_PORT: u16 = 6081;
+
+/// A partial checksum that was found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Partial {
+    /// Where it is.
+    pub field: TxChecksum,
+    /// Where the outermost network packet ends, from the frame's start.
+    pub end: usize,
+    /// Whether it is the outermost transport's and that is TCP.
+    pub is_own_tcp: bool,
+}
+
+/// The transport behind one network header.
+struct Transport<'a> {
+    protocol: u8,
+    start: usize,
+    len: usize,
+    addresses: &'a [u8],
+}
+
+/// Where the checksum field is, from the transport header's start.
+pub const fn checksum_offset(protocol: u8) -> Option<usize> {
+    match protocol {
+        protocol::TCP => Some(tcp::CHECKSUM_OFFSET),
+        protocol::UDP => Some(udp::CHECKSUM_OFFSET),
+        _ => None,
+    }
+}
+
+/// The partial checksum of the transport that begins at `start` of `frame`
+/// and is `len` bytes long, of which `frame` may hold only the first;
+/// `addresses` are both, as they lie in the network header.
+#[inline]
+pub fn partial_field(
+    frame: &[u8],
+    addresses: &[u8],
+    protocol: u8,
+    start: usize,
+    len: usize,
+) -> Option<TxChecksum> {
+    let offset = checksum_offset(protocol)?;
+    let field = frame.get(start + offset..start + offset + 2)?;
+    let pseudo = pseudo_header(addresses, protocol, len as u16).fold();
+    (field == pseudo.to_be_bytes()).then_some(TxChecksum {
+        start: start as u16,
+        offset: offset as u16,
+    })
+}
+
+/// Whether packets of this protocol and UDP destination port may hold another
+/// network header that is worth looking at.
+#[inline]
+pub const fn may_encapsulate(protocol: u8, destination_port: u16) -> bool {
+    match protocol {
+        protocol::UDP => matches!(destination_port, 4789 | 8472 | GENEVE_PORT),
+        protocol::GRE | protocol::IPIP | protocol::IPV6 => true,
+        _ => false,
+    }
+}
+
+/// The partial checksum of the packet whose network header of type
+/// `ethertype` begins at `at`: its own transport's, or that of one inside.
+pub fn partial_checksum(frame: &[u8], mut ethertype: EtherType, mut at: usize) -> Option<Partial> {
+    let mut end = 0;
+    for depth in 0..MAX_DEPTH {
+        let Transport {
+            protocol,
+            start,
+            len,
+            addresses,
+        } = transport(frame, ethertype, at)?;
+        if depth == 0 {
+            end = start + len;
+        }
+        if let Some(field) = partial_field(frame, addresses, protocol, start, len) {
+            return Some(Partial {
+                field,
+                end,
+                is_own_tcp: depth == 0 && protocol == protocol::TCP,
+            });
+        }
+        (ethertype, at) = inner(frame, protocol, start)?;
+    }
+    None
+}
+
+fn transport(frame: &[u8], ethertype: EtherType, at: usize) -> Option<Transport<'_>> {
+    let packet = frame.get(at..)?;
+    match ethertype {
+        EtherType::IPV4 => {
+            let (header, _) = Ipv4Header::ref_from_prefix(packet).ok()?;
+            let header_len = header.header_len();
+            let whole = header.fragment_offset() == 0 && !header.more_fragments();
+            if header.version() != 4 || header_len < 20 || !whole {
+                return None;
+            }
+            if checksum::checksum(packet.get(..header_len)?) != 0 {
+                return None;
+            }
+            Some(Transport {
+                protocol: header.protocol,
+                start: at + header_len,
+                len: usize::from(header.total_length.get()).checked_sub(header_len)?,
+                addresses: &packet[12..20],
+            })
+        }
+        EtherType::IPV6 => {
+            let (header, _) = Ipv6Header::ref_from_prefix(packet).ok()?;
+            let upper = ipv6::walk(packet).ok()?;
+            if header.version() != 6 || upper.fragment.is_some() {
+                return None;
+            }
+            let end = ipv6::HEADER_LEN + usize::from(header.payload_length.get());
+            Some(Transport {
+                protocol: upper.protocol,
+                start: at + upper.offset,
+                len: end.checked_sub(upper.offset)?,
+                addresses: &packet[8..40],
+            })
+        }
+        _ => None,
+    }
+}
+
+/// The network header inside a tunnel's packet whose transport begins at
+/// `start`.
+fn inner(frame: &[u8], protocol: u8, start: usize) -> Option<(EtherType, usize)> {
+    let header = frame.get(start..)?;
+    match protocol {
+        protocol::IPIP => Some((EtherType::IPV4, start)),
+        protocol::IPV6 => Some((EtherType::IPV6, start)),
+        protocol::GRE => {
+            // RFC 2784 and 2890: checksum, key and sequence are optional.
+            let flags = *header.first()?;
+            if *header.get(1)? & 0x07 != 0 {
+                return None;
+            }
+            let options = [0x80, 0x20, 0x10].iter().filter(|&bit| flags & bit != 0);
+            let at = start + 4 + 4 * options.count();
+            within(frame, EtherType([*header.get(2)?, *header.get(3)?]), at)
+        }
+        protocol::UDP => {
+            let port = u16::from_be_bytes([*header.get(2)?, *header.get(3)?]);
+            let tunnel = start + udp::HEADER_LEN;
+            if VXLAN_PORTS.contains(&port) {
+                within(frame, EtherType::TRANSPARENT_ETHERNET, tunnel + 8)
+            } else if port == GENEVE_PORT {
+                let geneve = frame.get(tunnel..tunnel + 8)?;
+                let options = usize::from(geneve[0] & 0x3f) * 4;
+                within(
+                    frame,
+                    EtherType([geneve[2], geneve[3]]),
+                    tunnel + 8 + options,
+                )
+            } else {
+                None
+            }
+        }
+        _ => None,
+    }
+}
+
+/// Steps over an inner Ethernet header, when there is one.
+fn within(frame: &[u8], ethertype: EtherType, at: usize) -> Option<(EtherType, usize)> {
+    if ethertype != EtherType::TRANSPARENT_ETHERNET {
+        return Some((ethertype, at));
+    }
+    let (ethertype, payload) = ethernet::payload(frame.get(at..)?)?;
+    Some((ethertype, at + payload))
+}
