@@ -19,9 +19,7 @@ use arc_swap::ArcSwap;
 use crate::counters::LaneCounters;
 use crate::drops::DropReason;
 use crate::event::Event;
-use crate::lane::{
-    Alarm, CaptureQueue, Command, Lane, LaneParts, LaneShared,
-};
+use crate::lane::{Alarm, CaptureQueue, Command, Lane, LaneParts, LaneShared};
 use crate::pipeline::{FlowCapacity, FlowRecord, LaneState};
 use crate::port::{LanePort, PortHandle, ProgramError, ProgramLoader};
 use crate::snapshot::Snapshot;
@@ -114,7 +112,7 @@ pub enum PortError {
         /// Name of the port.
         port: String,
         /// What went wrong.
-        source: ProgramError,
+        source: Box<ProgramError>,
     },
     /// A lane did not answer, or the engine has stopped.
     #[error("port {0}: a lane does not answer, or the switch is stopping")]
@@ -201,7 +199,7 @@ struct Inner {
     retired: Mutex<Vec<Arc<Snapshot>>>,
     generation: AtomicU32,
     lanes: Vec<Arc<LaneShared>>,
-    threads: Mutex<Vec<JoinHandle<Vec<Box<LanePort>>>>>,
+    threads: Mutex<Vec<JoinHandle<Vec<LanePort>>>>,
     ports: Mutex<HashMap<PortId, PortHandle>>,
     /// Serialises attaching and detaching of one port number.
     changes: Mutex<()>,
@@ -413,7 +411,7 @@ impl Drop for Engine {
 /// A port on its way out.
 struct Closing {
     handle: PortHandle,
-    parts: Vec<Box<LanePort>>,
+    parts: Vec<LanePort>,
 }
 
 impl Inner {
@@ -464,9 +462,9 @@ impl Inner {
         let queues = (0..self.lanes.len() as u32)
             .map(|queue| self.bind(&spec, queue))
             .collect::<Result<Vec<_>, _>>()?;
-        let failed = |source| PortError::Program {
+        let failed = |source: ProgramError| PortError::Program {
             port: spec.name.clone(),
-            source,
+            source: Box::new(source),
         };
         let mut program = self.loader.load(&queues).map_err(failed)?;
         let xdp_mode = program
@@ -494,8 +492,7 @@ impl Inner {
             id,
             PortHandle {
                 spec,
-                attached,
-                program,
+                _program: program,
                 sockets,
                 counters,
             },
@@ -585,7 +582,7 @@ impl Inner {
         let mut parts = Vec::with_capacity(answers.len());
         for answer in answers {
             match answer.recv_timeout(ANSWER_TIMEOUT) {
-                Ok(part) => parts.extend(part),
+                Ok(part) => parts.extend(part.map(|part| *part)),
                 Err(_) => return Err(PortError::Lane(handle.spec.name)),
             }
         }

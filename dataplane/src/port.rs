@@ -167,8 +167,8 @@ impl LanePort {
 /// What the engine keeps of an attached port.
 pub(crate) struct PortHandle {
     pub(crate) spec: PortSpec,
-    pub(crate) attached: Attached,
-    pub(crate) program: Program,
+    /// Keeps the XDP program attached.
+    pub(crate) _program: Program,
     pub(crate) sockets: Vec<Arc<OwnedFd>>,
     pub(crate) counters: Vec<Arc<CachePadded<PortCounters>>>,
 }

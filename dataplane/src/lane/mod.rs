@@ -138,7 +138,7 @@ impl Lane {
     }
 
     /// Runs until told to stop; returns the ports.
-    pub(crate) fn run(mut self) -> Vec<Box<LanePort>> {
+    pub(crate) fn run(mut self) -> Vec<LanePort> {
         loop {
             let now = self.now();
             if !self.shared.commands.is_empty() && self.obey(now) {
@@ -189,7 +189,7 @@ impl Lane {
                 .refill(in_port, &mut self.pool, &self.owners, frames_short);
         }
         self.ports.flush(&mut self.pool, &self.owners);
-        if self.state.take_events_pending() {
+        if packets > 0 && self.state.take_events_pending() {
             self.events.ring();
         }
         self.shared.counters.rounds.add(1);

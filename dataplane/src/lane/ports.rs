@@ -51,10 +51,10 @@ impl LanePorts {
         Some(port)
     }
 
-    pub(super) fn take_all(&mut self) -> Vec<Box<LanePort>> {
+    pub(super) fn take_all(&mut self) -> Vec<LanePort> {
         self.polled.clear();
         self.dirty.clear();
-        self.by_id.drain(..).flatten().collect()
+        self.by_id.drain(..).flatten().map(|port| *port).collect()
     }
 
     /// Takes packets from the port in place `at` of the list; `None` when it
