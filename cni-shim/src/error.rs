@@ -57,10 +57,15 @@ impl Error {
         move |source| Self::Io { what, source }
     }
 
-    /// Whether the agent could not be asked at all.
+    /// Whether the agent could not be asked, or is on its way out: what it
+    /// should have done must wait for its next start.
     #[must_use]
-    pub fn is_no_agent(&self) -> bool {
-        matches!(self, Self::NoAgent { .. })
+    pub fn is_for_later(&self) -> bool {
+        match self {
+            Self::NoAgent { .. } => true,
+            Self::Refused(failure) => failure.code == code::TRY_AGAIN,
+            _ => false,
+        }
     }
 
     /// The error as an answer to STATUS: whatever keeps pods from being

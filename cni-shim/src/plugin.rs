@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rscni_plugin::cni::Cni;
 use rscni_plugin::error::Error as CniError;
@@ -20,6 +21,9 @@ use crate::{pending, result};
 
 /// `f_type` of the file system that namespaces live in (`NSFS_MAGIC`).
 const NSFS_MAGIC: u64 = 0x6e73_6673;
+/// How long a connection may stay silent before the agent loses patience;
+/// some IPAM plugins (dhcp) take longer.
+const SHORT_SILENCE: Duration = Duration::from_secs(1);
 
 /// The plugin with the input of its one call.
 #[derive(Debug)]
@@ -43,8 +47,18 @@ impl SpinlaneCni {
         let attachment = attachment(args)?;
         let ipam = Ipam::find(args, &self.input)?;
         // Before addresses are taken: without an agent nothing has to be undone.
-        let agent = Agent::connect(&settings.run_dir)?;
+        let mut agent = Agent::connect(&settings.run_dir)?;
+        let leasing = Instant::now();
         let lease = ipam.as_ref().map(Ipam::add).transpose()?;
+        if leasing.elapsed() > SHORT_SILENCE {
+            match Agent::connect(&settings.run_dir) {
+                Ok(anew) => agent = anew,
+                Err(error) => {
+                    give_back(ipam.as_ref());
+                    return Err(error);
+                }
+            }
+        }
         let (delegated, leased_dns) = match lease {
             Some(lease) => (Some(lease.delegated), lease.result.dns),
             None => (None, None),
@@ -74,9 +88,7 @@ impl SpinlaneCni {
             }
             Err(error) => {
                 undo_add(&settings.run_dir, &attachment, &error);
-                if let Some(ipam) = &ipam {
-                    ipam.give_back();
-                }
+                give_back(ipam.as_ref());
                 Err(error)
             }
         }
@@ -86,7 +98,7 @@ impl SpinlaneCni {
         let run_dir = settings::run_dir(args.config())?;
         let attachment = attachment(args)?;
         match delete(&run_dir, &attachment) {
-            Err(error) if error.is_no_agent() => {
+            Err(error) if error.is_for_later() => {
                 pending_deletion(&run_dir, &attachment)?;
             }
             other => other?,
@@ -192,11 +204,17 @@ fn undo_add(run_dir: &Path, attachment: &Attachment, error: &Error) {
         return;
     }
     let told = match delete(run_dir, attachment) {
-        Err(error) if error.is_no_agent() => pending_deletion(run_dir, attachment),
+        Err(error) if error.is_for_later() => pending_deletion(run_dir, attachment),
         other => other,
     };
     if let Err(error) = told {
         eprintln!("spinlane-cni: undo of ADD: {error}");
+    }
+}
+
+fn give_back(ipam: Option<&Ipam<'_>>) {
+    if let Some(ipam) = ipam {
+        ipam.give_back();
     }
 }
 

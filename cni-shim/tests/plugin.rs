@@ -267,6 +267,19 @@ fn an_agent_that_dies_during_del_gets_it_later() {
 }
 
 #[test]
+fn an_agent_on_its_way_out_gets_it_later() {
+    let stage = Stage::answering(|_| {
+        Some(Response::Failed(Failure {
+            code: code::TRY_AGAIN,
+            msg: "the agent is stopping".to_owned(),
+            details: String::new(),
+        }))
+    });
+    result_of(&call("DEL").pod("web").run(&stage.config(json!({}))));
+    assert_eq!(stage.pending().len(), 1);
+}
+
+#[test]
 fn an_agent_that_dies_during_add_is_told_to_undo() {
     let stage = Stage::answering(|request| match request {
         Request::Add(_) => None,
