@@ -57,15 +57,16 @@ impl Error {
         move |source| Self::Io { what, source }
     }
 
-    /// Whether the agent could not be asked, or is on its way out: what it
-    /// should have done must wait for its next start.
+    /// Whether the agent could not be asked at all.
     #[must_use]
-    pub fn is_for_later(&self) -> bool {
-        match self {
-            Self::NoAgent { .. } => true,
-            Self::Refused(failure) => failure.code == code::TRY_AGAIN,
-            _ => false,
-        }
+    pub fn is_no_agent(&self) -> bool {
+        matches!(self, Self::NoAgent { .. })
+    }
+
+    /// Whether the agent answered that it cannot answer now.
+    #[must_use]
+    pub fn is_try_again(&self) -> bool {
+        matches!(self, Self::Refused(failure) if failure.code == code::TRY_AGAIN)
     }
 
     /// The error as an answer to STATUS: whatever keeps pods from being

@@ -24,6 +24,10 @@ const NSFS_MAGIC: u64 = 0x6e73_6673;
 /// How long a connection may stay silent before the agent loses patience;
 /// some IPAM plugins (dhcp) take longer.
 const SHORT_SILENCE: Duration = Duration::from_secs(1);
+/// How long DEL asks an agent that is too busy.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause between two such questions.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The plugin with the input of its one call.
 #[derive(Debug)]
@@ -98,7 +102,7 @@ impl SpinlaneCni {
         let run_dir = settings::run_dir(args.config())?;
         let attachment = attachment(args)?;
         match delete(&run_dir, &attachment) {
-            Err(error) if error.is_for_later() => {
+            Err(error) if error.is_no_agent() => {
                 pending_deletion(&run_dir, &attachment)?;
             }
             other => other?,
@@ -192,8 +196,18 @@ fn done(run_dir: &Path, request: &Request, netns: Option<&File>) -> Result<(), E
     }
 }
 
+/// Asks for a deletion, again for a while when the agent is too busy. One that
+/// refuses because it is stopping is soon not there at all.
 fn delete(run_dir: &Path, attachment: &Attachment) -> Result<(), Error> {
-    done(run_dir, &Request::Del(attachment.clone()), None)
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match done(run_dir, &Request::Del(attachment.clone()), None) {
+            Err(error) if error.is_try_again() && Instant::now() < deadline => {
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// An agent that refused has undone everything itself. One that went away may
@@ -204,7 +218,7 @@ fn undo_add(run_dir: &Path, attachment: &Attachment, error: &Error) {
         return;
     }
     let told = match delete(run_dir, attachment) {
-        Err(error) if error.is_for_later() => pending_deletion(run_dir, attachment),
+        Err(error) if error.is_no_agent() => pending_deletion(run_dir, attachment),
         other => other,
     };
     if let Err(error) = told {
