@@ -200,18 +200,24 @@ impl Batch {
         self.packets.is_empty()
     }
 
-    /// Adds a packet of one or more frames; nothing when there is none.
+    /// Adds a packet of one or more frames.
+    ///
+    /// # Panics
+    /// When `frames` is empty: the rings hand over whole packets only.
     pub fn push(&mut self, in_port: PortId, frames: impl IntoIterator<Item = Frame>) {
         let first = self.frames.len();
         self.frames.extend(frames.into_iter().map(Some));
-        let chain = &self.frames[first..];
-        if chain.is_empty() {
-            return;
-        }
+        let len = self.frames[first..]
+            .iter()
+            .flatten()
+            .map(|f| f.len() as u32)
+            .sum();
+        let count = self.frames.len() - first;
+        assert!(count > 0, "a packet has at least one frame");
         self.packets.push(Packet {
             first: first as u32,
-            frames: chain.len() as u8,
-            len: chain.iter().flatten().map(|frame| frame.len() as u32).sum(),
+            frames: count as u8,
+            len,
             in_port,
             verdict: Verdict::Drop(DropReason::BrokenChain),
         });

@@ -19,7 +19,6 @@ mod node;
 mod pod;
 mod process;
 mod programs;
-pub mod scapy;
 pub mod traffic;
 mod watch;
 

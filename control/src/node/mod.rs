@@ -1,2 +1,232 @@
 //! What the node has: endpoints, addresses, links and the store that outlives
 //! the agent; and the plan that turns them into the snapshot of the lanes.
+//!
+//! The way of an ADD: [`cni_server`] reads the request and the pod's
+//! namespace → [`attach`] takes addresses ([`ipam`]) and a port, records the
+//! endpoint ([`store`]), makes and sets up the interface ([`link`],
+//! [`offload`], [`steering`]), binds it to the data path ([`switch`]),
+//! publishes the snapshot ([`inventory`] → [`plan`]) and answers. [`watch`]
+//! follows what happens afterwards: stations, forwarding pods, vanished
+//! interfaces, the host's addresses. [`reconcile`] brings a restarted agent
+//! up to what it finds, [`cleanup`] removes everything.
+//!
+//! Everything here blocks and runs on threads of its own. Threads that enter
+//! a pod's namespace never come back from it ([`netns`]).
+
+pub mod announce;
+pub mod attach;
+pub mod check;
+pub mod cleanup;
+pub mod cni_server;
+pub mod endpoint;
+pub mod fdb;
+pub mod host_port;
+pub mod inventory;
+pub mod ipam;
+pub mod link;
+pub mod locks;
+pub mod metrics;
+pub mod netlink;
+pub mod netns;
+pub mod offload;
+pub mod plan;
+pub mod reconcile;
+pub mod setup;
+pub mod steering;
+pub mod store;
+pub mod switch;
+pub mod view;
+pub mod watch;
+
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use spinlane_dataplane::snapshot::Snapshot;
+
+use inventory::Inventory;
+use locks::Locks;
+use metrics::Metrics;
+use netns::Sysfs;
+pub use setup::Setup;
+use store::Store;
+use switch::Switch;
+
+/// How long a stop waits for requests under way.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
+
+/// Why the node did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The store.
+    #[error(transparent)]
+    Store(#[from] store::StoreError),
+    /// The namespace's sysfs.
+    #[error(transparent)]
+    Netns(#[from] netns::NetnsError),
+    /// Links that were there.
+    #[error(transparent)]
+    Netlink(#[from] netlink::NetlinkError),
+    /// The host port.
+    #[error(transparent)]
+    HostPort(#[from] host_port::HostPortError),
+    /// The socket of the CNI plugin.
+    #[error(transparent)]
+    Server(#[from] cni_server::ServerError),
+    /// A thread or another resource of the process.
+    #[error("cannot start {what}: {source}")]
+    Process {
+        /// What for.
+        what: &'static str,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// Collectors.
+    #[error("cannot make the node's metrics: {0}")]
+    Metrics(#[from] prometheus::Error),
+}
+
+/// The node: answers the CNI plugin and keeps the snapshot true.
+pub struct Node {
+    core: Arc<Core>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What the node's threads share.
+pub(crate) struct Core {
+    setup: Setup,
+    switch: Arc<dyn Switch>,
+    store: Store,
+    inventory: Mutex<Inventory>,
+    published: Mutex<Published>,
+    locks: Locks,
+    sysfs: Sysfs,
+    metrics: Metrics,
+    started: Instant,
+    /// Readable once the node is to stop, and for good.
+    stop: OwnedFd,
+    stopping: AtomicBool,
+}
+
+#[derive(Default)]
+struct Published {
+    version: u64,
+    snapshot: Snapshot,
+}
+
+impl Node {
+    /// Opens the store, repairs what a kill interrupted, attaches the pods
+    /// that are there, and begins to answer the plugin. When it returns, pods
+    /// can attach. Call it in the namespace that the agent works in.
+    pub fn start(setup: Setup, switch: Arc<dyn Switch>) -> Result<Node, StartError> {
+        let process = |what| move |source| StartError::Process { what, source };
+        let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
+            .map_err(|e| process("the stop event")(e.into()))?;
+        let (store, contents) = Store::open(&setup.state_dir)?;
+        let core = Arc::new(Core {
+            sysfs: Sysfs::open()?,
+            metrics: Metrics::new()?,
+            inventory: Mutex::default(),
+            published: Mutex::default(),
+            locks: Locks::default(),
+            started: Instant::now(),
+            stopping: AtomicBool::new(false),
+            setup,
+            switch,
+            store,
+            stop,
+        });
+        // Subscribed first, so that nothing that changes from now on is
+        // missed.
+        let watch = watch::Watch::subscribe(Arc::clone(&core))?;
+        core.reconcile(contents)?;
+        core.start_host_port()?;
+        core.publish();
+        core.carry_out_pending_deletions();
+        let server = cni_server::Server::bind(Arc::clone(&core))?;
+        let spawn = |name: &'static str, run: Box<dyn FnOnce() + Send>| {
+            std::thread::Builder::new()
+                .name(name.to_owned())
+                .spawn(run)
+                .map_err(process(name))
+        };
+        let threads = vec![
+            spawn("watch", Box::new(move || watch.run()))?,
+            spawn("cni-server", Box::new(move || server.run()))?,
+        ];
+        Ok(Node { core, threads })
+    }
+
+    /// The node's collectors.
+    pub fn metrics(&self) -> &Metrics {
+        &self.core.metrics
+    }
+
+    /// Stops answering and waits for requests under way. Interfaces,
+    /// addresses and the store stay as they are.
+    pub fn stop(&mut self) {
+        self.core.stopping.store(true, Ordering::Release);
+        // An eventfd with room for a one always takes it.
+        let _ = rustix::io::write(&self.core.stop, &1u64.to_ne_bytes());
+        let deadline = Instant::now() + STOP_PATIENCE;
+        for thread in self.threads.drain(..) {
+            while !thread.is_finished() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(2));
+            }
+            if thread.is_finished() && thread.join().is_err() {
+                tracing::error!("a thread of the node panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Core {
+    fn inventory(&self) -> MutexGuard<'_, Inventory> {
+        self.inventory
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Puts the inventory in force. Whoever comes while another publishes
+    /// waits and mostly finds its change published along.
+    fn publish(&self) {
+        let mut published = self
+            .published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let (desired, version) = {
+            let inventory = self.inventory();
+            if inventory.version == published.version {
+                return;
+            }
+            (inventory.desired(&self.setup), inventory.version)
+        };
+        let snapshot = plan::plan(&desired, &published.snapshot);
+        self.switch.publish(snapshot.clone());
+        *published = Published { version, snapshot };
+    }
+
+    fn stopping(&self) -> bool {
+        self.stopping.load(Ordering::Acquire)
+    }
+
+    /// Seconds since the start, for ages.
+    fn now_s(&self) -> f64 {
+        self.started.elapsed().as_secs_f64()
+    }
+}
+
+/// Unix seconds, for what outlives the process.
+fn unix_s() -> u64 {
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| since.as_secs())
+}

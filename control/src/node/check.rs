@@ -1,0 +1,163 @@
+//! CHECK: compares the world with what ADD made.
+
+use std::os::fd::BorrowedFd;
+
+use spinlane_api::cni::CheckRequest;
+use spinlane_dataplane::types::MacAddr;
+
+use super::attach::AttachError;
+use super::endpoint::{Endpoint, State};
+use super::link::{self, KernelRoute};
+use super::netlink::Netlink;
+use super::{Core, netns, offload};
+
+impl Core {
+    /// CHECK.
+    pub(crate) fn check(
+        &self,
+        request: &CheckRequest,
+        netns: BorrowedFd<'_>,
+    ) -> Result<(), AttachError> {
+        let _held = self.locks.lock(&request.attachment);
+        let differs = |text: String| Err(AttachError::Differs(text));
+        let name = &request.attachment.ifname;
+        let Some(live) = self
+            .inventory()
+            .endpoints
+            .get(&request.attachment)
+            .filter(|live| live.endpoint.state == State::Attached)
+            .cloned()
+        else {
+            return differs(format!(
+                "interface {name} of container {} is not attached to network {}: ADD it",
+                request.attachment.container_id, request.attachment.network
+            ));
+        };
+        let endpoint = live.endpoint;
+        let Some(port) = live.port else {
+            return differs(format!(
+                "interface {} vanished: delete and add the attachment again",
+                endpoint.host_ifname
+            ));
+        };
+        match Netlink::open()?.link(&endpoint.host_ifname)? {
+            Some(link) if link.index == port.ifindex && link.up => {}
+            found => {
+                return differs(format!(
+                    "host end {} is missing, replaced or down: {found:?}",
+                    endpoint.host_ifname
+                ));
+            }
+        }
+        for address in &request.addresses {
+            if !endpoint.ips().any(|ip| ip == address.address) {
+                return differs(format!(
+                    "the runtime says that {name} has {}: it was attached with {}",
+                    address.address,
+                    list(endpoint.ips())
+                ));
+            }
+        }
+        if let Some(mac) = &request.mac
+            && mac.parse::<MacAddr>().ok() != endpoint.mac.parse().ok()
+        {
+            return differs(format!(
+                "the runtime says that {name} has MAC address {mac}: it was attached with {}",
+                endpoint.mac
+            ));
+        }
+        netns::run(netns, || check_pod(&endpoint))
+    }
+}
+
+fn list(items: impl Iterator<Item = impl ToString>) -> String {
+    let texts: Vec<String> = items.map(|item| item.to_string()).collect();
+    texts.join(", ")
+}
+
+/// The pod's side; runs on a thread inside its namespace.
+fn check_pod(endpoint: &Endpoint) -> Result<(), AttachError> {
+    let name = &endpoint.attachment.ifname;
+    let differs = |text: String| Err(AttachError::Differs(text));
+    let mut netlink = Netlink::open()?;
+    let Some(found) = netlink.link(name)? else {
+        return differs(format!("interface {name} is missing in the pod"));
+    };
+    let mac = <[u8; 6]>::try_from(found.mac.as_slice()).map(MacAddr);
+    if mac.ok() != endpoint.mac.parse().ok() {
+        return differs(format!(
+            "interface {name} has another MAC address than {}",
+            endpoint.mac
+        ));
+    }
+    if found.mtu != endpoint.device_mtu || !found.up {
+        return differs(format!(
+            "interface {name} has MTU {} and is {}: it should have {} and be up",
+            found.mtu,
+            if found.up { "up" } else { "down" },
+            endpoint.device_mtu
+        ));
+    }
+    let addresses = netlink.addresses()?;
+    for ip in endpoint.ips() {
+        if !addresses
+            .iter()
+            .any(|(index, address, _)| *index == found.index && *address == ip)
+        {
+            return differs(format!("address {ip} is missing on {name}"));
+        }
+    }
+    check_routes(endpoint, found.index, &link::routes(&mut netlink)?)?;
+    for (key, value) in link::settings(endpoint)
+        .into_iter()
+        .chain(link::ipv6_mtu(endpoint))
+    {
+        let now = netns::get(&key).unwrap_or_default();
+        if now != value {
+            return differs(format!(
+                "net.{} is {now:?}: it should be {value}",
+                key.replace('/', ".")
+            ));
+        }
+    }
+    check_offloads(endpoint)
+}
+
+fn check_routes(
+    endpoint: &Endpoint,
+    index: u32,
+    routes: &[KernelRoute],
+) -> Result<(), AttachError> {
+    for wanted in &endpoint.routes {
+        let found = routes.iter().any(|route| {
+            route.to == wanted.to
+                && route.oif == Some(index)
+                && route.via == wanted.via
+                && route.mtu == Some(wanted.mtu)
+        });
+        if !found {
+            return Err(AttachError::Differs(format!(
+                "route {} with MTU {} is missing on {}",
+                wanted.to, wanted.mtu, endpoint.attachment.ifname
+            )));
+        }
+    }
+    Ok(())
+}
+
+fn check_offloads(endpoint: &Endpoint) -> Result<(), AttachError> {
+    let name = &endpoint.attachment.ifname;
+    let active = offload::active(name).map_err(link::LinkError::from)?;
+    let wrong = |names: &[&str]| {
+        names
+            .iter()
+            .find(|n| active.contains(**n))
+            .map(|n| format!("offload {n} of {name} is on: the switch cannot carry it"))
+    };
+    // A pod may turn off what it was left with; it may not turn on what
+    // would be lost on the way.
+    match wrong(offload::UNSUITED) {
+        Some(text) => Err(AttachError::Differs(text)),
+        None => Ok(()),
+    }
+}

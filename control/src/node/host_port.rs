@@ -1,0 +1,261 @@
+//! The way between the node and its pods: a veth pair of the agent's own
+//! namespace. The kernel routes to pods through [`HOST_SIDE`]; the switch
+//! holds [`SWITCH_SIDE`] as the port of role `Host`.
+//!
+//! Routes name the switch as the next hop, so strict reverse-path filtering
+//! finds the packets of pods coming from where it would send to them. The
+//! next hop's neighbour entry is permanent: the switch's MAC is known.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::os::fd::AsFd;
+
+use ipnet::IpNet;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::RouteType;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use spinlane_api::cni::Attachment;
+use spinlane_dataplane::types::{MacAddr, is_routable};
+
+use super::attach::AttachError;
+use super::endpoint::{ALIAS_PREFIX, PodRoute};
+use super::inventory::BoundHost;
+use super::link::{self, LinkError, SUPER_FRAME_MTU, Veth, host_prefix_len};
+use super::netlink::{Netlink, NetlinkError, Request, delete_link};
+use super::netns::{self, NetnsError};
+use super::plan::GATEWAY_LINK_LOCAL;
+use super::setup::hashed_mac;
+use super::{Core, ipam};
+
+/// The host's side: routes and addresses.
+pub const HOST_SIDE: &str = "spinlane0";
+/// The switch's side: a port.
+pub const SWITCH_SIDE: &str = "spinlane1";
+
+/// Why there is no host port.
+#[derive(Debug, thiserror::Error)]
+pub enum HostPortError {
+    /// Not made or set up.
+    #[error("cannot make the host port: {0}")]
+    Link(#[from] LinkError),
+    /// Not bound.
+    #[error("cannot attach the host port: {0}")]
+    Attach(#[from] AttachError),
+}
+
+impl From<NetlinkError> for HostPortError {
+    fn from(error: NetlinkError) -> Self {
+        HostPortError::Link(error.into())
+    }
+}
+
+impl From<NetnsError> for HostPortError {
+    fn from(error: NetnsError) -> Self {
+        HostPortError::Link(error.into())
+    }
+}
+
+impl Core {
+    /// Makes the host port, or takes over the one that is there, and routes
+    /// the pods' ranges through it.
+    pub(crate) fn start_host_port(&self) -> Result<(), HostPortError> {
+        let mut netlink = Netlink::open()?;
+        let alias = format!("{ALIAS_PREFIX}host port");
+        let mac = hashed_mac(format!("{HOST_SIDE} {}", self.setup.name).as_bytes());
+        let queues = self.switch.veth_queues();
+        let mtu = if self.setup.offloads {
+            SUPER_FRAME_MTU
+        } else {
+            self.setup.path_mtu
+        };
+        let fits = |link: &super::netlink::Link| link.mtu == mtu && link.rx_queues == queues;
+        let (host, switch) = (netlink.link(HOST_SIDE)?, netlink.link(SWITCH_SIDE)?);
+        let switch_index = match (&host, &switch) {
+            (Some(host), Some(switch))
+                if fits(host) && fits(switch) && host.mac == mac.0 && switch.alias == alias =>
+            {
+                switch.index
+            }
+            _ => {
+                netlink.batch(vec![
+                    delete_link(SWITCH_SIDE).tolerate(&[libc::ENODEV]),
+                    delete_link(HOST_SIDE).tolerate(&[libc::ENODEV]),
+                ])?;
+                let veth = Veth {
+                    host: SWITCH_SIDE,
+                    alias: &alias,
+                    pod: HOST_SIDE,
+                    mac,
+                    mtu,
+                    queues,
+                };
+                link::create(&mut netlink, veth, netns::own()?.as_fd())?
+            }
+        };
+        // No attachment of a pod has an empty name, so none is found under it.
+        let nobody = Attachment {
+            network: String::new(),
+            container_id: String::new(),
+            ifname: String::new(),
+        };
+        let port = self.bind(&nobody, SWITCH_SIDE, switch_index)?;
+        link::raise_host(&mut netlink, SWITCH_SIDE, switch_index)?;
+        let ifindex = netlink
+            .link(HOST_SIDE)?
+            .ok_or_else(|| LinkError::Vanished(HOST_SIDE.to_owned()))?
+            .index;
+        self.inventory().host = Some(BoundHost { port, mac, ifindex });
+        self.set_up_host_side(&mut netlink, ifindex)?;
+        self.refresh_local_addresses(&mut netlink)?;
+        self.inventory().touch();
+        Ok(())
+    }
+
+    /// Lets go of a host port whose interfaces vanished, and makes it anew.
+    pub(crate) fn restore_host_port(&self) -> Result<(), HostPortError> {
+        let gone = self.inventory().host.take();
+        if let Some(host) = gone {
+            self.inventory().touch();
+            self.publish();
+            if let Err(error) = self.switch.detach(host.port.id) {
+                tracing::warn!(%error, "cannot detach the vanished host port");
+            }
+            self.inventory().ids.give_back(host.port.id);
+        }
+        self.start_host_port()
+    }
+
+    fn set_up_host_side(&self, netlink: &mut Netlink, ifindex: u32) -> Result<(), HostPortError> {
+        let ipv6 = netns::has_ipv6();
+        if ipv6 {
+            for (key, value) in [
+                ("disable_ipv6", "0"),
+                ("accept_dad", "0"),
+                ("accept_ra", "0"),
+            ] {
+                netns::set(&format!("ipv6/conf/{HOST_SIDE}/{key}"), value)?;
+            }
+        }
+        link::set_offloads(HOST_SIDE, self.setup.offloads).map_err(LinkError::from)?;
+        netlink.request(link::set_up(HOST_SIDE, ifindex))?;
+        if ipv6 && self.setup.path_mtu >= 1280 {
+            netns::set(
+                &format!("ipv6/conf/{HOST_SIDE}/mtu"),
+                &self.setup.path_mtu.to_string(),
+            )?;
+        }
+        let held: BTreeSet<IpAddr> = netlink
+            .addresses()?
+            .into_iter()
+            .filter(|(index, _, _)| *index != ifindex)
+            .map(|(_, address, _)| address)
+            .collect();
+        let mut batch = Vec::new();
+        for &address in self.setup.addresses.iter().filter(|a| ipv6 || a.is_ipv4()) {
+            if !held.contains(&address) {
+                let len = host_prefix_len(address);
+                batch.push(link::add_address(HOST_SIDE, ifindex, address, len));
+            }
+        }
+        let mac = self.setup.gateway_mac();
+        for net in self
+            .setup
+            .pod_cidrs
+            .iter()
+            .filter(|n| ipv6 || matches!(n, IpNet::V4(_)))
+        {
+            let v6 = matches!(net, IpNet::V6(_));
+            let via = if v6 {
+                GATEWAY_LINK_LOCAL.into()
+            } else {
+                ipam::first_address(net)
+            };
+            batch.push(permanent_neighbour(ifindex, via, mac));
+            let route = PodRoute {
+                to: net.trunc(),
+                via: Some(via),
+                mtu: self.setup.path_mtu,
+            };
+            let source = self.setup.addresses.iter().find(|a| a.is_ipv6() == v6);
+            batch.push(link::add_route(HOST_SIDE, ifindex, &route, source.copied()));
+        }
+        netlink.batch(batch)?;
+        Ok(())
+    }
+
+    /// Follows which addresses the kernel holds. Returns whether forwarding
+    /// changes.
+    pub(crate) fn refresh_local_addresses(
+        &self,
+        netlink: &mut Netlink,
+    ) -> Result<bool, NetlinkError> {
+        let local: BTreeSet<IpAddr> = netlink
+            .addresses()?
+            .into_iter()
+            .map(|(_, address, _)| address)
+            .filter(|address| is_deliverable(*address))
+            .collect();
+        let mut inventory = self.inventory();
+        if inventory.local == local {
+            return Ok(false);
+        }
+        inventory.local = local;
+        inventory.touch();
+        Ok(true)
+    }
+}
+
+/// Whether pods may reach the host under that address.
+fn is_deliverable(address: IpAddr) -> bool {
+    let link_local = match address {
+        IpAddr::V4(_) => false,
+        IpAddr::V6(v6) => v6.is_unicast_link_local(),
+    };
+    is_routable(address) && !link_local
+}
+
+fn permanent_neighbour(ifindex: u32, address: IpAddr, mac: MacAddr) -> Request {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = ifindex;
+    message.header.state = NeighbourState::Permanent;
+    message.header.kind = RouteType::Unspec;
+    let destination = match address {
+        IpAddr::V4(v4) => {
+            message.header.family = AddressFamily::Inet;
+            NeighbourAddress::Inet(v4)
+        }
+        IpAddr::V6(v6) => {
+            message.header.family = AddressFamily::Inet6;
+            NeighbourAddress::Inet6(v6)
+        }
+    };
+    message.attributes = vec![
+        NeighbourAttribute::Destination(destination),
+        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
+    ];
+    Request::replace(
+        format!("set the neighbour {address} on {HOST_SIDE}"),
+        RouteNetlinkMessage::NewNeighbour(message),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_reachable_addresses_are_delivered() {
+        for (text, expect) in [
+            ("192.0.2.1", true),
+            ("169.254.20.10", true),
+            ("fd00::1", true),
+            ("127.0.0.1", false),
+            ("::1", false),
+            ("fe80::5", false),
+        ] {
+            assert_eq!(is_deliverable(text.parse().unwrap()), expect, "{text}");
+        }
+    }
+}

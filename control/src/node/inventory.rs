@@ -1,0 +1,195 @@
+//! What the node has at this moment, in memory: endpoints and their ports,
+//! addresses, stations. One lock guards it, held for lookups and changes
+//! only, never over a call to the kernel, the disk or the data path.
+
+use std::collections::{BTreeSet, HashMap};
+use std::net::IpAddr;
+
+use spinlane_api::cni::Attachment;
+use spinlane_dataplane::types::{MacAddr, PortId, SegmentId};
+
+use super::endpoint::Endpoint;
+use super::fdb::Fdb;
+use super::ipam::Ipam;
+use super::plan::{Desired, GATEWAY_LINK_LOCAL, HostPort, PodPort, PortIds, SegmentState};
+use super::setup::Setup;
+use super::switch::Binding;
+use crate::config::StationPlace;
+
+/// A port that the data path holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BoundPort {
+    /// Its id.
+    pub id: PortId,
+    /// Index of the host's end.
+    pub ifindex: u32,
+    /// How it is bound.
+    pub binding: Binding,
+}
+
+/// An endpoint and its port; none when the interface vanished.
+#[derive(Debug, Clone)]
+pub struct Live {
+    /// The record.
+    pub endpoint: Endpoint,
+    /// Its port.
+    pub port: Option<BoundPort>,
+}
+
+/// The host's port and its two interfaces.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BoundHost {
+    /// The switch's side.
+    pub port: BoundPort,
+    /// MAC of the host's side.
+    pub mac: MacAddr,
+    /// Index of the host's side.
+    pub ifindex: u32,
+}
+
+/// Everything.
+#[derive(Debug, Default)]
+pub struct Inventory {
+    /// Endpoints.
+    pub endpoints: HashMap<Attachment, Live>,
+    /// Addresses.
+    pub ipam: Ipam,
+    /// Stations.
+    pub fdb: Fdb,
+    /// Ids of ports.
+    pub ids: PortIds,
+    /// The host port.
+    pub host: Option<BoundHost>,
+    /// Addresses that the kernel holds.
+    pub local: BTreeSet<IpAddr>,
+    /// Counts changes that the snapshot must follow.
+    pub version: u64,
+}
+
+impl Inventory {
+    /// Says that the snapshot must follow.
+    pub fn touch(&mut self) {
+        self.version += 1;
+    }
+
+    /// The endpoint behind a port.
+    pub fn by_port(&self, id: PortId) -> Option<&Live> {
+        self.endpoints
+            .values()
+            .find(|live| live.port.is_some_and(|port| port.id == id))
+    }
+
+    /// The endpoint whose host end has that index.
+    pub fn by_ifindex(&self, ifindex: u32) -> Option<&Live> {
+        self.endpoints
+            .values()
+            .find(|live| live.port.is_some_and(|port| port.ifindex == ifindex))
+    }
+
+    /// Name of a port's interface.
+    pub fn port_name(&self, id: PortId) -> Option<String> {
+        if self.host.is_some_and(|host| host.port.id == id) {
+            return Some(super::host_port::SWITCH_SIDE.to_owned());
+        }
+        self.by_port(id)
+            .map(|live| live.endpoint.host_ifname.clone())
+    }
+
+    /// Index of a configured segment.
+    pub fn segment_id(setup: &Setup, name: &str) -> Option<SegmentId> {
+        let position = setup.segments.iter().position(|s| s.name == name)?;
+        Some(SegmentId(position as u16))
+    }
+
+    /// Sets the static stations that configuration puts behind a port of
+    /// that endpoint: named by its interface, its pod, or namespace and pod.
+    pub fn fix_stations(&mut self, setup: &Setup, attachment: &Attachment, now_s: f64) {
+        let Some(Live {
+            endpoint,
+            port: Some(port),
+        }) = self.endpoints.get(attachment)
+        else {
+            return;
+        };
+        let names = [
+            endpoint.host_ifname.clone(),
+            endpoint.pod.name.clone(),
+            format!("{}/{}", endpoint.pod.namespace, endpoint.pod.name),
+        ];
+        let Some(name) = endpoint.segment.clone() else {
+            return;
+        };
+        let id = port.id;
+        let Some(segment) = Inventory::segment_id(setup, &name) else {
+            return;
+        };
+        for station in &setup.segments[segment.index()].stations {
+            if let StationPlace::Port(place) = &station.at
+                && names.contains(place)
+            {
+                self.fdb.fix(segment, station.mac, id, now_s);
+            }
+        }
+    }
+
+    /// What the snapshot should say.
+    pub fn desired(&self, setup: &Setup) -> Desired {
+        let mut gateways: BTreeSet<IpAddr> = setup
+            .pod_cidrs
+            .iter()
+            .map(super::ipam::first_address)
+            .collect();
+        gateways.insert(GATEWAY_LINK_LOCAL.into());
+        let mut pods = Vec::new();
+        for live in self.endpoints.values() {
+            let Some(port) = live.port else { continue };
+            let endpoint = &live.endpoint;
+            if endpoint.segment.is_none() {
+                gateways.extend(endpoint.addresses.iter().filter_map(|a| a.gateway));
+            }
+            pods.push(PodPort {
+                id: port.id,
+                container_id: endpoint.attachment.container_id.clone(),
+                segment: endpoint
+                    .segment
+                    .as_ref()
+                    .and_then(|name| Inventory::segment_id(setup, name)),
+                mac: endpoint.mac.parse().unwrap_or_default(),
+                addresses: endpoint.ips().collect(),
+                mtu: endpoint.mtu,
+                super_frames: endpoint.super_frames,
+                segment_mtu: endpoint.segment_mtu,
+            });
+        }
+        pods.sort_by_key(|pod| pod.id);
+        let mut segments: Vec<SegmentState> = setup
+            .segments
+            .iter()
+            .map(|segment| SegmentState {
+                guard: segment.guard,
+                ..SegmentState::default()
+            })
+            .collect();
+        for (segment, mac, station) in self.fdb.iter() {
+            if let Some(state) = segments.get_mut(segment.index()) {
+                state
+                    .stations
+                    .insert(mac, (station.port, station.is_static));
+            }
+        }
+        Desired {
+            gateway_mac: setup.gateway_mac(),
+            gateways,
+            pod_cidrs: setup.pod_cidrs.clone(),
+            pods,
+            host: self.host.map(|host| HostPort {
+                id: host.port.id,
+                mac: host.mac,
+                mtu: setup.path_mtu,
+                super_frames: setup.offloads,
+            }),
+            local: self.local.clone(),
+            segments,
+        }
+    }
+}

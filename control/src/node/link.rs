@@ -1,0 +1,402 @@
+//! A pod's interface: a veth whose far end is made straight inside the pod's
+//! namespace, and everything that is set there.
+//!
+//! The device takes super-frames (its MTU), the routes tell the path's MTU,
+//! and no address brings a route of its own that would leak the device's:
+//! IPv4 and IPv6 addresses are `noprefixroute`, IPv6 ones `nodad` besides.
+//! Order: [`create`] (both ends down) → the port is attached → [`raise_host`]
+//! → [`configure_pod`]. With the host's end up first the pod's end has a
+//! carrier the moment it goes up, and nothing waits for link events.
+
+use std::collections::HashSet;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, BorrowedFd};
+
+use ipnet::IpNet;
+use netlink_packet_route::address::{
+    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
+};
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
+    LinkFlags, LinkInfo, LinkMessage,
+};
+use netlink_packet_route::route::{
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use spinlane_dataplane::types::MacAddr;
+
+use super::endpoint::{Endpoint, PodRoute};
+use super::netlink::{Netlink, NetlinkError, Request, get_link};
+use super::netns::{self, NetnsError};
+use super::offload::{self, OffloadError};
+
+/// Longest MTU of a veth that a frame of 64 KiB passes.
+pub const SUPER_FRAME_MTU: u32 = 65535;
+
+/// Why a pod's interface was not made.
+#[derive(Debug, thiserror::Error)]
+pub enum LinkError {
+    /// The kernel refused a step.
+    #[error(transparent)]
+    Netlink(#[from] NetlinkError),
+    /// The namespace or one of its settings.
+    #[error(transparent)]
+    Netns(#[from] NetnsError),
+    /// The offloads.
+    #[error(transparent)]
+    Offload(#[from] OffloadError),
+    /// The pod has an interface of that name.
+    #[error(
+        "the pod already has an interface {0}: choose another CNI_IFNAME or delete the attachment that made it"
+    )]
+    NameTaken(String),
+    /// An interface vanished between two steps.
+    #[error("interface {0} vanished while it was being set up")]
+    Vanished(String),
+}
+
+/// What [`create`] makes.
+#[derive(Debug, Clone, Copy)]
+pub struct Veth<'a> {
+    /// Name of the host's end.
+    pub host: &'a str,
+    /// Alias of the host's end.
+    pub alias: &'a str,
+    /// Name of the pod's end.
+    pub pod: &'a str,
+    /// MAC of the pod's end.
+    pub mac: MacAddr,
+    /// MTU of both devices.
+    pub mtu: u32,
+    /// Queues of both directions at both ends.
+    pub queues: u32,
+}
+
+/// Makes the pair, both ends down: the host's end in the calling thread's
+/// namespace, the pod's end in `netns`. Returns the index of the host's end.
+pub fn create(
+    netlink: &mut Netlink,
+    veth: Veth<'_>,
+    netns: BorrowedFd<'_>,
+) -> Result<u32, LinkError> {
+    let mut peer = LinkMessage::default();
+    peer.attributes = vec![
+        LinkAttribute::IfName(veth.pod.to_owned()),
+        LinkAttribute::Address(veth.mac.0.to_vec()),
+        LinkAttribute::Mtu(veth.mtu),
+        LinkAttribute::NumTxQueues(veth.queues),
+        LinkAttribute::NumRxQueues(veth.queues),
+        LinkAttribute::NetNsFd(netns.as_raw_fd()),
+    ];
+    let mut pair = LinkMessage::default();
+    pair.attributes = vec![
+        LinkAttribute::IfName(veth.host.to_owned()),
+        LinkAttribute::Mtu(veth.mtu),
+        LinkAttribute::NumTxQueues(veth.queues),
+        LinkAttribute::NumRxQueues(veth.queues),
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Veth),
+            LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+        ]),
+    ];
+    let what = format!("make veth {} with {} in the pod", veth.host, veth.pod);
+    let answers = netlink
+        .batch(vec![
+            Request::create(what, RouteNetlinkMessage::NewLink(pair)),
+            describe_host(veth.host, veth.alias),
+            Request::plain(format!("find interface {}", veth.host), get_link(veth.host)),
+        ])
+        .map_err(|error| match error.errno() {
+            Some(libc::EEXIST) => LinkError::NameTaken(veth.pod.to_owned()),
+            _ => LinkError::Netlink(error),
+        })?;
+    answers
+        .iter()
+        .find_map(super::netlink::Link::from_message)
+        .map(|link| link.index)
+        .ok_or_else(|| LinkError::Vanished(veth.host.to_owned()))
+}
+
+/// The host's end speaks no protocol of its own: no ARP, no IPv6 address.
+fn describe_host(name: &str, alias: &str) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.flags = LinkFlags::Noarp;
+    message.header.change_mask = LinkFlags::Noarp;
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_owned()),
+        LinkAttribute::IfAlias(alias.to_owned()),
+        LinkAttribute::AfSpecUnspec(vec![AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(
+            In6AddrGenMode::None,
+        )])]),
+    ];
+    Request::plain(
+        format!("describe interface {name}"),
+        RouteNetlinkMessage::SetLink(message),
+    )
+}
+
+/// Brings the host's end up; IPv6 stays out of it.
+pub fn raise_host(netlink: &mut Netlink, name: &str, index: u32) -> Result<(), LinkError> {
+    if netns::has_ipv6() {
+        netns::set(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
+    }
+    netlink.request(set_up(name, index))?;
+    Ok(())
+}
+
+/// `ip link set NAME up`.
+pub fn set_up(name: &str, index: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = LinkFlags::Up;
+    message.header.change_mask = LinkFlags::Up;
+    Request::plain(
+        format!("bring interface {name} up"),
+        RouteNetlinkMessage::SetLink(message),
+    )
+}
+
+/// Sets up the pod's end and brings it up; runs on a thread inside the pod's
+/// namespace. Returns the endpoint's routes without those that the pod has
+/// already by another interface.
+pub fn configure_pod(endpoint: &Endpoint) -> Result<Vec<PodRoute>, LinkError> {
+    let name = &endpoint.attachment.ifname;
+    let mut netlink = Netlink::open()?;
+    let link = netlink
+        .link(name)?
+        .ok_or_else(|| LinkError::Vanished(name.clone()))?;
+    for (key, value) in settings(endpoint) {
+        netns::set(&key, &value)?;
+    }
+    set_offloads(name, endpoint.offloads)?;
+    // What another interface of the pod reaches already stays there: the
+    // first network has the default route and the gateway.
+    let taken: HashSet<IpNet> = routes(&mut netlink)?.into_iter().map(|r| r.to).collect();
+    let routes: Vec<PodRoute> = endpoint
+        .routes
+        .iter()
+        .filter(|route| !taken.contains(&route.to))
+        .cloned()
+        .collect();
+    let mut batch = vec![set_up(name, link.index)];
+    for address in &endpoint.addresses {
+        let (ip, len) = (address.address, kernel_prefix_len(endpoint, address));
+        batch.push(add_address(name, link.index, ip, len));
+    }
+    for route in &routes {
+        let source = endpoint.ips().find(|ip| ip.is_ipv6() == is_v6(&route.to));
+        batch.push(add_route(
+            name,
+            link.index,
+            route,
+            source.filter(|ip| ip.is_ipv4()),
+        ));
+    }
+    netlink.batch(batch)?;
+    // Going up sets the IPv6 MTU to the device's.
+    if let Some((key, value)) = ipv6_mtu(endpoint) {
+        netns::set(&key, &value)?;
+    }
+    Ok(routes)
+}
+
+/// Length that an address has in the kernel: a host's on the routed network,
+/// the segment's inside a segment.
+fn kernel_prefix_len(endpoint: &Endpoint, address: &spinlane_api::cni::Address) -> u8 {
+    match endpoint.segment {
+        Some(_) => address.prefix_len,
+        None => host_prefix_len(address.address),
+    }
+}
+
+/// 32 or 128.
+pub const fn host_prefix_len(address: IpAddr) -> u8 {
+    match address {
+        IpAddr::V4(_) => 32,
+        IpAddr::V6(_) => 128,
+    }
+}
+
+fn is_v6(net: &IpNet) -> bool {
+    matches!(net, IpNet::V6(_))
+}
+
+/// The pod's settings that stand before the interface goes up, below
+/// `/proc/sys/net`.
+pub fn settings(endpoint: &Endpoint) -> Vec<(String, String)> {
+    let name = &endpoint.attachment.ifname;
+    let mut settings = Vec::new();
+    if netns::has_ipv6() {
+        let mut set = |key: &str, value: &str| {
+            settings.push((format!("ipv6/conf/{name}/{key}"), value.to_owned()));
+        };
+        if endpoint.ips().any(|ip| ip.is_ipv6()) {
+            set("disable_ipv6", "0");
+        }
+        set("accept_dad", "0");
+        set("accept_ra", "0");
+    }
+    settings
+}
+
+/// The IPv6 MTU of the pod's interface, for packets without a route of ours
+/// (link-local, multicast).
+pub fn ipv6_mtu(endpoint: &Endpoint) -> Option<(String, String)> {
+    let name = &endpoint.attachment.ifname;
+    (netns::has_ipv6() && endpoint.mtu >= 1280)
+        .then(|| (format!("ipv6/conf/{name}/mtu"), endpoint.mtu.to_string()))
+}
+
+/// Sets the features of an interface in the calling thread's namespace.
+pub fn set_offloads(name: &str, keep: bool) -> Result<(), OffloadError> {
+    if keep {
+        return offload::set(name, offload::NEEDED, offload::UNSUITED);
+    }
+    let off: Vec<&str> = [
+        offload::TCP_SEGMENTATION,
+        &["tx-checksum-ip-generic", "tx-scatter-gather"],
+        offload::UNSUITED,
+    ]
+    .concat();
+    offload::set(name, &[], &off)
+}
+
+/// A route that the kernel holds in its main table.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelRoute {
+    /// Destination.
+    pub to: IpNet,
+    /// Next hop.
+    pub via: Option<IpAddr>,
+    /// Outgoing interface.
+    pub oif: Option<u32>,
+    /// Path MTU.
+    pub mtu: Option<u32>,
+}
+
+/// Unicast routes of the main table, both families.
+pub fn routes(netlink: &mut Netlink) -> Result<Vec<KernelRoute>, NetlinkError> {
+    let mut found = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut request = RouteMessage::default();
+        request.header.address_family = family;
+        let answers = netlink.dump("list the routes", RouteNetlinkMessage::GetRoute(request))?;
+        found.extend(answers.iter().filter_map(kernel_route));
+    }
+    Ok(found)
+}
+
+fn kernel_route(message: &RouteNetlinkMessage) -> Option<KernelRoute> {
+    let RouteNetlinkMessage::NewRoute(message) = message else {
+        return None;
+    };
+    let header = &message.header;
+    if header.kind != RouteType::Unicast || header.table != RouteHeader::RT_TABLE_MAIN {
+        return None;
+    }
+    let unspecified = match header.address_family {
+        AddressFamily::Inet => IpAddr::from([0; 4]),
+        _ => IpAddr::from([0; 16]),
+    };
+    let (mut destination, mut via, mut oif, mut mtu) = (unspecified, None, None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Destination(a) => destination = ip_of(a)?,
+            RouteAttribute::Gateway(a) => via = ip_of(a),
+            RouteAttribute::Oif(index) => oif = Some(*index),
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|m| match m {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    Some(KernelRoute {
+        to: IpNet::new(destination, header.destination_prefix_length).ok()?,
+        via,
+        oif,
+        mtu,
+    })
+}
+
+fn ip_of(address: &netlink_packet_route::route::RouteAddress) -> Option<IpAddr> {
+    use netlink_packet_route::route::RouteAddress;
+    match address {
+        RouteAddress::Inet(a) => Some(IpAddr::V4(*a)),
+        RouteAddress::Inet6(a) => Some(IpAddr::V6(*a)),
+        _ => None,
+    }
+}
+
+/// `ip address add`, without a route that would follow from it.
+pub fn add_address(name: &str, index: u32, address: IpAddr, len: u8) -> Request {
+    let mut message = AddressMessage::default();
+    message.header.index = index;
+    message.header.prefix_len = len;
+    message.header.scope = AddressScope::Universe;
+    let mut flags = AddressFlags::Noprefixroute;
+    message.attributes.push(AddressAttribute::Address(address));
+    message.header.family = match address {
+        IpAddr::V4(_) => {
+            message.attributes.push(AddressAttribute::Local(address));
+            AddressFamily::Inet
+        }
+        IpAddr::V6(_) => {
+            flags |= AddressFlags::Nodad;
+            message.header.flags = AddressHeaderFlags::Nodad;
+            AddressFamily::Inet6
+        }
+    };
+    message.attributes.push(AddressAttribute::Flags(flags));
+    Request::replace(
+        format!("set address {address}/{len} on {name}"),
+        RouteNetlinkMessage::NewAddress(message),
+    )
+}
+
+/// `ip route add`; with a next hop it is taken as on-link.
+pub fn add_route(name: &str, index: u32, route: &PodRoute, source: Option<IpAddr>) -> Request {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: if is_v6(&route.to) {
+            AddressFamily::Inet6
+        } else {
+            AddressFamily::Inet
+        },
+        destination_prefix_length: route.to.prefix_len(),
+        table: RouteHeader::RT_TABLE_MAIN,
+        protocol: RouteProtocol::Static,
+        scope: match (route.via, &route.to) {
+            (None, IpNet::V4(_)) => RouteScope::Link,
+            _ => RouteScope::Universe,
+        },
+        kind: RouteType::Unicast,
+        ..RouteHeader::default()
+    };
+    if route.to.prefix_len() > 0 {
+        message
+            .attributes
+            .push(RouteAttribute::Destination(route.to.network().into()));
+    }
+    if let Some(via) = route.via {
+        message.header.flags = RouteFlags::Onlink;
+        message.attributes.push(RouteAttribute::Gateway(via.into()));
+    }
+    if let Some(source) = source {
+        message
+            .attributes
+            .push(RouteAttribute::PrefSource(source.into()));
+    }
+    message.attributes.push(RouteAttribute::Oif(index));
+    message
+        .attributes
+        .push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route.mtu)]));
+    Request::replace(
+        format!("set route {} on {name}", route.to),
+        RouteNetlinkMessage::NewRoute(message),
+    )
+}

@@ -1,0 +1,109 @@
+//! What the node takes from the configuration.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+
+use ipnet::IpNet;
+use spinlane_dataplane::types::MacAddr;
+
+use super::endpoint::fnv1a;
+use super::ipam::first_address;
+use crate::config::{Config, Offloads, Segment};
+
+/// The settings of one node.
+#[derive(Debug, Clone)]
+pub struct Setup {
+    /// Name of the node.
+    pub name: String,
+    /// Its addresses, at most one a family.
+    pub addresses: Vec<IpAddr>,
+    /// Ranges of its pods.
+    pub pod_cidrs: Vec<IpNet>,
+    /// Layer-2 networks.
+    pub segments: Vec<Segment>,
+    /// Path MTU of pods' routes in bytes.
+    pub path_mtu: u32,
+    /// Whether pods keep their offloads and get super-frames.
+    pub offloads: bool,
+    /// CPUs of the lanes.
+    pub lane_cores: Vec<usize>,
+    /// Sockets.
+    pub run_dir: PathBuf,
+    /// The store.
+    pub state_dir: PathBuf,
+}
+
+impl Setup {
+    /// The node's share of a configuration.
+    pub fn new(config: &Config, run_dir: &Path, state_dir: &Path) -> Setup {
+        Setup {
+            name: config.node().name.clone(),
+            addresses: config.node().addresses.clone(),
+            pod_cidrs: config.node().pod_cidrs.clone(),
+            segments: config.segments().to_vec(),
+            path_mtu: config.path_mtu(),
+            offloads: config.lanes().offloads == Offloads::Auto,
+            lane_cores: config.lanes().cores.clone(),
+            run_dir: run_dir.to_path_buf(),
+            state_dir: state_dir.to_path_buf(),
+        }
+    }
+
+    /// First address of the first pod range of a family.
+    pub fn gateway(&self, v6: bool) -> Option<IpAddr> {
+        let range = self
+            .pod_cidrs
+            .iter()
+            .find(|net| matches!(net, IpNet::V6(_)) == v6)?;
+        Some(first_address(range))
+    }
+
+    /// The switch's MAC address: the same after every restart, because pods
+    /// remember it.
+    pub fn gateway_mac(&self) -> MacAddr {
+        match self.gateway(false) {
+            Some(IpAddr::V4(v4)) => MacAddr::from_ipv4(v4),
+            _ => hashed_mac(self.name.as_bytes()),
+        }
+    }
+}
+
+/// A locally administered unicast address from a hash.
+pub fn hashed_mac(of: &[u8]) -> MacAddr {
+    let [a, b, c, d, ..] = fnv1a(&[of]).to_be_bytes();
+    MacAddr([0x0a, 0x5a, a, b, c, d])
+}
+
+/// The MAC address of a pod's interface: from its IPv4 address, else from its
+/// IPv6 address, else from what identifies it.
+pub fn pod_mac(addresses: impl Iterator<Item = IpAddr>, identity: &[u8]) -> MacAddr {
+    let mut v6 = None;
+    for address in addresses {
+        match address {
+            IpAddr::V4(v4) => return MacAddr::from_ipv4(v4),
+            IpAddr::V6(address) => v6 = v6.or(Some(address)),
+        }
+    }
+    match v6 {
+        Some(address) => hashed_mac(&address.octets()),
+        None => hashed_mac(identity),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn macs_follow_addresses() {
+        let mac = |list: &[&str]| pod_mac(list.iter().map(|a| a.parse().unwrap()), b"x");
+        assert_eq!(
+            mac(&["fd00::5", "10.244.1.5"]).to_string(),
+            "0a:58:0a:f4:01:05"
+        );
+        let v6 = mac(&["fd00::5"]);
+        assert!(v6.is_unicast() && v6.0[0] & 2 == 2);
+        assert_ne!(v6, mac(&["fd00::6"]));
+        assert_ne!(v6, mac(&[]));
+    }
+}

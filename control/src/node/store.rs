@@ -1,0 +1,412 @@
+//! What outlives the agent: endpoints with their addresses, rests of released
+//! addresses, and where each rotation stands.
+//!
+//! One thread writes. It takes every request that waits into one durable
+//! transaction, so many ADDs at once cost one flush to the disk; a caller
+//! returns when its change is on the disk. A kill at any instant leaves the
+//! last complete transaction.
+
+use std::net::IpAddr;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+
+use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
+use spinlane_api::cni::Attachment;
+
+use super::endpoint::Endpoint;
+use super::ipam::{QUARANTINE_S, ScopeName};
+
+/// Name of the file in the state directory.
+pub const FILE_NAME: &str = "endpoints.redb";
+/// Version of the layout; a store of another version is refused.
+const SCHEMA: u64 = 1;
+/// Most changes in one transaction.
+const BATCH: usize = 256;
+
+const META: TableDefinition<'_, &str, u64> = TableDefinition::new("meta");
+const ENDPOINTS: TableDefinition<'_, &str, &[u8]> = TableDefinition::new("endpoints");
+/// Scope and address → Unix seconds of the release.
+const RELEASED: TableDefinition<'_, &str, u64> = TableDefinition::new("released");
+/// Scope and range's first address → address given last.
+const CURSORS: TableDefinition<'_, &str, &str> = TableDefinition::new("cursors");
+
+/// Why the store did not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum StoreError {
+    /// Not opened.
+    #[error("cannot open the endpoint store {path}: {reason}")]
+    Open {
+        /// The file.
+        path: String,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// Not written.
+    #[error("cannot write the endpoint store: {0}")]
+    Write(String),
+    /// The writer ended.
+    #[error("the endpoint store is closed: the agent is stopping")]
+    Closed,
+}
+
+/// One change.
+#[derive(Debug, Clone)]
+pub enum Change {
+    /// Inserts or replaces an endpoint.
+    Put(Box<Endpoint>),
+    /// Forgets an endpoint.
+    Remove(Attachment),
+    /// An address was released.
+    Released {
+        /// Its scope.
+        scope: ScopeName,
+        /// The address.
+        address: IpAddr,
+        /// Unix seconds.
+        at_s: u64,
+    },
+    /// An address was given, in rotation.
+    Given {
+        /// Its scope.
+        scope: ScopeName,
+        /// Network address of the range.
+        range: IpAddr,
+        /// The address.
+        address: IpAddr,
+    },
+}
+
+/// What a start finds.
+#[derive(Debug, Default)]
+pub struct Contents {
+    /// Every endpoint.
+    pub endpoints: Vec<Endpoint>,
+    /// Rests of released addresses.
+    pub released: Vec<(ScopeName, IpAddr, u64)>,
+    /// Where rotations stand.
+    pub cursors: Vec<(ScopeName, IpAddr)>,
+}
+
+type Job = (Vec<Change>, mpsc::SyncSender<Result<(), StoreError>>);
+
+/// The open store.
+#[derive(Debug)]
+pub struct Store {
+    jobs: Option<mpsc::Sender<Job>>,
+    writer: Option<std::thread::JoinHandle<()>>,
+}
+
+impl Store {
+    /// Opens or makes the store in `state_dir` and reads it.
+    pub fn open(state_dir: &Path) -> Result<(Store, Contents), StoreError> {
+        let path = state_dir.join(FILE_NAME);
+        let refuse = |reason: String| StoreError::Open {
+            path: path.display().to_string(),
+            reason,
+        };
+        std::fs::create_dir_all(state_dir).map_err(|e| refuse(e.to_string()))?;
+        let database = Database::create(&path).map_err(|error| {
+            match error {
+            redb::DatabaseError::DatabaseAlreadyOpen => refuse(
+                "another agent has it open: stop that one or give this one a --state-dir of its own"
+                    .to_owned(),
+            ),
+            other => refuse(other.to_string()),
+        }
+        })?;
+        prepare(&database).map_err(|e| refuse(e.to_string()))?;
+        match schema(&database).map_err(|e| refuse(e.to_string()))? {
+            Some(SCHEMA) => {}
+            found => {
+                return Err(refuse(format!(
+                    "its layout has version {found:?}, this agent knows {SCHEMA}: run the agent that wrote it, or `spinlane cleanup`"
+                )));
+            }
+        }
+        let contents = read(&database).map_err(|e| refuse(e.to_string()))?;
+        let (jobs, waiting) = mpsc::channel();
+        let writer = std::thread::Builder::new()
+            .name("store".to_owned())
+            .spawn(move || write_all(&database, &waiting))
+            .map_err(|e| refuse(e.to_string()))?;
+        let store = Store {
+            jobs: Some(jobs),
+            writer: Some(writer),
+        };
+        Ok((store, contents))
+    }
+
+    /// Begins a write; the changes are on the disk when
+    /// [`Pending::wait`] returns.
+    pub fn begin(&self, changes: Vec<Change>) -> Pending {
+        let (done, wait) = mpsc::sync_channel(1);
+        let sent = self
+            .jobs
+            .as_ref()
+            .and_then(|jobs| jobs.send((changes, done)).ok());
+        Pending(sent.map(|()| wait))
+    }
+
+    /// Writes changes, all or none, and returns when they are on the disk.
+    pub fn write(&self, changes: Vec<Change>) -> Result<(), StoreError> {
+        self.begin(changes).wait()
+    }
+}
+
+impl Drop for Store {
+    fn drop(&mut self) {
+        self.jobs = None;
+        if let Some(writer) = self.writer.take() {
+            // A writer that panicked has nothing more to lose.
+            let _ = writer.join();
+        }
+    }
+}
+
+/// A write under way.
+#[derive(Debug)]
+#[must_use = "the write is done when wait returns"]
+pub struct Pending(Option<mpsc::Receiver<Result<(), StoreError>>>);
+
+impl Pending {
+    /// Waits for the disk.
+    pub fn wait(self) -> Result<(), StoreError> {
+        let wait = self.0.ok_or(StoreError::Closed)?;
+        wait.recv().unwrap_or(Err(StoreError::Closed))
+    }
+}
+
+/// Removes the store of a state directory. `true` when there was one.
+pub fn remove(state_dir: &Path) -> std::io::Result<bool> {
+    match std::fs::remove_file(path(state_dir)) {
+        Ok(()) => Ok(true),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(e),
+    }
+}
+
+/// Path of the store.
+pub fn path(state_dir: &Path) -> PathBuf {
+    state_dir.join(FILE_NAME)
+}
+
+fn prepare(database: &Database) -> Result<(), redb::Error> {
+    let transaction = database.begin_write()?;
+    {
+        let mut meta = transaction.open_table(META)?;
+        if meta.get("schema")?.is_none() {
+            meta.insert("schema", SCHEMA)?;
+        }
+        transaction.open_table(ENDPOINTS)?;
+        transaction.open_table(RELEASED)?;
+        transaction.open_table(CURSORS)?;
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+fn schema(database: &Database) -> Result<Option<u64>, redb::Error> {
+    let meta = database.begin_read()?.open_table(META)?;
+    Ok(meta.get("schema")?.map(|version| version.value()))
+}
+
+fn read(database: &Database) -> Result<Contents, redb::Error> {
+    let transaction = database.begin_read()?;
+    let mut contents = Contents::default();
+    for row in transaction.open_table(ENDPOINTS)?.iter()? {
+        let (key, value) = row?;
+        match serde_json::from_slice(value.value()) {
+            Ok(endpoint) => contents.endpoints.push(endpoint),
+            Err(error) => {
+                tracing::error!(key = key.value(), %error, "skipping an unreadable endpoint");
+            }
+        }
+    }
+    for row in transaction.open_table(RELEASED)?.iter()? {
+        let (key, at) = row?;
+        if let Some((scope, address)) = split(key.value()) {
+            contents.released.push((scope, address, at.value()));
+        }
+    }
+    for row in transaction.open_table(CURSORS)?.iter()? {
+        let (key, value) = row?;
+        if let (Some((scope, _)), Ok(address)) = (split(key.value()), value.value().parse()) {
+            contents.cursors.push((scope, address));
+        }
+    }
+    Ok(contents)
+}
+
+fn write_all(database: &Database, waiting: &mpsc::Receiver<Job>) {
+    while let Ok(first) = waiting.recv() {
+        let mut jobs = vec![first];
+        while jobs.len() < BATCH
+            && let Ok(next) = waiting.try_recv()
+        {
+            jobs.push(next);
+        }
+        let changes = jobs.iter().flat_map(|(changes, _)| changes);
+        let result = commit(database, changes).map_err(|e| StoreError::Write(e.to_string()));
+        for (_, done) in jobs {
+            // Whoever no longer waits does not want to know.
+            let _ = done.send(result.clone());
+        }
+    }
+}
+
+fn commit<'a>(
+    database: &Database,
+    changes: impl Iterator<Item = &'a Change>,
+) -> Result<(), redb::Error> {
+    let mut transaction = database.begin_write()?;
+    transaction.set_durability(Durability::Immediate)?;
+    {
+        let mut endpoints = transaction.open_table(ENDPOINTS)?;
+        let mut released = transaction.open_table(RELEASED)?;
+        let mut cursors = transaction.open_table(CURSORS)?;
+        for change in changes {
+            match change {
+                Change::Put(endpoint) => {
+                    let value = serde_json::to_vec(endpoint)
+                        .map_err(|e| redb::Error::Io(std::io::Error::other(e)))?;
+                    endpoints.insert(key(&endpoint.attachment).as_str(), value.as_slice())?;
+                }
+                Change::Remove(attachment) => {
+                    endpoints.remove(key(attachment).as_str())?;
+                }
+                Change::Released {
+                    scope,
+                    address,
+                    at_s,
+                } => {
+                    released.retain(|_, at| at_s.abs_diff(at) < QUARANTINE_S)?;
+                    released.insert(join(scope, *address).as_str(), at_s)?;
+                }
+                Change::Given {
+                    scope,
+                    range,
+                    address,
+                } => {
+                    cursors.insert(join(scope, *range).as_str(), address.to_string().as_str())?;
+                }
+            }
+        }
+    }
+    transaction.commit()?;
+    Ok(())
+}
+
+/// Attachment as a key; no part of it may hold a zero byte.
+fn key(attachment: &Attachment) -> String {
+    format!(
+        "{}\0{}\0{}",
+        attachment.network, attachment.container_id, attachment.ifname
+    )
+}
+
+fn join(scope: &ScopeName, address: IpAddr) -> String {
+    match scope {
+        None => format!("\0{address}"),
+        Some(name) => format!("{name}\0{address}"),
+    }
+}
+
+fn split(key: &str) -> Option<(ScopeName, IpAddr)> {
+    let (scope, address) = key.split_once('\0')?;
+    let scope = (!scope.is_empty()).then(|| scope.to_owned());
+    Some((scope, address.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::endpoint::State;
+    use super::*;
+    use spinlane_api::cni::Pod;
+
+    fn endpoint(container: &str, state: State) -> Endpoint {
+        Endpoint {
+            attachment: Attachment {
+                network: "pods".into(),
+                container_id: container.into(),
+                ifname: "eth0".into(),
+            },
+            pod: Pod::default(),
+            state,
+            host_ifname: "sl0".into(),
+            netns_path: "/run/netns/a".into(),
+            segment: None,
+            mac: "0a:58:0a:f4:01:02".into(),
+            addresses: vec![],
+            delegated: false,
+            routes: vec![],
+            device_mtu: 65535,
+            mtu: 1450,
+            offloads: true,
+            super_frames: true,
+            segment_mtu: 1450,
+        }
+    }
+
+    #[test]
+    fn keeps_what_was_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, contents) = Store::open(dir.path()).unwrap();
+        assert!(contents.endpoints.is_empty());
+        let address: IpAddr = "10.0.0.2".parse().unwrap();
+        store
+            .write(vec![
+                Change::Put(Box::new(endpoint("a", State::Adding))),
+                Change::Put(Box::new(endpoint("b", State::Attached))),
+                Change::Given {
+                    scope: None,
+                    range: "10.0.0.0".parse().unwrap(),
+                    address,
+                },
+                Change::Released {
+                    scope: Some("blue".into()),
+                    address,
+                    at_s: 77,
+                },
+            ])
+            .unwrap();
+        store
+            .write(vec![
+                Change::Put(Box::new(endpoint("a", State::Attached))),
+                Change::Remove(endpoint("b", State::Attached).attachment),
+            ])
+            .unwrap();
+        drop(store);
+        let (_store, contents) = Store::open(dir.path()).unwrap();
+        assert_eq!(contents.endpoints, vec![endpoint("a", State::Attached)]);
+        assert_eq!(
+            contents.released,
+            vec![(Some("blue".to_owned()), address, 77)]
+        );
+        assert_eq!(contents.cursors, vec![(None, address)]);
+    }
+
+    #[test]
+    fn two_agents_do_not_share_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let (_store, _) = Store::open(dir.path()).unwrap();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("--state-dir"), "{error}");
+    }
+
+    #[test]
+    fn many_writers_at_once_all_land() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, _) = Store::open(dir.path()).unwrap();
+        std::thread::scope(|scope| {
+            for n in 0..16 {
+                let store = &store;
+                scope.spawn(move || {
+                    let endpoint = endpoint(&format!("c{n}"), State::Attached);
+                    store.write(vec![Change::Put(Box::new(endpoint))]).unwrap();
+                });
+            }
+        });
+        drop(store);
+        assert_eq!(Store::open(dir.path()).unwrap().1.endpoints.len(), 16);
+    }
+}

@@ -1,0 +1,47 @@
+//! What the node needs of the data path. The engine is the one
+//! implementation that carries packets; tests of the node bring their own.
+
+use std::os::fd::BorrowedFd;
+
+use spinlane_dataplane::event::Event;
+use spinlane_dataplane::snapshot::Snapshot;
+use spinlane_dataplane::types::PortId;
+
+/// How a port is bound.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Binding {
+    /// XDP in the driver, not in the stack.
+    pub native: bool,
+    /// Frames are not copied.
+    pub zero_copy: bool,
+    /// Lanes that hold a queue of it.
+    pub lanes: usize,
+}
+
+/// The data path did not do it.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum SwitchError {
+    /// Frames or another bounded resource ran out.
+    #[error("{0}")]
+    Exhausted(String),
+    /// Anything else.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// A data path. Every method may be called from any thread.
+pub trait Switch: Send + Sync + 'static {
+    /// Queues that a veth for it needs, in each direction.
+    fn veth_queues(&self) -> u32;
+    /// Binds an interface, which is still down.
+    fn attach(&self, id: PortId, ifindex: u32, name: &str) -> Result<Binding, SwitchError>;
+    /// Lets go of a port; returns when its frames are home. Fine when there
+    /// is no such port.
+    fn detach(&self, id: PortId) -> Result<(), SwitchError>;
+    /// Puts a snapshot in force.
+    fn publish(&self, snapshot: Snapshot);
+    /// Readable when events wait.
+    fn event_fd(&self) -> BorrowedFd<'_>;
+    /// Takes the events that wait.
+    fn drain_events(&self, out: &mut Vec<Event>);
+}

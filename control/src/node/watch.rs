@@ -1,0 +1,277 @@
+//! Follows what happens after ADD: what lanes saw, what the kernel says about
+//! interfaces and addresses, and the clock.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use netlink_packet_route::RouteNetlinkMessage;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use spinlane_dataplane::event::Event;
+use spinlane_dataplane::types::PortId;
+
+use super::attach::in_pod;
+use super::host_port::{HOST_SIDE, SWITCH_SIDE};
+use super::link::LinkError;
+use super::netlink::{Link, Netlink, NetlinkError};
+use super::store::Change;
+use super::{Core, offload};
+
+/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`.
+const GROUPS: [u32; 3] = [1, 5, 9];
+/// How often ages and pending deletions are looked at.
+const TICK: Duration = Duration::from_secs(1);
+/// Pause between two publications for stations, so that a storm of them is
+/// published in lots.
+const STATION_PAUSE: Duration = Duration::from_millis(5);
+
+/// The watching thread's state.
+pub struct Watch {
+    core: Arc<Core>,
+    netlink: Netlink,
+    last_tick: Instant,
+    events: Vec<Event>,
+}
+
+impl Watch {
+    /// Subscribes to the kernel's news.
+    pub(crate) fn subscribe(core: Arc<Core>) -> Result<Watch, NetlinkError> {
+        Ok(Watch {
+            core,
+            netlink: Netlink::subscribe(&GROUPS)?,
+            last_tick: Instant::now(),
+            events: Vec::new(),
+        })
+    }
+
+    /// Watches until the node stops.
+    pub fn run(mut self) {
+        let core = Arc::clone(&self.core);
+        while !core.stopping() {
+            let wait = TICK.saturating_sub(self.last_tick.elapsed());
+            let timeout = Timespec {
+                tv_sec: wait.as_secs() as i64,
+                tv_nsec: i64::from(wait.subsec_nanos()),
+            };
+            let event_fd = core.switch.event_fd();
+            let mut fds = [
+                PollFd::new(&core.stop, PollFlags::IN),
+                PollFd::new(&event_fd, PollFlags::IN),
+                PollFd::new(&self.netlink, PollFlags::IN),
+            ];
+            if let Err(error) = poll(&mut fds, Some(&timeout))
+                && error != rustix::io::Errno::INTR
+            {
+                tracing::error!(%error, "cannot wait for events of the node");
+                std::thread::sleep(TICK);
+            }
+            let ready = fds.map(|fd| !fd.revents().is_empty());
+            if ready[1] {
+                self.take_events();
+            }
+            if ready[2] {
+                self.take_news();
+            }
+            if self.last_tick.elapsed() >= TICK {
+                self.last_tick = Instant::now();
+                self.tick();
+            }
+        }
+    }
+
+    fn take_events(&mut self) {
+        self.events.clear();
+        self.core.switch.drain_events(&mut self.events);
+        let now_s = self.core.now_s();
+        let mut changed = false;
+        for event in self.events.drain(..) {
+            match event {
+                Event::Station { segment, mac, port } => {
+                    let mut inventory = self.core.inventory();
+                    // A port that went away meanwhile holds no stations.
+                    if inventory.by_port(port).is_some()
+                        && inventory.fdb.learn(segment, mac, port, now_s)
+                    {
+                        inventory.touch();
+                        changed = true;
+                    }
+                }
+                Event::Forwarder {
+                    port,
+                    mtu,
+                    destination,
+                } => {
+                    self.core.segment_for_forwarder(port, mtu, &destination);
+                }
+            }
+        }
+        if changed {
+            self.core.publish();
+            std::thread::sleep(STATION_PAUSE);
+        }
+    }
+
+    fn take_news(&mut self) {
+        let news = match self.netlink.listen() {
+            Ok(news) => news,
+            Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {
+                tracing::warn!("the kernel dropped news about interfaces; reading all anew");
+                self.core.resynchronize();
+                return;
+            }
+            Err(error) => {
+                tracing::error!(%error, "cannot read news about interfaces");
+                std::thread::sleep(Duration::from_millis(100));
+                return;
+            }
+        };
+        let mut addresses = false;
+        for message in &news {
+            match message {
+                RouteNetlinkMessage::DelLink(_) => {
+                    if let Some(link) = Link::from_message(message) {
+                        self.core.link_vanished(&link);
+                    }
+                }
+                RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
+                    addresses = true;
+                }
+                _ => {}
+            }
+        }
+        if addresses {
+            self.core.follow_addresses();
+        }
+    }
+
+    fn tick(&mut self) {
+        let now_s = self.core.now_s();
+        let aged = {
+            let mut inventory = self.core.inventory();
+            let aged = inventory.fdb.age(now_s);
+            if aged {
+                inventory.touch();
+            }
+            aged
+        };
+        if aged {
+            self.core.publish();
+        }
+        self.core.carry_out_pending_deletions();
+    }
+}
+
+impl Core {
+    /// An interface is gone: let go of its port.
+    fn link_vanished(&self, link: &Link) {
+        let (attachment, host) = {
+            let inventory = self.inventory();
+            let attachment = inventory
+                .by_ifindex(link.index)
+                .map(|live| live.endpoint.attachment.clone());
+            let host = inventory
+                .host
+                .is_some_and(|h| h.ifindex == link.index || h.port.ifindex == link.index);
+            (attachment, host)
+        };
+        if let Some(attachment) = attachment {
+            tracing::info!(
+                interface = link.name,
+                container = attachment.container_id,
+                "a pod's interface vanished"
+            );
+            self.unbind(&attachment);
+        }
+        if host && !self.stopping() {
+            tracing::warn!("{HOST_SIDE} or {SWITCH_SIDE} was deleted; making the host port anew");
+            match self.restore_host_port() {
+                Ok(()) => self.publish(),
+                Err(error) => tracing::error!(%error, "nodes and pods do not reach each other"),
+            }
+        }
+    }
+
+    fn follow_addresses(&self) {
+        let followed =
+            Netlink::open().and_then(|mut netlink| self.refresh_local_addresses(&mut netlink));
+        match followed {
+            Ok(true) => self.publish(),
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "cannot follow the host's addresses"),
+        }
+    }
+
+    /// Compares all ports with the interfaces that exist.
+    fn resynchronize(&self) {
+        let links = match Netlink::open().and_then(|mut netlink| netlink.links()) {
+            Ok(links) => links,
+            Err(error) => {
+                tracing::error!(%error, "cannot read the interfaces anew");
+                return;
+            }
+        };
+        let held: Vec<u32> = {
+            let inventory = self.inventory();
+            let pods = inventory.endpoints.values().filter_map(|live| live.port);
+            let host = inventory.host.map(|host| host.port);
+            pods.chain(host).map(|port| port.ifindex).collect()
+        };
+        for index in held {
+            if !links.iter().any(|link| link.index == index) {
+                self.link_vanished(&Link {
+                    index,
+                    name: String::new(),
+                    alias: String::new(),
+                    mac: Vec::new(),
+                    mtu: 0,
+                    up: false,
+                    rx_queues: 0,
+                });
+            }
+        }
+        self.follow_addresses();
+    }
+
+    /// A pod forwards for others: from now on it gets segments.
+    fn segment_for_forwarder(&self, port: PortId, quoted: u32, destination: &std::net::IpAddr) {
+        let endpoint = {
+            let mut inventory = self.inventory();
+            let attachment = inventory
+                .by_port(port)
+                .map(|live| live.endpoint.attachment.clone());
+            let live = attachment.and_then(|a| inventory.endpoints.get_mut(&a));
+            let Some(live) = live else { return };
+            let endpoint = &mut live.endpoint;
+            // An absurd quote must not shred the pod's traffic.
+            let floor = if destination.is_ipv6() { 1280 } else { 576 };
+            let segment_mtu = quoted.max(floor).min(endpoint.segment_mtu);
+            if !endpoint.super_frames && segment_mtu == endpoint.segment_mtu {
+                return;
+            }
+            endpoint.super_frames = false;
+            endpoint.segment_mtu = segment_mtu;
+            let endpoint = endpoint.clone();
+            inventory.touch();
+            endpoint
+        };
+        self.publish();
+        tracing::warn!(
+            namespace = endpoint.pod.namespace,
+            pod = endpoint.pod.name,
+            interface = endpoint.host_ifname,
+            %destination,
+            segment_mtu = endpoint.segment_mtu,
+            "this pod forwards for others and cannot take super-frames: it gets segments from now on; set \"superFrames\": false in its network configuration"
+        );
+        let change = Change::Put(Box::new(endpoint.clone()));
+        if let Err(error) = self.store.write(vec![change]) {
+            tracing::error!(%error, "a forwarding pod will be found out again after a restart");
+        }
+        let ifname = &endpoint.attachment.ifname;
+        let merged = in_pod(&endpoint, || {
+            offload::set(ifname, offload::RECEIVE_MERGE, &[]).map_err(LinkError::from)
+        });
+        if let Err(error) = merged {
+            tracing::warn!(%error, "cannot let a forwarding pod merge what it receives");
+        }
+    }
+}
