@@ -1,0 +1,365 @@
+//! Arguments of the command line.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::error::ErrorKind;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use spinlane_perf::packet::Mac;
+use spinlane_perf::rr::Transport;
+use spinlane_perf::scenario::Scenario;
+use spinlane_perf::subject::Kind;
+
+/// Packet generator, measurements and side-by-side comparisons.
+#[derive(Debug, Parser)]
+#[command(name = "spinlane-perf", version)]
+pub(crate) struct Arguments {
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+impl Arguments {
+    /// Parses `line`, and checks what depends on a default value.
+    pub(crate) fn checked<T: Into<std::ffi::OsString> + Clone>(
+        line: impl IntoIterator<Item = T>,
+    ) -> Result<Arguments, clap::Error> {
+        let arguments = Arguments::try_parse_from(line)?;
+        if let Command::Pktgen(pktgen) = &arguments.command {
+            let whole =
+                pktgen.src_mac.is_some() && pktgen.dst_mac.is_some() && pktgen.src.is_some();
+            if pktgen.engine == Engine::Xdp && !whole {
+                return Err(Arguments::command().error(
+                    ErrorKind::MissingRequiredArgument,
+                    "pktgen --engine xdp needs --src-mac, --dst-mac and --src",
+                ));
+            }
+        }
+        Ok(arguments)
+    }
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Send packets from a pod; what arrives, a sink has to count
+    Pktgen(Pktgen),
+    /// Count packets that arrive in a pod, and drop them
+    Sink(Sink),
+    /// Bulk TCP through one switch
+    Tcp(Tcp),
+    /// Round trips through one switch
+    Rr(Rr),
+    /// Switches side by side, in interleaved rounds
+    Compare(Compare),
+    /// How long the CNI plugin takes to attach and detach pods
+    Cni(Cni),
+    /// What an agent with idle pods costs
+    Idle(Idle),
+    /// What memory an agent and its pods take, the kernel's share included
+    Memory(Memory),
+    /// How fast an agent with many pods stops and starts
+    Lifecycle(Lifecycle),
+    /// The switch in a minute: pods, pings, TCP and small packets beside a Linux bridge
+    Demo(Demo),
+}
+
+/// A time in seconds, as `2` or `0.5`.
+fn seconds(text: &str) -> Result<Duration, String> {
+    text.parse::<f64>()
+        .ok()
+        .filter(|seconds| (0.001..=86_400.0).contains(seconds))
+        .map(Duration::from_secs_f64)
+        .ok_or_else(|| format!("{text:?} is no time between 0.001 and 86400 seconds"))
+}
+
+/// Where the result goes besides standard output.
+#[derive(Debug, Args)]
+pub(crate) struct Output {
+    /// Write the result as JSON too; `-` for standard output instead of text
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+}
+
+/// How packets are made.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Engine {
+    /// In the kernel, straight out of the device, some two million a second
+    Xdp,
+    /// By an ordinary socket, as an application sends
+    Socket,
+}
+
+/// `pktgen`.
+#[derive(Debug, Args)]
+pub(crate) struct Pktgen {
+    /// Network namespace, a name or a path; the caller's without
+    #[arg(long, value_name = "NAME")]
+    pub(crate) netns: Option<PathBuf>,
+    /// Device to send from (engine xdp)
+    #[arg(long, default_value = "eth0")]
+    pub(crate) dev: String,
+    /// How packets are made
+    #[arg(long, value_enum, default_value = "xdp")]
+    pub(crate) engine: Engine,
+    /// Source Ethernet address (engine xdp)
+    #[arg(long)]
+    pub(crate) src_mac: Option<Mac>,
+    /// Destination Ethernet address: the next hop's (engine xdp)
+    #[arg(long)]
+    pub(crate) dst_mac: Option<Mac>,
+    /// Source address (engine xdp)
+    #[arg(long)]
+    pub(crate) src: Option<IpAddr>,
+    /// How many source addresses, counting up from --src (engine xdp)
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) sources: u16,
+    /// Destination address
+    #[arg(long)]
+    pub(crate) dst: IpAddr,
+    /// First source port; the socket engine takes a free one without
+    #[arg(long)]
+    pub(crate) sport: Option<u16>,
+    /// Destination port
+    #[arg(long, default_value_t = 9)]
+    pub(crate) dport: u16,
+    /// Bytes of a frame from the Ethernet header on (xdp), or of a payload (socket)
+    #[arg(long, default_value_t = 64)]
+    pub(crate) size: usize,
+    /// How many source ports
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) flows: u16,
+    /// Let the kernel cut many datagrams from one send (engine socket)
+    #[arg(long)]
+    pub(crate) gso: bool,
+    /// How long
+    #[arg(long, value_parser = seconds, value_name = "S")]
+    pub(crate) seconds: Option<Duration>,
+    /// How many packets
+    #[arg(long)]
+    pub(crate) count: Option<u64>,
+    /// Packets a second; as fast as it goes without
+    #[arg(long)]
+    pub(crate) rate: Option<u64>,
+    /// Core to run on
+    #[arg(long)]
+    pub(crate) core: Option<usize>,
+}
+
+/// `sink`.
+#[derive(Debug, Args)]
+pub(crate) struct Sink {
+    /// Network namespace, a name or a path; the caller's without
+    #[arg(long, value_name = "NAME")]
+    pub(crate) netns: Option<PathBuf>,
+    /// Device whose tc ingress counts
+    #[arg(long, default_value = "eth0")]
+    pub(crate) dev: String,
+    /// Count at an ordinary UDP socket instead
+    #[arg(long)]
+    pub(crate) socket: bool,
+    /// UDP port to count
+    #[arg(long, default_value_t = 9)]
+    pub(crate) port: u16,
+    /// How long; until Ctrl-C without
+    #[arg(long, value_parser = seconds, value_name = "S")]
+    pub(crate) seconds: Option<Duration>,
+    /// How often to print
+    #[arg(long, value_parser = seconds, value_name = "S", default_value = "1")]
+    pub(crate) interval: Duration,
+}
+
+/// What every measurement of one or more switches takes.
+#[derive(Debug, Args)]
+pub(crate) struct Measured {
+    /// Seconds of one measurement
+    #[arg(long, value_parser = seconds, value_name = "S", default_value = "2")]
+    pub(crate) seconds: Duration,
+    /// Seconds before it that do not count
+    #[arg(long, value_parser = seconds, value_name = "S", default_value = "0.4")]
+    pub(crate) warm_up: Duration,
+    /// IPv6 instead of IPv4
+    #[arg(short = '6', long = "ipv6")]
+    pub(crate) v6: bool,
+    /// Bind TCP senders and asking sides to core 0 too
+    #[arg(long)]
+    pub(crate) pin_sockets: bool,
+}
+
+/// `tcp`.
+#[derive(Debug, Args)]
+pub(crate) struct Tcp {
+    /// The switch
+    #[arg(long, value_enum, default_value = "spinlane")]
+    pub(crate) subject: Kind,
+    /// Streams side by side
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
+    pub(crate) streams: u16,
+    #[command(flatten)]
+    pub(crate) measured: Measured,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `rr`.
+#[derive(Debug, Args)]
+pub(crate) struct Rr {
+    /// The switch
+    #[arg(long, value_enum, default_value = "spinlane")]
+    pub(crate) subject: Kind,
+    /// What carries the requests
+    #[arg(long, value_enum, default_value = "udp")]
+    pub(crate) transport: Transport,
+    #[command(flatten)]
+    pub(crate) measured: Measured,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `compare`.
+#[derive(Debug, Args)]
+pub(crate) struct Compare {
+    /// Who takes part
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "spinlane,linux-bridge,ovs-afxdp,spinlane-busy"
+    )]
+    pub(crate) subjects: Vec<Kind>,
+    /// What is measured
+    #[arg(
+        long,
+        value_enum,
+        value_delimiter = ',',
+        default_value = "frames64,tcp,udp-rr,tcp-rr,idle"
+    )]
+    pub(crate) scenarios: Vec<Scenario>,
+    /// Rounds; seven is the least whose 95 % interval is worth the name
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) pairs: u16,
+    #[command(flatten)]
+    pub(crate) measured: Measured,
+    /// Fail when a bar is missed
+    #[arg(long)]
+    pub(crate) enforce: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `cni`.
+#[derive(Debug, Args)]
+pub(crate) struct Cni {
+    /// Pods to attach before the measured calls
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(0..=240))]
+    pub(crate) pods: u16,
+    /// Measured ADD and DEL pairs
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) calls: u16,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `idle`.
+#[derive(Debug, Args)]
+pub(crate) struct Idle {
+    /// Idle pods
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u16).range(0..=240))]
+    pub(crate) pods: u16,
+    /// How long to watch
+    #[arg(long, value_parser = seconds, value_name = "S", default_value = "10")]
+    pub(crate) seconds: Duration,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `memory`.
+#[derive(Debug, Args)]
+pub(crate) struct Memory {
+    /// Pods to attach
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=240))]
+    pub(crate) pods: u16,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `lifecycle`.
+#[derive(Debug, Args)]
+pub(crate) struct Lifecycle {
+    /// Attached pods
+    #[arg(long, default_value_t = 110, value_parser = clap::value_parser!(u16).range(0..=240))]
+    pub(crate) pods: u16,
+    /// Stops and starts
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
+    pub(crate) rounds: u16,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `demo`.
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Rounds of each measurement
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u16).range(1..=100))]
+    pub(crate) pairs: u16,
+    /// Seconds of one measurement
+    #[arg(long, value_parser = seconds, value_name = "S", default_value = "1.5")]
+    pub(crate) seconds: Duration,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(line: &str) -> Result<Arguments, clap::Error> {
+        Arguments::checked(line.split_whitespace())
+    }
+
+    #[test]
+    fn is_consistent() {
+        Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn compare_takes_lists() {
+        let arguments = parse(
+            "spinlane-perf compare --subjects linux-bridge,ovs-afxdp --scenarios tcp,udp-rr \
+             --pairs 9 --seconds 0.5 -6",
+        )
+        .unwrap();
+        let Command::Compare(compare) = arguments.command else {
+            panic!("no compare")
+        };
+        assert_eq!(compare.subjects, [Kind::LinuxBridge, Kind::OvsAfxdp]);
+        assert_eq!(compare.scenarios, [Scenario::Tcp, Scenario::UdpRr]);
+        assert_eq!(compare.pairs, 9);
+        assert_eq!(compare.measured.seconds, Duration::from_millis(500));
+        assert!(compare.measured.v6 && !compare.enforce);
+    }
+
+    #[test]
+    fn compare_has_the_whole_field_by_default() {
+        let Command::Compare(compare) = parse("spinlane-perf compare").unwrap().command else {
+            panic!("no compare")
+        };
+        assert_eq!(compare.subjects.len(), 4);
+        assert_eq!(compare.subjects[0], Kind::Spinlane);
+        assert_eq!(compare.pairs, 7);
+    }
+
+    #[test]
+    fn refuses_what_cannot_be() {
+        for line in [
+            "spinlane-perf",
+            "spinlane-perf compare --pairs 0",
+            "spinlane-perf compare --seconds -1",
+            "spinlane-perf compare --seconds nan",
+            "spinlane-perf compare --subjects cisco",
+            "spinlane-perf pktgen --dst 10.0.0.1",
+            "spinlane-perf pktgen --engine socket --dst nowhere",
+        ] {
+            assert!(parse(line).is_err(), "{line}");
+        }
+        assert!(parse("spinlane-perf pktgen --engine socket --dst 10.0.0.1 --gso").is_ok());
+    }
+}

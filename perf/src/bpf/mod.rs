@@ -1,0 +1,336 @@
+//! The few calls of bpf(2) that a generator and a sink need: load a program,
+//! make a per-CPU counter map and read it, attach a program at a device's tc
+//! ingress, and run an XDP program over live frames.
+//!
+//! This is the crate's kernel boundary for BPF. Everything that it gives out
+//! owns its descriptor, so that dropping it detaches and frees.
+#![allow(unsafe_code)]
+
+pub mod assembly;
+
+use std::fs;
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use self::assembly::Instruction;
+
+const MAP_CREATE: libc::c_long = 0;
+const MAP_LOOKUP_ELEM: libc::c_long = 1;
+const PROG_LOAD: libc::c_long = 5;
+const PROG_TEST_RUN: libc::c_long = 10;
+const LINK_CREATE: libc::c_long = 28;
+
+const MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+const ATTACH_TCX_INGRESS: u32 = 46;
+const TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
+/// Frames that the kernel hands to the driver at once in a live run.
+const LIVE_BATCH: u32 = 64;
+const LOG_BYTES: usize = 16 * 1024;
+
+/// A call of bpf(2) that the kernel refused.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// The call itself failed.
+    #[error("bpf: {what}: {source}; needs root and Linux 6.6 or newer")]
+    Call {
+        /// What was tried.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The verifier refused a program.
+    #[error("bpf: loading the {what} program: {source}: {log}")]
+    Load {
+        /// Which program.
+        what: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+        /// Last line of the verifier's log.
+        log: String,
+    },
+    /// The list of possible CPUs could not be read.
+    #[error("bpf: reading the possible CPUs from /sys/devices/system/cpu/possible: {0}")]
+    PossibleCpus(String),
+}
+
+/// What a program may be attached to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ProgramType {
+    /// tc classifier and action.
+    Tc = 3,
+    /// XDP.
+    Xdp = 6,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapCreate {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    map_flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct MapElement {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgLoad {
+    prog_type: u32,
+    instruction_count: u32,
+    instructions: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    prog_flags: u32,
+    name: [u8; 16],
+    ifindex: u32,
+    expected_attach_type: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    return_value: u32,
+    data_in_bytes: u32,
+    data_out_bytes: u32,
+    data_in: u64,
+    data_out: u64,
+    repeat: u32,
+    duration_ns: u32,
+    context_in_bytes: u32,
+    context_out_bytes: u32,
+    context_in: u64,
+    context_out: u64,
+    flags: u32,
+    cpu: u32,
+    batch: u32,
+    padding: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct LinkCreate {
+    program: u32,
+    ifindex: u32,
+    attach_type: u32,
+    flags: u32,
+    relative: u32,
+    padding: u32,
+    expected_revision: u64,
+}
+
+/// bpf(2) with an attribute of its own kind. The buffers that `attribute`
+/// points at must be valid for the kernel's reads and writes in `command`.
+fn call<T>(command: libc::c_long, attribute: &mut T) -> io::Result<i32> {
+    let attribute: *mut T = attribute;
+    // SAFETY: `attribute` is a live, exclusive repr(C) value whose size is
+    // passed along; the private callers keep the buffers it names alive.
+    // There is no safe form: bpf(2) is a raw system call.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, attribute, size_of::<T>()) };
+    match i32::try_from(result) {
+        Ok(value) if value >= 0 => Ok(value),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+fn call_for_fd<T>(command: libc::c_long, attribute: &mut T) -> io::Result<OwnedFd> {
+    let fd = call(command, attribute)?;
+    // SAFETY: the kernel just returned this descriptor to us; nobody else
+    // owns it. There is no safe way to adopt a raw descriptor.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+fn raw(fd: &OwnedFd) -> u32 {
+    fd.as_raw_fd().unsigned_abs()
+}
+
+fn address<T: ?Sized>(buffer: *const T) -> u64 {
+    buffer.cast::<u8>().addr() as u64
+}
+
+/// A per-CPU array of `N` counters under the key 0.
+#[derive(Debug)]
+pub struct Counters<const N: usize> {
+    map: OwnedFd,
+    cpus: usize,
+}
+
+impl<const N: usize> Counters<N> {
+    /// A map of `N` zeros a CPU.
+    ///
+    /// # Errors
+    /// When the kernel refuses the map.
+    pub fn new() -> Result<Counters<N>, BpfError> {
+        let mut attribute = MapCreate {
+            map_type: MAP_TYPE_PERCPU_ARRAY,
+            key_size: 4,
+            value_size: u32::try_from(N * 8).expect("a handful of counters"),
+            max_entries: 1,
+            ..MapCreate::default()
+        };
+        let map = call_for_fd(MAP_CREATE, &mut attribute).map_err(|source| BpfError::Call {
+            what: "making a counter map",
+            source,
+        })?;
+        Ok(Counters {
+            map,
+            cpus: possible_cpus()?,
+        })
+    }
+
+    /// The descriptor for [`assembly::Assembler::load_map`].
+    #[must_use]
+    pub fn descriptor(&self) -> i32 {
+        self.map.as_raw_fd()
+    }
+
+    /// The counters, summed over CPUs.
+    ///
+    /// # Errors
+    /// When the kernel refuses the lookup.
+    pub fn read(&self) -> Result<[u64; N], BpfError> {
+        let key = 0u32;
+        let mut values = vec![[0u64; N]; self.cpus];
+        let mut attribute = MapElement {
+            map: raw(&self.map),
+            key: address(&raw const key),
+            value: address(values.as_mut_ptr()),
+            ..MapElement::default()
+        };
+        call(MAP_LOOKUP_ELEM, &mut attribute).map_err(|source| BpfError::Call {
+            what: "reading a counter map",
+            source,
+        })?;
+        let mut sum = [0u64; N];
+        for value in std::hint::black_box(&values) {
+            for (total, part) in sum.iter_mut().zip(value) {
+                *total += part;
+            }
+        }
+        Ok(sum)
+    }
+}
+
+/// How many CPUs the kernel keeps per-CPU values for.
+fn possible_cpus() -> Result<usize, BpfError> {
+    let text = fs::read_to_string("/sys/devices/system/cpu/possible")
+        .map_err(|error| BpfError::PossibleCpus(error.to_string()))?;
+    text.trim()
+        .rsplit(['-', ','])
+        .next()
+        .and_then(|last| last.parse::<usize>().ok())
+        .map(|last| last + 1)
+        .ok_or_else(|| BpfError::PossibleCpus(format!("{text:?} is no list of CPUs")))
+}
+
+/// A loaded program.
+#[derive(Debug)]
+pub struct Program {
+    fd: OwnedFd,
+}
+
+impl Program {
+    /// Loads and verifies `code`. `what` names it in errors.
+    ///
+    /// # Errors
+    /// When the kernel or its verifier refuses the program.
+    pub fn load(
+        kind: ProgramType,
+        what: &'static str,
+        code: &[Instruction],
+    ) -> Result<Program, BpfError> {
+        let license = c"GPL";
+        let mut log = vec![0u8; LOG_BYTES];
+        let mut attribute = ProgLoad {
+            prog_type: kind as u32,
+            instruction_count: u32::try_from(code.len()).expect("a short program"),
+            instructions: address(code.as_ptr()),
+            license: address(license.as_ptr()),
+            log_level: 1,
+            log_size: LOG_BYTES as u32,
+            log: address(log.as_mut_ptr()),
+            ..ProgLoad::default()
+        };
+        match call_for_fd(PROG_LOAD, &mut attribute) {
+            Ok(fd) => Ok(Program { fd }),
+            Err(source) => {
+                let log = String::from_utf8_lossy(std::hint::black_box(&log)).into_owned();
+                Err(BpfError::Load {
+                    what,
+                    source,
+                    log: log
+                        .trim_end_matches(['\0', '\n'])
+                        .lines()
+                        .rev()
+                        .find(|line| !line.starts_with("processed "))
+                        .unwrap_or("the verifier gave no reason")
+                        .to_owned(),
+                })
+            }
+        }
+    }
+
+    /// Attaches a tc program at the ingress of the device `ifindex` of the
+    /// calling thread's network namespace, before all others.
+    ///
+    /// # Errors
+    /// When the device is not there or the kernel has no tcx.
+    pub fn attach_ingress(&self, ifindex: u32) -> Result<Attachment, BpfError> {
+        let mut attribute = LinkCreate {
+            program: raw(&self.fd),
+            ifindex,
+            attach_type: ATTACH_TCX_INGRESS,
+            ..LinkCreate::default()
+        };
+        call_for_fd(LINK_CREATE, &mut attribute)
+            .map(|link| Attachment { _link: link })
+            .map_err(|source| BpfError::Call {
+                what: "attaching at tc ingress",
+                source,
+            })
+    }
+
+    /// Runs an XDP program over `repeat` live frames that start as copies of
+    /// `frame`; what the program redirects is really sent. Frames are
+    /// recycled, so the program finds its own earlier writes in them.
+    ///
+    /// # Errors
+    /// When the kernel refuses; `Interrupted` when a signal came.
+    pub fn run_live(&self, frame: &[u8], repeat: u32) -> Result<(), BpfError> {
+        let mut attribute = TestRun {
+            program: raw(&self.fd),
+            data_in_bytes: u32::try_from(frame.len()).expect("a frame"),
+            data_in: address(frame.as_ptr()),
+            repeat,
+            flags: TEST_XDP_LIVE_FRAMES,
+            batch: LIVE_BATCH,
+            ..TestRun::default()
+        };
+        match call(PROG_TEST_RUN, &mut attribute) {
+            Ok(_) => Ok(()),
+            Err(source) => Err(BpfError::Call {
+                what: "running a program over live frames",
+                source,
+            }),
+        }
+    }
+}
+
+/// A program in its place; dropping it takes it out.
+#[derive(Debug)]
+pub struct Attachment {
+    _link: OwnedFd,
+}

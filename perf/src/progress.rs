@@ -1,0 +1,58 @@
+//! How far a run has come: a bar with the time left on a terminal, plain
+//! lines else. Both go to standard error, so that standard output is the
+//! result alone.
+
+use std::io::IsTerminal;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+/// A run of a known number of steps.
+#[derive(Debug)]
+pub struct Progress {
+    bar: ProgressBar,
+    plain: bool,
+    steps: u64,
+}
+
+impl Progress {
+    /// Starts at step 0 of `steps`.
+    #[must_use]
+    pub fn start(steps: u64) -> Progress {
+        let plain = !std::io::stderr().is_terminal();
+        let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
+        let template = "{elapsed:>4} {wide_bar:.cyan/dim} {pos}/{len}  {msg}  {eta} left";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("━━─"));
+        }
+        if plain {
+            bar.set_draw_target(ProgressDrawTarget::hidden());
+        }
+        Progress { bar, plain, steps }
+    }
+
+    /// Says what is done now.
+    pub fn says(&self, what: &str) {
+        if self.plain {
+            eprintln!("[{}/{}] {what}", self.bar.position(), self.steps);
+        }
+        self.bar.set_message(what.to_owned());
+        self.bar
+            .enable_steady_tick(std::time::Duration::from_millis(200));
+    }
+
+    /// One step is done.
+    pub fn step(&self) {
+        self.bar.inc(1);
+    }
+
+    /// A line that stays, above the bar.
+    pub fn note(&self, line: &str) {
+        self.bar.suspend(|| eprintln!("{line}"));
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}

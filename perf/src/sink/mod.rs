@@ -1,0 +1,44 @@
+//! Sinks: what counts. A rate is what a sink saw, nothing else.
+
+pub mod socket;
+pub mod tc;
+
+use std::time::Instant;
+
+/// What a sink has counted so far.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Count {
+    /// Packets; a segmented packet counts as its segments.
+    pub packets: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// Packets and bytes a second between two looks at a sink.
+#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+pub struct Rate {
+    /// Packets in the time.
+    pub packets: u64,
+    /// Packets a second.
+    pub packets_per_second: f64,
+    /// Bytes a second.
+    pub bytes_per_second: f64,
+    /// Seconds between the looks.
+    pub seconds: f64,
+}
+
+impl Rate {
+    /// The rate between two looks.
+    #[must_use]
+    pub fn between(first: (Instant, Count), second: (Instant, Count)) -> Rate {
+        let seconds = second.0.duration_since(first.0).as_secs_f64().max(1e-9);
+        let packets = second.1.packets.saturating_sub(first.1.packets);
+        let bytes = second.1.bytes.saturating_sub(first.1.bytes);
+        Rate {
+            packets,
+            packets_per_second: packets as f64 / seconds,
+            bytes_per_second: bytes as f64 / seconds,
+            seconds,
+        }
+    }
+}

@@ -1,0 +1,207 @@
+//! Spinlane: the real agent with its default configuration, pods attached by
+//! the real CNI plugin.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::time::Duration;
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use serde_json::json;
+use spinlane_api::view::{PortKind, XdpMode};
+use spinlane_tests::{Namespace, Node, NodeConfig, program};
+
+use crate::measure::MeasureError;
+use crate::path::Path as Route;
+use crate::subject::{Kind, Pod, Subject, feature, on_off, setting};
+
+/// An agent with two pods.
+#[derive(Debug)]
+pub struct Spinlane {
+    kind: Kind,
+    pods: [AttachedPod; 2],
+    node: Node,
+    host_end: String,
+    settings: Vec<(String, String)>,
+}
+
+#[derive(Debug)]
+struct AttachedPod {
+    pod: spinlane_tests::Pod,
+    /// How long the plugin took.
+    took: Duration,
+    v4: IpAddr,
+    v6: IpAddr,
+}
+
+impl AttachedPod {
+    fn attach(node: &Node, name: &str) -> Result<AttachedPod, MeasureError> {
+        let mut pod = spinlane_tests::Pod::bare(name)?;
+        let network = node.network("pods", json!({}));
+        let answer = pod
+            .call("ADD", "eth0", network.clone())
+            .invoke(node.namespace())?;
+        let took = answer.elapsed;
+        pod.remember(answer, "eth0", &network)?;
+        Ok(AttachedPod {
+            took,
+            v4: pod.v4()?,
+            v6: pod.v6()?,
+            pod,
+        })
+    }
+
+    fn pod(&self) -> Pod<'_> {
+        Pod {
+            namespace: self.pod.namespace(),
+            v4: self.v4,
+            v6: self.v6,
+        }
+    }
+}
+
+impl Spinlane {
+    /// Makes it from nothing, the lanes polling by `poll`.
+    ///
+    /// # Errors
+    /// [`MeasureError::Missing`] without the programs; others when the agent
+    /// or the plugin fails.
+    pub fn set_up(poll: &str) -> Result<Spinlane, MeasureError> {
+        for name in ["spinlane", "spinlane-cni"] {
+            program(name).map_err(|error| MeasureError::Missing {
+                name: "spinlane",
+                reason: error.to_string(),
+            })?;
+        }
+        let mut config = NodeConfig::new("spinlane");
+        poll.clone_into(&mut config.poll);
+        let node = Node::start(&config)?;
+        let pods = [
+            AttachedPod::attach(&node, "pod1")?,
+            AttachedPod::attach(&node, "pod2")?,
+        ];
+        let host_end = node
+            .ports()?
+            .into_iter()
+            .find(|port| port.kind == PortKind::Pod && port.pod == pods[0].pod.name())
+            .map(|port| port.name)
+            .ok_or_else(|| MeasureError::Unexpected {
+                what: "`spinlane ports`".to_owned(),
+                detail: "the first pod's port is not among them".to_owned(),
+            })?;
+        let kind = match poll {
+            "busy" => Kind::SpinlaneBusy,
+            _ => Kind::Spinlane,
+        };
+        let mut subject = Spinlane {
+            kind,
+            pods,
+            node,
+            host_end,
+            settings: Vec::new(),
+        };
+        subject.settings = subject.read_settings()?;
+        Ok(subject)
+    }
+
+    /// How long the plugin took to attach each pod, process start included.
+    #[must_use]
+    pub fn attach_times(&self) -> [Duration; 2] {
+        [self.pods[0].took, self.pods[1].took]
+    }
+
+    /// What the shipped default came to here.
+    fn read_settings(&self) -> Result<Vec<(String, String)>, MeasureError> {
+        let status = self.node.status()?;
+        let ports = self.node.ports()?;
+        let port = ports.iter().find(|port| port.name == self.host_end);
+        let node = self.node.namespace();
+        let cores: Vec<String> = status.lanes.iter().map(|l| l.core.to_string()).collect();
+        let pods = self.pods();
+        let mut settings = vec![
+            setting("poll", status.poll),
+            setting("lanes on cores", cores.join(", ")),
+        ];
+        if let Some(port) = port {
+            let mode = match port.xdp_mode {
+                XdpMode::Native => "native",
+                XdpMode::Generic => "generic",
+            };
+            settings.push(setting("XDP mode", mode));
+            settings.push(setting("super-frames", on_off(port.super_frames)));
+        }
+        let steering = [
+            ("host end", node, self.host_end.as_str()),
+            ("pod", pods[0].namespace, "eth0"),
+        ];
+        for (end, namespace, device) in steering {
+            let cpus = steering_of(namespace, device)?;
+            settings.push(setting(&format!("{end} RPS"), cpus));
+            let gro = feature(namespace, device, "generic-receive-offload")?;
+            settings.push(setting(&format!("{end} GRO"), on_off(gro)));
+        }
+        let route = Route::resolve(&pods[0], pods[1].v4)?;
+        settings.push(setting("route MTU", route.mtu.to_string()));
+        Ok(settings)
+    }
+
+    fn signal(&self, signal: Signal) {
+        if let Some(pid) = self.node.agent_pid() {
+            let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
+        }
+    }
+}
+
+impl Subject for Spinlane {
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn pods(&self) -> [Pod<'_>; 2] {
+        [self.pods[0].pod(), self.pods[1].pod()]
+    }
+
+    fn node(&self) -> &Namespace {
+        self.node.namespace()
+    }
+
+    fn host_end(&self) -> &str {
+        &self.host_end
+    }
+
+    fn agent(&self) -> Option<&Node> {
+        Some(&self.node)
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        self.node.agent_pid().into_iter().collect()
+    }
+
+    fn settings(&self) -> &[(String, String)] {
+        &self.settings
+    }
+
+    fn pause(&mut self) {
+        self.signal(Signal::SIGSTOP);
+    }
+
+    fn resume(&mut self) {
+        self.signal(Signal::SIGCONT);
+    }
+}
+
+/// Receive packet steering of a device's queues, `off` where none is set.
+fn steering_of(namespace: &Namespace, device: &str) -> Result<String, MeasureError> {
+    let glob = Path::new("/sys/class/net").join(device).join("queues");
+    let script = format!("cat {}/rx-*/rps_cpus", glob.display());
+    let masks = namespace.sh(&script)?;
+    let mut masks: Vec<&str> = masks
+        .lines()
+        .map(|mask| mask.trim_start_matches(['0', ',']))
+        .collect();
+    masks.dedup();
+    Ok(match masks[..] {
+        [] | [""] => "off".to_owned(),
+        _ => format!("CPU mask {}", masks.join(" ")),
+    })
+}
