@@ -140,6 +140,7 @@ impl Core {
         }
         link::set_offloads(HOST_SIDE, self.setup.offloads).map_err(LinkError::from)?;
         netlink.request(link::set_up(HOST_SIDE, ifindex))?;
+        link::wait_operational(netlink, HOST_SIDE)?;
         if ipv6 && self.setup.path_mtu >= 1280 {
             netns::set(
                 &format!("ipv6/conf/{HOST_SIDE}/mtu"),

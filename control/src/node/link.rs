@@ -11,6 +11,7 @@
 use std::collections::HashSet;
 use std::net::IpAddr;
 use std::os::fd::{AsRawFd, BorrowedFd};
+use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
 use netlink_packet_route::address::{
@@ -52,10 +53,16 @@ pub enum LinkError {
         "the pod already has an interface {0}: choose another CNI_IFNAME or delete the attachment that made it"
     )]
     NameTaken(String),
+    /// The peer is down, or the kernel does not get to it.
+    #[error("interface {0} was brought up and is not operational: is its other end down?")]
+    NoCarrier(String),
     /// An interface vanished between two steps.
     #[error("interface {0} vanished while it was being set up")]
     Vanished(String),
 }
+
+/// How long an interface may take to be operational.
+const OPERATIONAL_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What [`create`] makes.
 #[derive(Debug, Clone, Copy)]
@@ -195,11 +202,30 @@ pub fn configure_pod(endpoint: &Endpoint) -> Result<Vec<PodRoute>, LinkError> {
         ));
     }
     netlink.batch(batch)?;
-    // Going up sets the IPv6 MTU to the device's.
+    wait_operational(&mut netlink, name)?;
     if let Some((key, value)) = ipv6_mtu(endpoint) {
         netns::set(&key, &value)?;
     }
     Ok(routes)
+}
+
+/// Waits until every protocol has heard that the interface is up: only then
+/// IPv6 takes its link-local address, and forgets the MTU that it was set to
+/// before. The kernel tells them from a work queue, within a millisecond.
+pub fn wait_operational(netlink: &mut Netlink, name: &str) -> Result<(), LinkError> {
+    let deadline = Instant::now() + OPERATIONAL_PATIENCE;
+    loop {
+        let link = netlink
+            .link(name)?
+            .ok_or_else(|| LinkError::Vanished(name.to_owned()))?;
+        if link.operational {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            return Err(LinkError::NoCarrier(name.to_owned()));
+        }
+        std::thread::sleep(Duration::from_micros(300));
+    }
 }
 
 /// Length that an address has in the kernel: a host's on the routed network,

@@ -35,6 +35,8 @@ pub mod setup;
 pub mod steering;
 pub mod store;
 pub mod switch;
+#[cfg(test)]
+mod tests;
 pub mod view;
 pub mod watch;
 

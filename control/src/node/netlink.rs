@@ -362,6 +362,8 @@ pub struct Link {
     pub mtu: u32,
     /// Administratively up.
     pub up: bool,
+    /// Up, with a carrier, and known to be so by every protocol.
+    pub operational: bool,
     /// Receive queues.
     pub rx_queues: u32,
 }
@@ -384,6 +386,7 @@ impl Link {
                 .header
                 .flags
                 .contains(netlink_packet_route::link::LinkFlags::Up),
+            operational: false,
             rx_queues: 1,
         };
         for attribute in &message.attributes {
@@ -392,6 +395,9 @@ impl Link {
                 LinkAttribute::IfAlias(alias) => link.alias.clone_from(alias),
                 LinkAttribute::Address(mac) => link.mac.clone_from(mac),
                 LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+                LinkAttribute::OperState(state) => {
+                    link.operational = *state == netlink_packet_route::link::State::Up;
+                }
                 LinkAttribute::NumRxQueues(count) => link.rx_queues = *count,
                 _ => {}
             }

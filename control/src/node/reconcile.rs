@@ -274,6 +274,7 @@ mod tests {
             mac: vec![],
             mtu: 1500,
             up: true,
+            operational: true,
             rx_queues: 1,
         }
     }

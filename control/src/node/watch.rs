@@ -224,6 +224,7 @@ impl Core {
                     mac: Vec::new(),
                     mtu: 0,
                     up: false,
+                    operational: false,
                     rx_queues: 0,
                 });
             }
