@@ -45,6 +45,28 @@ pub struct Lane {
     pub rx_packets: u64,
     /// Packets transmitted since the start.
     pub tx_packets: u64,
+    /// Entries in the lane's flow tables.
+    #[serde(default)]
+    pub flow_entries: u64,
+    /// Packets that an entry decided.
+    #[serde(default)]
+    pub flow_hits: u64,
+    /// Packets that had to be classified.
+    #[serde(default)]
+    pub flow_misses: u64,
+    /// Entries pushed out for others.
+    #[serde(default)]
+    pub flow_evictions: u64,
+    /// Times that the lane went to sleep.
+    #[serde(default)]
+    pub sleeps: u64,
+    /// Notices to control that were lost because it did not keep up.
+    #[serde(default)]
+    pub events_lost: u64,
+    /// Seconds since the lane last went round; it does so every second at
+    /// least, asleep or not.
+    #[serde(default)]
+    pub last_round_age_s: f64,
 }
 
 /// Frame accounts in [`Status`].

@@ -63,6 +63,12 @@ impl Error {
         matches!(self, Self::NoAgent { .. })
     }
 
+    /// Whether the agent answered that it cannot answer now.
+    #[must_use]
+    pub fn is_try_again(&self) -> bool {
+        matches!(self, Self::Refused(failure) if failure.code == code::TRY_AGAIN)
+    }
+
     /// The error as an answer to STATUS: whatever keeps pods from being
     /// attached is called "not available". What the agent or a plugin answered
     /// stays as it is.

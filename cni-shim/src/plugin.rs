@@ -4,6 +4,7 @@ use std::fs::File;
 use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::time::{Duration, Instant};
 
 use rscni_plugin::cni::Cni;
 use rscni_plugin::error::Error as CniError;
@@ -20,6 +21,13 @@ use crate::{pending, result};
 
 /// `f_type` of the file system that namespaces live in (`NSFS_MAGIC`).
 const NSFS_MAGIC: u64 = 0x6e73_6673;
+/// How long a connection may stay silent before the agent loses patience;
+/// some IPAM plugins (dhcp) take longer.
+const SHORT_SILENCE: Duration = Duration::from_secs(1);
+/// How long DEL asks an agent that is too busy.
+const BUSY_TIMEOUT: Duration = Duration::from_secs(3);
+/// Pause between two such questions.
+const BUSY_PAUSE: Duration = Duration::from_millis(50);
 
 /// The plugin with the input of its one call.
 #[derive(Debug)]
@@ -43,8 +51,18 @@ impl SpinlaneCni {
         let attachment = attachment(args)?;
         let ipam = Ipam::find(args, &self.input)?;
         // Before addresses are taken: without an agent nothing has to be undone.
-        let agent = Agent::connect(&settings.run_dir)?;
+        let mut agent = Agent::connect(&settings.run_dir)?;
+        let leasing = Instant::now();
         let lease = ipam.as_ref().map(Ipam::add).transpose()?;
+        if leasing.elapsed() > SHORT_SILENCE {
+            match Agent::connect(&settings.run_dir) {
+                Ok(anew) => agent = anew,
+                Err(error) => {
+                    give_back(ipam.as_ref());
+                    return Err(error);
+                }
+            }
+        }
         let (delegated, leased_dns) = match lease {
             Some(lease) => (Some(lease.delegated), lease.result.dns),
             None => (None, None),
@@ -74,9 +92,7 @@ impl SpinlaneCni {
             }
             Err(error) => {
                 undo_add(&settings.run_dir, &attachment, &error);
-                if let Some(ipam) = &ipam {
-                    ipam.give_back();
-                }
+                give_back(ipam.as_ref());
                 Err(error)
             }
         }
@@ -180,8 +196,18 @@ fn done(run_dir: &Path, request: &Request, netns: Option<&File>) -> Result<(), E
     }
 }
 
+/// Asks for a deletion, again for a while when the agent is too busy. One that
+/// refuses because it is stopping is soon not there at all.
 fn delete(run_dir: &Path, attachment: &Attachment) -> Result<(), Error> {
-    done(run_dir, &Request::Del(attachment.clone()), None)
+    let deadline = Instant::now() + BUSY_TIMEOUT;
+    loop {
+        match done(run_dir, &Request::Del(attachment.clone()), None) {
+            Err(error) if error.is_try_again() && Instant::now() < deadline => {
+                std::thread::sleep(BUSY_PAUSE);
+            }
+            other => return other,
+        }
+    }
 }
 
 /// An agent that refused has undone everything itself. One that went away may
@@ -197,6 +223,12 @@ fn undo_add(run_dir: &Path, attachment: &Attachment, error: &Error) {
     };
     if let Err(error) = told {
         eprintln!("spinlane-cni: undo of ADD: {error}");
+    }
+}
+
+fn give_back(ipam: Option<&Ipam<'_>>) {
+    if let Some(ipam) = ipam {
+        ipam.give_back();
     }
 }
 

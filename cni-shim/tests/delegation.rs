@@ -186,3 +186,16 @@ fn a_nameless_ipam_section_is_none() {
         assert!(add.delegated.is_none());
     }
 }
+
+#[test]
+fn a_slow_plugin_does_not_cost_the_agents_patience() {
+    let stage = Stage::answering(|_| Some(added()));
+    stage.install_ipam("pool", &format!("sleep 1.2\n{POOL}"));
+    let output = call("ADD")
+        .pod("web")
+        .env("CNI_PATH", Some(&stage.ipam_path()))
+        .run(&pool_config(&stage, json!({})));
+    assert!(output.status.success(), "{output:?}");
+    assert_eq!(stage.ipam_calls(), ["ADD"]);
+    assert_eq!(stage.requests().len(), 1);
+}

@@ -267,6 +267,26 @@ fn an_agent_that_dies_during_del_gets_it_later() {
 }
 
 #[test]
+fn a_busy_agent_is_asked_to_delete_until_it_does() {
+    let calls = std::sync::atomic::AtomicU32::new(0);
+    let stage = Stage::answering(move |_| {
+        let busy = calls.fetch_add(1, std::sync::atomic::Ordering::Relaxed) < 2;
+        Some(if busy {
+            Response::Failed(Failure {
+                code: code::TRY_AGAIN,
+                msg: "the agent is busy".to_owned(),
+                details: String::new(),
+            })
+        } else {
+            Response::Done
+        })
+    });
+    result_of(&call("DEL").pod("web").run(&stage.config(json!({}))));
+    assert_eq!(stage.requests().len(), 3);
+    assert!(stage.pending().is_empty());
+}
+
+#[test]
 fn an_agent_that_dies_during_add_is_told_to_undo() {
     let stage = Stage::answering(|request| match request {
         Request::Add(_) => None,

@@ -6,5 +6,8 @@
 //! snapshot that the lanes read.
 #![forbid(unsafe_code)]
 
+pub mod api;
+pub mod capture;
 pub mod config;
 pub mod node;
+pub mod views;

@@ -73,6 +73,8 @@ pub struct LaneCounters {
     pub rounds: Counter,
     /// Nanoseconds spent in rounds that had packets.
     pub busy_nanos: Counter,
+    /// Busy share of the last second, in millionths.
+    pub busy_ppm: Counter,
     /// Time of the last round, [`crate::types::Nanos`].
     pub last_round: Counter,
     /// Times that the lane went to sleep.
@@ -98,6 +100,7 @@ impl LaneCounters {
             flow_evictions: Counter::default(),
             rounds: Counter::default(),
             busy_nanos: Counter::default(),
+            busy_ppm: Counter::default(),
             last_round: Counter::default(),
             sleeps: Counter::default(),
             frames_free: Counter::default(),

@@ -93,6 +93,10 @@ drop_reasons! {
     NoFrames => "no_frames",
     /// A chain of descriptors broke off or is longer than a transmit takes.
     BrokenChain => "broken_chain",
+    /// The kernel found no chunk posted for filling.
+    RxNoFrame => "rx_no_frame",
+    /// The lane did not empty the receive ring in time.
+    RxRingFull => "rx_ring_full",
     /// Still queued when its port was removed.
     PortRemoved => "port_removed",
 }

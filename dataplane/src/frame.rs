@@ -200,24 +200,18 @@ impl Batch {
         self.packets.is_empty()
     }
 
-    /// Adds a packet of one or more frames.
-    ///
-    /// # Panics
-    /// When `frames` is empty: the rings hand over whole packets only.
+    /// Adds a packet of one or more frames; nothing when there is none.
     pub fn push(&mut self, in_port: PortId, frames: impl IntoIterator<Item = Frame>) {
         let first = self.frames.len();
         self.frames.extend(frames.into_iter().map(Some));
-        let len = self.frames[first..]
-            .iter()
-            .flatten()
-            .map(|f| f.len() as u32)
-            .sum();
-        let count = self.frames.len() - first;
-        assert!(count > 0, "a packet has at least one frame");
+        let chain = &self.frames[first..];
+        if chain.is_empty() {
+            return;
+        }
         self.packets.push(Packet {
             first: first as u32,
-            frames: count as u8,
-            len,
+            frames: chain.len() as u8,
+            len: chain.iter().flatten().map(|frame| frame.len() as u32).sum(),
             in_port,
             verdict: Verdict::Drop(DropReason::BrokenChain),
         });

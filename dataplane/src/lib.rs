@@ -13,11 +13,15 @@
 
 pub mod counters;
 pub mod drops;
+pub mod engine;
 pub mod event;
 pub mod frame;
+mod lane;
 pub mod pipeline;
+mod port;
 pub mod snapshot;
 pub mod tables;
 pub mod types;
 pub mod umem;
 pub mod wire;
+mod xsk;

@@ -354,6 +354,11 @@ impl FramePool {
         self.depot.put(batch);
     }
 
+    /// Chunks in the depot that it draws from.
+    pub(crate) fn depot_free(&self) -> u64 {
+        self.depot.free()
+    }
+
     /// Chunks in the pool now.
     pub fn len(&self) -> usize {
         self.free.len()

@@ -19,6 +19,7 @@ mod node;
 mod pod;
 mod process;
 mod programs;
+pub mod scapy;
 pub mod traffic;
 mod watch;
 

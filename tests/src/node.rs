@@ -207,6 +207,14 @@ impl Node {
         }
     }
 
+    /// SIGKILL without waiting, while others talk to the agent; follow it by
+    /// [`Node::kill9`].
+    pub fn shoot(&self) {
+        if let Some(pid) = self.agent_pid() {
+            let _ = kill(Pid::from_raw(pid.cast_signed()), Signal::SIGKILL);
+        }
+    }
+
     /// [`Node::stop`], then [`Node::start_agent`].
     ///
     /// # Errors
@@ -271,6 +279,46 @@ impl Node {
     /// As [`Node::cli`].
     pub fn ports(&self) -> Result<Vec<spinlane_api::view::Port>> {
         decoded("spinlane ports", self.cli(&["ports"])?)
+    }
+
+    /// The frames in use once nothing moves: waits until two looks in a row
+    /// agree, and checks that free and used ones add up to all.
+    ///
+    /// # Errors
+    /// When they never agree, do not add up, or the agent does not answer.
+    pub fn settled_frames(&self) -> Result<spinlane_api::view::Frames> {
+        let mut last = None;
+        for _ in 0..50 {
+            let frames = self.status()?.frames;
+            if last == Some(frames) && frames.free + frames.in_use == frames.total {
+                return Ok(frames);
+            }
+            last = Some(frames);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        Err(LabError::unexpected(
+            format!("frames of {}", self.namespace.name()),
+            format!("they do not settle or do not add up: {last:?}"),
+        ))
+    }
+
+    /// Interfaces in the node's namespace but loopback, by name.
+    ///
+    /// # Errors
+    /// When iproute2 cannot be run.
+    pub fn interfaces(&self) -> Result<Vec<String>> {
+        let text = self.namespace.run(&["ip", "-json", "link", "show"])?;
+        let links: Vec<Value> = decoded(
+            "ip -json link show",
+            serde_json::from_str(&text)
+                .map_err(|error| LabError::unexpected("ip -json link show", error.to_string()))?,
+        )?;
+        Ok(links
+            .iter()
+            .filter_map(|link| link["ifname"].as_str())
+            .filter(|name| *name != "lo")
+            .map(str::to_owned)
+            .collect())
     }
 
     /// A network configuration for this node's agent, as a runtime would pass

@@ -149,6 +149,29 @@ pub fn tcp_both_ways(
     answered.map_err(LabError::io(format!("{what}, server")))
 }
 
+/// Opens a TCP connection from `client` to `address` inside `server`; the
+/// address that the server sees it come from.
+///
+/// # Errors
+/// When nobody connects within 10 s or a socket cannot be made.
+pub fn tcp_seen_from(client: &Namespace, server: &Namespace, address: IpAddr) -> Result<IpAddr> {
+    let what = format!("TCP from {} to {address}", client.name());
+    let listener = server
+        .enter(|| TcpListener::bind(SocketAddr::new(address, 0)))?
+        .map_err(LabError::io(format!("{what}, listen")))?;
+    let target = listener
+        .local_addr()
+        .map_err(LabError::io("read the listener's address"))?;
+    let answering = std::thread::spawn(move || accept_within(&listener, SILENCE));
+    let connected = client.enter(|| TcpStream::connect_timeout(&target, SILENCE))?;
+    let accepted = answering
+        .join()
+        .unwrap_or_else(|_| Err(std::io::Error::other("the server's thread panicked")));
+    connected.map_err(LabError::io(format!("{what}, client")))?;
+    let (_, from) = accepted.map_err(LabError::io(format!("{what}, server")))?;
+    Ok(from.ip())
+}
+
 /// Sends `count` datagrams of `size` bytes from `client` to an echo socket at
 /// `address` inside `server`, one after the other; how many came back whole.
 ///

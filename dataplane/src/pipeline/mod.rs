@@ -98,6 +98,8 @@ struct Lane {
     flows_l2: FlowTable<KeyL2>,
     errors: ErrorLimit,
     tally: Tally,
+    /// Events were queued since [`LaneState::take_events_pending`].
+    events_pending: bool,
 }
 
 /// What one batch adds to the counters.
@@ -142,6 +144,7 @@ impl LaneState {
                 flows_l2: FlowTable::new(flows.l2.min(FlowCapacity::LIMIT)),
                 errors: ErrorLimit::new(),
                 tally: Tally::default(),
+                events_pending: false,
             },
         }
     }
@@ -150,6 +153,11 @@ impl LaneState {
     /// number of flows; call it between rounds, on request.
     pub fn flows(&self, now: Nanos) -> Vec<FlowRecord> {
         record::records(&self.lane, now)
+    }
+
+    /// Whether control has events to fetch since the last time of asking.
+    pub fn take_events_pending(&mut self) -> bool {
+        std::mem::take(&mut self.lane.events_pending)
     }
 }
 
@@ -340,6 +348,7 @@ impl Lane {
         if self.events.push(event).is_err() {
             self.tally.events_lost += 1;
         }
+        self.events_pending = true;
     }
 
     /// Ends a batch: ages a little, and adds to the counters.

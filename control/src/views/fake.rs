@@ -1,0 +1,173 @@
+//! A switch made of values, for the tests of what looks at one.
+
+use std::collections::VecDeque;
+use std::sync::Mutex;
+
+use super::*;
+
+pub(crate) struct FakeSwitch {
+    pub(crate) status: view::Status,
+    pub(crate) ports: Vec<view::Port>,
+    pub(crate) packets: Mutex<VecDeque<Packet>>,
+}
+
+impl Views for FakeSwitch {
+    fn status(&self) -> view::Status {
+        self.status.clone()
+    }
+
+    fn ports(&self) -> Vec<view::Port> {
+        self.ports.clone()
+    }
+
+    fn flows(&self) -> Vec<view::Flow> {
+        vec![view::Flow {
+            lane: 0,
+            in_port: "sl1".to_owned(),
+            key: view::FlowKey {
+                src: "10.244.1.2".to_owned(),
+                dst: "10.244.1.3".to_owned(),
+                proto: "tcp".to_owned(),
+                sport: 40000,
+                dport: 80,
+            },
+            actions: vec!["decrement-ttl".to_owned(), "output".to_owned()],
+            out: "sl2".to_owned(),
+            packets: 7,
+            bytes: 900,
+            idle_s: 0.5,
+        }]
+    }
+
+    fn fdb(&self) -> Vec<view::FdbEntry> {
+        vec![view::FdbEntry {
+            segment: "blue".to_owned(),
+            mac: "02:00:00:00:00:01".to_owned(),
+            port: Some("sl1".to_owned()),
+            vtep: None,
+            age_s: 1.25,
+            is_static: false,
+        }]
+    }
+
+    fn drops(&self) -> view::Drops {
+        [("runt".to_owned(), 0), ("spoofed".to_owned(), 3)].into()
+    }
+
+    fn capture(&self, port: Option<&str>, snaplen: usize) -> Option<Box<dyn Packets>> {
+        let mut packets: VecDeque<_> = std::mem::take(&mut *self.packets.lock().unwrap());
+        packets.retain(|packet| port.is_none_or(|port| packet.port == port));
+        for packet in &mut packets {
+            packet.data.truncate(snaplen);
+        }
+        Some(Box::new(FakePackets(packets)))
+    }
+}
+
+struct FakePackets(VecDeque<Packet>);
+
+impl Packets for FakePackets {
+    fn next(&mut self, timeout: Duration) -> Option<Packet> {
+        let packet = self.0.pop_front();
+        if packet.is_none() {
+            std::thread::sleep(timeout);
+        }
+        packet
+    }
+
+    fn lost(&self) -> u64 {
+        0
+    }
+}
+
+pub(crate) fn port(name: &str, namespace: &str, pod: &str) -> view::Port {
+    view::Port {
+        name: name.to_owned(),
+        kind: view::PortKind::Pod,
+        namespace: namespace.to_owned(),
+        pod: pod.to_owned(),
+        container_id: "0123456789abcdef".to_owned(),
+        ifname: "eth0".to_owned(),
+        network: "pods".to_owned(),
+        segment: None,
+        addresses: vec!["10.244.1.2".to_owned(), "fd00:10:244:1::2".to_owned()],
+        mac: "0a:58:0a:f4:01:02".to_owned(),
+        ifindex: 12,
+        xdp_mode: view::XdpMode::Generic,
+        zero_copy: false,
+        lanes: vec![0],
+        super_frames: true,
+        mtu: 1450,
+        rx_packets: 1_234_567,
+        rx_bytes: 98_765_432,
+        tx_packets: 12,
+        tx_bytes: 3456,
+        drops: 3,
+    }
+}
+
+pub(crate) fn switch() -> FakeSwitch {
+    FakeSwitch {
+        status: view::Status {
+            version: "0.1.0".to_owned(),
+            node: "node-a".to_owned(),
+            mode: "routed".to_owned(),
+            ready: true,
+            uptime_s: 3725.5,
+            snapshot_generation: 42,
+            poll: "adaptive".to_owned(),
+            lanes: vec![view::Lane {
+                id: 0,
+                core: 1,
+                busy_ratio: 0.125,
+                rx_packets: 1_234_579,
+                tx_packets: 1_234_576,
+                flow_entries: 17,
+                flow_hits: 1_234_500,
+                flow_misses: 79,
+                flow_evictions: 0,
+                sleeps: 5,
+                events_lost: 0,
+                last_round_age_s: 0.9,
+            }],
+            frames: view::Frames {
+                total: 16384,
+                free: 16380,
+                in_use: 4,
+            },
+            endpoints: 2,
+        },
+        ports: vec![
+            port("sl1", "default", "web"),
+            port("sl2", "default", "client"),
+            port("sl3", "other", "web"),
+        ],
+        packets: Mutex::default(),
+    }
+}
+
+#[test]
+fn ports_are_found_by_what_people_call_them() {
+    let ports = switch().ports;
+    let found = |name| find_port(&ports, name).map(|port| port.name.clone());
+    assert_eq!(found("sl2"), Ok("sl2".to_owned()));
+    assert_eq!(found("default/web"), Ok("sl1".to_owned()));
+    assert_eq!(found("other/web"), Ok("sl3".to_owned()));
+    assert_eq!(found("client"), Ok("sl2".to_owned()));
+    assert_eq!(
+        found("web"),
+        Err("\"web\" means several ports: choose one of sl1, sl3".to_owned())
+    );
+    assert_eq!(
+        found("default/nobody"),
+        Err("no port is named \"default/nobody\": `spinlane ports` lists them".to_owned())
+    );
+}
+
+#[test]
+fn a_lane_stalls_only_after_its_time() {
+    let mut status = switch().status;
+    assert_eq!(stalled_lanes(&status), [0; 0]);
+    status.lanes[0].last_round_age_s = LANE_STALL_S + 0.1;
+    assert_eq!(stalled_lanes(&status), [0]);
+}

@@ -1,0 +1,773 @@
+//! The data path as control holds it: lanes, ports, snapshots, statistics.
+//!
+//! Every method may be called from any thread. [`Engine::attach`] and
+//! [`Engine::detach`] take milliseconds (the kernel waits for its readers when
+//! a socket closes); publishing takes microseconds. Lanes are only told over
+//! queues; no lock is shared with them.
+
+use std::collections::HashMap;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use arc_swap::ArcSwap;
+
+use crate::counters::LaneCounters;
+use crate::drops::DropReason;
+use crate::event::Event;
+use crate::lane::{Alarm, CaptureQueue, Command, Lane, LaneParts, LaneShared};
+use crate::pipeline::{FlowCapacity, FlowRecord, LaneState};
+use crate::port::{LanePort, PortHandle, ProgramError, ProgramLoader};
+use crate::snapshot::Snapshot;
+use crate::types::{Generation, LaneId, Nanos, PortId};
+use crate::umem::{Depot, FramePool, OwnerTable, OwnerTag, Umem, UmemError};
+use crate::xsk::queue::{FILL_MIN, Queue};
+use crate::xsk::socket::{Memory, Socket};
+
+pub use crate::lane::{CaptureSpec, CapturedPacket, Direction, PollMode};
+pub use crate::port::{Attached, PortSpec, XdpChoice, XdpMode};
+
+/// Events that wait for control at most, for each lane.
+const EVENT_QUEUE: usize = 4096;
+
+/// Just after another socket of the queue was closed the kernel still refuses
+/// to bind; it does so for a moment.
+const BIND_RETRIES: u32 = 100;
+const BIND_PAUSE: Duration = Duration::from_millis(2);
+
+/// Threads that close sockets side by side; each close waits for the kernel's
+/// readers.
+const CLOSERS: usize = 32;
+
+/// How long a lane may take to answer.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What an engine is made of.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineConfig {
+    /// One lane is pinned to each of these CPUs.
+    pub cores: Vec<usize>,
+    /// How lanes wait.
+    pub poll: PollMode,
+    /// Chunks of the frame memory.
+    pub frames: usize,
+    /// XDP mode for pod ports.
+    pub xdp: XdpChoice,
+}
+
+/// The engine could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No lane, or more than one machine word of them.
+    #[error("{0} lanes are not possible: name 1 to 63 CPUs in lanes.cores")]
+    Lanes(usize),
+    /// The frame memory could not be had.
+    #[error(transparent)]
+    Umem(#[from] UmemError),
+    /// A lane's thread or its descriptors could not be made.
+    #[error("cannot start lane {lane}: {source}")]
+    Lane {
+        /// Which lane.
+        lane: usize,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// A port could not be attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// The number is in use or out of range.
+    #[error("port {0:?} is attached already or out of range")]
+    Id(PortId),
+    /// Too few free frames for another port.
+    #[error(
+        "port {port}: {free} free frames are too few for another port, which needs {needed}: raise lanes.frames"
+    )]
+    Frames {
+        /// Name of the port.
+        port: String,
+        /// Free frames.
+        free: u64,
+        /// What the port needs.
+        needed: u64,
+    },
+    /// The kernel refused the socket.
+    #[error("port {port}: cannot bind an AF_XDP socket to queue {queue}: {source}")]
+    Bind {
+        /// Name of the port.
+        port: String,
+        /// The queue.
+        queue: u32,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// The XDP program could not be put in place.
+    #[error("port {port}: {source}")]
+    Program {
+        /// Name of the port.
+        port: String,
+        /// What went wrong.
+        source: Box<ProgramError>,
+    },
+    /// A lane did not answer, or the engine has stopped.
+    #[error("port {0}: a lane does not answer, or the switch is stopping")]
+    Lane(String),
+}
+
+/// One lane's figures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LaneStats {
+    /// CPU it is pinned to.
+    pub core: usize,
+    /// Share of the last second that it had packets in hand.
+    pub busy_ratio: f64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Packets transmitted.
+    pub tx_packets: u64,
+    /// Entries in the flow tables.
+    pub flow_entries: u64,
+    /// Packets that hit the flow table.
+    pub flow_hits: u64,
+    /// Packets that missed it.
+    pub flow_misses: u64,
+    /// Entries pushed out for others.
+    pub flow_evictions: u64,
+    /// Times that it went to sleep.
+    pub sleeps: u64,
+    /// Events that control was too slow for.
+    pub events_lost: u64,
+    /// Seconds since its last round.
+    pub last_round_age_s: f64,
+}
+
+/// The frame accounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameStats {
+    /// Chunks of the frame memory.
+    pub total: u64,
+    /// On free lists or posted for filling.
+    pub free: u64,
+    /// Received, or sent and not yet completed.
+    pub in_use: u64,
+}
+
+/// The engine's figures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineStats {
+    /// Lane by lane.
+    pub lanes: Vec<LaneStats>,
+    /// The frame accounts.
+    pub frames: FrameStats,
+    /// Drops by [`DropReason`], all lanes and the kernel's together.
+    pub drops: [u64; DropReason::COUNT],
+}
+
+/// One port's figures, all lanes together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PortStats {
+    /// Packets received from it.
+    pub rx_packets: u64,
+    /// Bytes received from it.
+    pub rx_bytes: u64,
+    /// Packets sent to it.
+    pub tx_packets: u64,
+    /// Bytes sent to it.
+    pub tx_bytes: u64,
+    /// Packets dropped that came from it.
+    pub drops: u64,
+}
+
+/// The running data path.
+pub struct Engine {
+    inner: Arc<Inner>,
+    mender: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Inner {
+    config: EngineConfig,
+    umem: Arc<Umem>,
+    owners: Arc<OwnerTable>,
+    depot: Arc<Depot>,
+    loader: ProgramLoader,
+    snapshot: Arc<ArcSwap<Snapshot>>,
+    retired: Mutex<Vec<Arc<Snapshot>>>,
+    generation: AtomicU32,
+    lanes: Vec<Arc<LaneShared>>,
+    threads: Mutex<Vec<JoinHandle<Vec<LanePort>>>>,
+    ports: Mutex<HashMap<PortId, PortHandle>>,
+    /// Serialises attaching and detaching of one port number.
+    changes: Mutex<()>,
+    captures: Mutex<Vec<Arc<CaptureQueue>>>,
+    events: Mutex<Vec<rtrb::Consumer<Event>>>,
+    event_alarm: Arc<Alarm>,
+    kernel_drops: Mutex<KernelDropsOfGonePorts>,
+    stopping: AtomicBool,
+}
+
+/// What the kernel dropped at ports that are detached by now.
+#[derive(Debug, Default)]
+struct KernelDropsOfGonePorts {
+    fill_empty: u64,
+    ring_full: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // A panic elsewhere does not make these tables wrong: each change is one
+    // insertion or removal.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Engine {
+    /// Maps the frame memory and starts the lanes; no port is attached yet.
+    pub fn start(config: EngineConfig) -> Result<Engine, EngineError> {
+        if config.cores.is_empty() || config.cores.len() > 63 {
+            return Err(EngineError::Lanes(config.cores.len()));
+        }
+        let umem = Arc::new(Umem::new(config.frames)?);
+        let (wedged, to_mend) = channel();
+        let mut inner = Inner {
+            owners: Arc::new(OwnerTable::new(config.frames)),
+            depot: Depot::new(config.frames),
+            umem,
+            loader: ProgramLoader::new(),
+            snapshot: Arc::new(ArcSwap::from_pointee(Snapshot::default())),
+            retired: Mutex::default(),
+            generation: AtomicU32::new(0),
+            lanes: Vec::new(),
+            threads: Mutex::default(),
+            ports: Mutex::default(),
+            changes: Mutex::default(),
+            captures: Mutex::default(),
+            events: Mutex::default(),
+            event_alarm: Arc::new(
+                Alarm::new().map_err(|source| EngineError::Lane { lane: 0, source })?,
+            ),
+            kernel_drops: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            config,
+        };
+        inner.start_lanes(&wedged)?;
+        let inner = Arc::new(inner);
+        let mender = mend(Arc::clone(&inner), to_mend)?;
+        Ok(Engine {
+            inner,
+            mender: Mutex::new(Some(mender)),
+        })
+    }
+
+    /// Transmit and receive queues that a veth needs for this engine. Generic
+    /// mode takes the recorded transmit queue for "receive queue + 1"
+    /// (net/core/dev.c, `netif_get_rxqueue`), so several lanes need one more.
+    pub fn veth_queues(&self) -> u32 {
+        match self.inner.lanes.len() as u32 {
+            1 => 1,
+            lanes => lanes + 1,
+        }
+    }
+
+    /// The CPUs that lanes are pinned to, by lane.
+    pub fn cores(&self) -> &[usize] {
+        &self.inner.config.cores
+    }
+
+    /// Attaches a port: one socket for each lane, the XDP program, and the
+    /// lanes poll it. The device may still be down.
+    pub fn attach(&self, spec: PortSpec) -> Result<Attached, PortError> {
+        let _change = lock(&self.inner.changes);
+        self.inner.attach(spec)
+    }
+
+    /// Detaches a port and waits until its frames are home. Does nothing when
+    /// it is not attached.
+    pub fn detach(&self, id: PortId) -> Result<(), PortError> {
+        let closing = {
+            let _change = lock(&self.inner.changes);
+            self.inner.remove(id)?
+        };
+        if let Some(closing) = closing {
+            self.inner.close(closing);
+        }
+        Ok(())
+    }
+
+    /// Puts a snapshot in force and returns its generation.
+    pub fn publish(&self, mut snapshot: Snapshot) -> Generation {
+        let mut retired = lock(&self.inner.retired);
+        // Relaxed: ordered by the lock.
+        let next = self
+            .inner
+            .generation
+            .fetch_add(1, Ordering::Relaxed)
+            .wrapping_add(1);
+        // 0 marks entries that were never decided.
+        let generation = Generation(next.max(1));
+        snapshot.generation = generation;
+        retired.push(self.inner.snapshot.swap(Arc::new(snapshot)));
+        // Lanes never free: an old snapshot waits here until nobody else
+        // holds it.
+        retired.retain(|old| Arc::strong_count(old) > 1);
+        generation
+    }
+
+    /// The snapshot in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.inner.snapshot.load_full()
+    }
+
+    /// Readable while events wait.
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        self.inner.event_alarm.fd()
+    }
+
+    /// Moves the waiting events into `out` and silences [`Engine::event_fd`].
+    pub fn drain_events(&self, out: &mut Vec<Event>) {
+        self.inner.event_alarm.clear();
+        for queue in lock(&self.inner.events).iter_mut() {
+            while let Ok(event) = queue.pop() {
+                out.push(event);
+            }
+        }
+    }
+
+    /// The engine's figures.
+    pub fn stats(&self) -> EngineStats {
+        self.inner.stats()
+    }
+
+    /// A port's figures; `None` when it is not attached.
+    pub fn port_stats(&self, id: PortId) -> Option<PortStats> {
+        let ports = lock(&self.inner.ports);
+        let handle = ports.get(&id)?;
+        let mut sum = PortStats::default();
+        for counters in &handle.counters {
+            sum.rx_packets += counters.rx_packets.get();
+            sum.rx_bytes += counters.rx_bytes.get();
+            sum.tx_packets += counters.tx_packets.get();
+            sum.tx_bytes += counters.tx_bytes.get();
+            sum.drops += counters.drops.get();
+        }
+        let kernel = handle.kernel_drops();
+        sum.drops += kernel.fill_empty + kernel.ring_full;
+        Some(sum)
+    }
+
+    /// Every lane's flows. Asks the lanes and waits for their answers.
+    pub fn flows(&self) -> Vec<FlowRecord> {
+        let answers: Vec<Receiver<_>> = self
+            .inner
+            .lanes
+            .iter()
+            .map(|lane| {
+                let (reply, answer) = channel();
+                lane.tell(Command::Flows(reply));
+                answer
+            })
+            .collect();
+        answers
+            .iter()
+            .filter_map(|answer| answer.recv_timeout(ANSWER_TIMEOUT).ok())
+            .flatten()
+            .collect()
+    }
+
+    /// Copies packets until the capture is dropped.
+    pub fn capture(&self, spec: CaptureSpec) -> io::Result<Capture> {
+        let queue = Arc::new(CaptureQueue::new(spec, Alarm::new()?));
+        self.inner
+            .change_captures(|captures| captures.push(Arc::clone(&queue)));
+        Ok(Capture {
+            queue,
+            inner: Arc::clone(&self.inner),
+        })
+    }
+
+    /// Stops the lanes and closes all ports, side by side. Later calls do
+    /// nothing.
+    pub fn stop(&self) {
+        // AcqRel: one caller stops; what it did is visible to the others.
+        if self.inner.stopping.swap(true, Ordering::AcqRel) {
+            return;
+        }
+        self.inner.stop();
+        // The mender ends when the last lane's sender is gone.
+        if let Some(mender) = lock(&self.mender).take() {
+            let _ = mender.join();
+        }
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A port on its way out.
+struct Closing {
+    handle: PortHandle,
+    parts: Vec<LanePort>,
+}
+
+impl Inner {
+    fn start_lanes(&mut self, wedged: &Sender<PortId>) -> Result<(), EngineError> {
+        let epoch = Instant::now();
+        for (index, &core) in self.config.cores.iter().enumerate() {
+            let failed = |source| EngineError::Lane {
+                lane: index,
+                source,
+            };
+            let (producer, consumer) = rtrb::RingBuffer::new(EVENT_QUEUE);
+            let counters = Arc::new(LaneCounters::new());
+            let shared = Arc::new(LaneShared {
+                commands: Default::default(),
+                alarm: Alarm::new().map_err(failed)?,
+                counters: Arc::clone(&counters),
+                epoch,
+            });
+            let id = LaneId(index as u8);
+            let lane = Lane::new(LaneParts {
+                poll: self.config.poll,
+                umem: Arc::clone(&self.umem),
+                owners: Arc::clone(&self.owners),
+                pool: FramePool::new(Arc::clone(&self.depot)),
+                snapshot: Arc::clone(&self.snapshot),
+                state: LaneState::new(id, counters, producer, FlowCapacity::default()),
+                shared: Arc::clone(&shared),
+                events: Arc::clone(&self.event_alarm),
+                wedged: wedged.clone(),
+            })
+            .map_err(failed)?;
+            let thread = std::thread::Builder::new()
+                .name(format!("lane-{index}"))
+                .spawn(move || {
+                    core_affinity::set_for_current(core_affinity::CoreId { id: core });
+                    lane.run()
+                })
+                .map_err(failed)?;
+            lock(&self.threads).push(thread);
+            lock(&self.events).push(consumer);
+            self.lanes.push(shared);
+        }
+        Ok(())
+    }
+
+    fn attach(&self, spec: PortSpec) -> Result<Attached, PortError> {
+        self.admit(&spec)?;
+        let queues = (0..self.lanes.len() as u32)
+            .map(|queue| self.bind(&spec, queue))
+            .collect::<Result<Vec<_>, _>>()?;
+        let failed = |source: ProgramError| PortError::Program {
+            port: spec.name.clone(),
+            source: Box::new(source),
+        };
+        let mut program = self.loader.load(&queues).map_err(failed)?;
+        let xdp_mode = program
+            .attach(spec.ifindex, self.config.xdp)
+            .map_err(failed)?;
+        let attached = Attached {
+            xdp_mode,
+            zero_copy: false,
+            lanes: queues.len(),
+        };
+        let sockets = queues
+            .iter()
+            .map(|queue| Arc::clone(queue.shared_fd()))
+            .collect();
+        let parts: Vec<_> = queues
+            .into_iter()
+            .map(|queue| Box::new(LanePort::new(spec.id, queue)))
+            .collect();
+        let counters = parts
+            .iter()
+            .map(|part| Arc::clone(&part.counters))
+            .collect();
+        let id = spec.id;
+        lock(&self.ports).insert(
+            id,
+            PortHandle {
+                spec,
+                _program: program,
+                sockets,
+                counters,
+            },
+        );
+        for (lane, part) in self.lanes.iter().zip(parts) {
+            lane.tell(Command::AddPort(part));
+        }
+        Ok(attached)
+    }
+
+    /// Whether another port can be had.
+    fn admit(&self, spec: &PortSpec) -> Result<(), PortError> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(PortError::Lane(spec.name.clone()));
+        }
+        let taken = lock(&self.ports).contains_key(&spec.id);
+        if taken || spec.id.index() >= PortId::LIMIT {
+            return Err(PortError::Id(spec.id));
+        }
+        let needed = u64::from(FILL_MIN) * self.lanes.len() as u64;
+        let free = self.depot.free()
+            + self
+                .lanes
+                .iter()
+                .map(|l| l.counters.frames_free.get())
+                .sum::<u64>();
+        if free < 2 * needed {
+            return Err(PortError::Frames {
+                port: spec.name.clone(),
+                free,
+                needed,
+            });
+        }
+        Ok(())
+    }
+
+    /// Binds a socket. It shares the frame memory with any live socket; the
+    /// first one, and the first after all were lost, registers it.
+    fn bind(&self, spec: &PortSpec, queue: u32) -> Result<Queue, PortError> {
+        let mut tries = 0;
+        loop {
+            match self.bind_once(spec.ifindex, queue) {
+                Ok(socket) => return Ok(Queue::new(socket)),
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries < BIND_RETRIES => {
+                    tries += 1;
+                    std::thread::sleep(BIND_PAUSE);
+                }
+                Err(source) => {
+                    return Err(PortError::Bind {
+                        port: spec.name.clone(),
+                        queue,
+                        source,
+                    });
+                }
+            }
+        }
+    }
+
+    fn bind_once(&self, ifindex: u32, queue: u32) -> io::Result<Socket> {
+        for handle in lock(&self.ports).values() {
+            let Some(shared) = handle.any_socket() else {
+                continue;
+            };
+            match Socket::bind(ifindex, queue, Memory::Share(shared)) {
+                // That socket's device is gone.
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
+                answer => return answer,
+            }
+        }
+        Socket::bind(ifindex, queue, Memory::Register(&self.umem))
+    }
+
+    /// Takes a port from the lanes.
+    fn remove(&self, id: PortId) -> Result<Option<Closing>, PortError> {
+        let Some(handle) = lock(&self.ports).remove(&id) else {
+            return Ok(None);
+        };
+        let answers: Vec<_> = self
+            .lanes
+            .iter()
+            .map(|lane| {
+                let (reply, answer) = channel();
+                lane.tell(Command::RemovePort(id, reply));
+                answer
+            })
+            .collect();
+        let mut parts = Vec::with_capacity(answers.len());
+        for answer in answers {
+            match answer.recv_timeout(ANSWER_TIMEOUT) {
+                Ok(part) => parts.extend(part.map(|part| *part)),
+                Err(_) => return Err(PortError::Lane(handle.spec.name)),
+            }
+        }
+        Ok(Some(Closing { handle, parts }))
+    }
+
+    /// Closes what lanes gave back, then takes its frames home: after the
+    /// sockets are closed the kernel touches none of them.
+    fn close(&self, closing: Closing) {
+        let kernel = closing.handle.kernel_drops();
+        let mut gone = lock(&self.kernel_drops);
+        gone.fill_empty += kernel.fill_empty;
+        gone.ring_full += kernel.ring_full;
+        drop(gone);
+        let tags: Vec<OwnerTag> = closing.parts.iter().map(|part| part.queue.tag()).collect();
+        drop(closing);
+        let mut pool = FramePool::new(Arc::clone(&self.depot));
+        for tag in tags {
+            self.owners.reclaim(tag).for_each(|frame| pool.free(frame));
+        }
+    }
+
+    /// Puts a fresh socket in the place of one that the kernel refuses to
+    /// serve.
+    fn rebuild(&self, id: PortId) {
+        let _change = lock(&self.changes);
+        let Ok(Some(closing)) = self.remove(id) else {
+            return;
+        };
+        let spec = closing.handle.spec.clone();
+        tracing::warn!(port = %spec.name, "the kernel refuses a descriptor of this port for ever; rebuilding its sockets");
+        self.close(closing);
+        if let Err(error) = self.attach(spec) {
+            tracing::error!(%error, "the port stays detached");
+        }
+    }
+
+    fn change_captures(&self, change: impl FnOnce(&mut Vec<Arc<CaptureQueue>>)) {
+        let mut captures = lock(&self.captures);
+        change(&mut captures);
+        for lane in &self.lanes {
+            lane.tell(Command::Capture(captures.clone()));
+        }
+    }
+
+    fn stats(&self) -> EngineStats {
+        let mut drops = [0; DropReason::COUNT];
+        let mut free = self.depot.free();
+        let mut lanes = Vec::with_capacity(self.lanes.len());
+        for (lane, &core) in self.lanes.iter().zip(&self.config.cores) {
+            let counters = &lane.counters;
+            for (sum, counter) in drops.iter_mut().zip(&counters.drops) {
+                *sum += counter.get();
+            }
+            free += counters.frames_free.get() + counters.frames_filling.get();
+            lanes.push(lane_stats(core, counters, lane.epoch));
+        }
+        let gone = lock(&self.kernel_drops);
+        let (mut fill_empty, mut ring_full) = (gone.fill_empty, gone.ring_full);
+        drop(gone);
+        for handle in lock(&self.ports).values() {
+            let kernel = handle.kernel_drops();
+            fill_empty += kernel.fill_empty;
+            ring_full += kernel.ring_full;
+        }
+        drops[DropReason::RxNoFrame.index()] += fill_empty;
+        drops[DropReason::RxRingFull.index()] += ring_full;
+        let total = self.umem.chunks() as u64;
+        let free = free.min(total);
+        EngineStats {
+            lanes,
+            frames: FrameStats {
+                total,
+                free,
+                in_use: total - free,
+            },
+            drops,
+        }
+    }
+
+    fn stop(&self) {
+        let _change = lock(&self.changes);
+        for lane in &self.lanes {
+            lane.tell(Command::Stop);
+        }
+        let parts: Vec<_> = lock(&self.threads)
+            .drain(..)
+            .filter_map(|thread| thread.join().ok())
+            .flatten()
+            .collect();
+        let mut closings: HashMap<PortId, Closing> = lock(&self.ports)
+            .drain()
+            .map(|(id, handle)| {
+                (
+                    id,
+                    Closing {
+                        handle,
+                        parts: Vec::new(),
+                    },
+                )
+            })
+            .collect();
+        for part in parts {
+            if let Some(closing) = closings.get_mut(&part.id) {
+                closing.parts.push(part);
+            }
+        }
+        let waiting = Mutex::new(closings.into_values().collect::<Vec<_>>());
+        std::thread::scope(|scope| {
+            for _ in 0..CLOSERS {
+                scope.spawn(|| {
+                    loop {
+                        let next = lock(&waiting).pop();
+                        match next {
+                            Some(closing) => self.close(closing),
+                            None => return,
+                        }
+                    }
+                });
+            }
+        });
+    }
+}
+
+fn lane_stats(core: usize, counters: &LaneCounters, epoch: Instant) -> LaneStats {
+    let now = Nanos(epoch.elapsed().as_nanos() as u64);
+    LaneStats {
+        core,
+        busy_ratio: counters.busy_ppm.get() as f64 / 1e6,
+        rx_packets: counters.rx_packets.get(),
+        tx_packets: counters.tx_packets.get(),
+        flow_entries: counters.flow_entries.get(),
+        flow_hits: counters.flow_hits.get(),
+        flow_misses: counters.flow_misses.get(),
+        flow_evictions: counters.flow_evictions.get(),
+        sleeps: counters.sleeps.get(),
+        events_lost: counters.events_lost.get(),
+        last_round_age_s: now.since(Nanos(counters.last_round.get())) as f64 / 1e9,
+    }
+}
+
+/// Rebuilds the sockets of ports that lanes report as wedged.
+fn mend(inner: Arc<Inner>, wedged: Receiver<PortId>) -> Result<JoinHandle<()>, EngineError> {
+    std::thread::Builder::new()
+        .name("port-mender".to_owned())
+        .spawn(move || {
+            while let Ok(port) = wedged.recv() {
+                inner.rebuild(port);
+            }
+        })
+        .map_err(|source| EngineError::Lane { lane: 0, source })
+}
+
+/// Copies of packets, as they come.
+pub struct Capture {
+    queue: Arc<CaptureQueue>,
+    inner: Arc<Inner>,
+}
+
+impl Capture {
+    /// The next copy, when one waits.
+    pub fn next(&self) -> Option<CapturedPacket> {
+        self.queue.packets.pop()
+    }
+
+    /// Readable when copies may wait; [`Capture::acknowledge`] silences it.
+    pub fn fd(&self) -> BorrowedFd<'_> {
+        self.queue.alarm.fd()
+    }
+
+    /// Silences [`Capture::fd`]; call it before taking copies.
+    pub fn acknowledge(&self) {
+        self.queue.alarm.clear();
+    }
+
+    /// Copies that were lost because the reader did not keep up.
+    pub fn lost(&self) -> u64 {
+        self.queue.lost.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.inner.change_captures(|captures| {
+            captures.retain(|other| !Arc::ptr_eq(other, &self.queue));
+        });
+    }
+}

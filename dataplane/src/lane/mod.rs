@@ -1,0 +1,261 @@
+//! A lane: one pinned thread, one queue of every port, one round after the
+//! other.
+//!
+//! The walk of a packet is [`Lane::breathe`]. Everything a lane touches per
+//! packet is its own; it shares the snapshot (read), padded counters
+//! (written), the owner table (its own chunks' entries), and bounded queues
+//! with control.
+
+mod capture;
+mod emit;
+mod ports;
+mod rest;
+
+use std::io;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+use std::time::Instant;
+
+use arc_swap::{ArcSwap, Cache};
+use crossbeam::queue::SegQueue;
+use crossbeam::utils::CachePadded;
+
+use crate::counters::LaneCounters;
+use crate::drops::DropReason;
+use crate::frame::{Batch, Frame, MAX_CHAIN};
+use crate::pipeline::{self, FlowRecord, LaneState};
+use crate::port::LanePort;
+use crate::snapshot::Snapshot;
+use crate::types::{Nanos, PortId};
+use crate::umem::{FramePool, OwnerTable, Umem};
+
+pub(crate) use capture::CaptureQueue;
+pub use capture::{CaptureSpec, CapturedPacket, Direction};
+use emit::Emitter;
+use ports::LanePorts;
+pub(crate) use rest::Alarm;
+pub use rest::PollMode;
+use rest::Rest;
+
+/// How often a lane looks after its gauges and fill levels.
+const HOUSEKEEPING_NANOS: u64 = 1_000_000_000;
+
+/// What control asks of a lane.
+pub(crate) enum Command {
+    /// Poll this port from now on.
+    AddPort(Box<LanePort>),
+    /// Forget the port and hand its part over; `None` when unknown.
+    RemovePort(PortId, Sender<Option<Box<LanePort>>>),
+    /// List the flow tables.
+    Flows(Sender<Vec<FlowRecord>>),
+    /// Copy packets there from now on, or stop copying.
+    Capture(Vec<Arc<CaptureQueue>>),
+    /// Leave the loop.
+    Stop,
+}
+
+/// What a lane and control have in common.
+#[derive(Debug)]
+pub(crate) struct LaneShared {
+    pub(crate) commands: SegQueue<Command>,
+    pub(crate) alarm: Alarm,
+    pub(crate) counters: Arc<CachePadded<LaneCounters>>,
+    /// Origin of the lanes' [`Nanos`].
+    pub(crate) epoch: Instant,
+}
+
+impl LaneShared {
+    /// Asks something of the lane and wakes it.
+    pub(crate) fn tell(&self, command: Command) {
+        self.commands.push(command);
+        self.alarm.ring();
+    }
+}
+
+/// What a lane is made of.
+pub(crate) struct LaneParts {
+    pub(crate) poll: PollMode,
+    pub(crate) umem: Arc<Umem>,
+    pub(crate) owners: Arc<OwnerTable>,
+    pub(crate) pool: FramePool,
+    pub(crate) snapshot: Arc<ArcSwap<Snapshot>>,
+    pub(crate) state: LaneState,
+    pub(crate) shared: Arc<LaneShared>,
+    pub(crate) events: Arc<Alarm>,
+    pub(crate) wedged: Sender<PortId>,
+}
+
+/// The poll loop's own state.
+pub(crate) struct Lane {
+    umem: Arc<Umem>,
+    owners: Arc<OwnerTable>,
+    pool: FramePool,
+    snapshot: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
+    state: LaneState,
+    shared: Arc<LaneShared>,
+    events: Arc<Alarm>,
+    ports: LanePorts,
+    batch: Batch,
+    scratch: Batch,
+    copies: Vec<Frame>,
+    captures: Vec<Arc<CaptureQueue>>,
+    wedged: Sender<PortId>,
+    rest: Rest,
+    frames_low: u64,
+    housekeeping_due: Nanos,
+    window: Window,
+}
+
+/// Busy time of the current housekeeping window.
+#[derive(Debug, Default)]
+struct Window {
+    began: Nanos,
+    busy_nanos: u64,
+}
+
+impl Lane {
+    pub(crate) fn new(parts: LaneParts) -> io::Result<Lane> {
+        let rest = Rest::new(parts.poll, &parts.shared.alarm)?;
+        Ok(Lane {
+            frames_low: parts.umem.chunks() as u64 / 4,
+            umem: parts.umem,
+            owners: parts.owners,
+            pool: parts.pool,
+            snapshot: Cache::new(parts.snapshot),
+            state: parts.state,
+            shared: parts.shared,
+            events: parts.events,
+            ports: LanePorts::default(),
+            batch: Batch::new(),
+            scratch: Batch::new(),
+            copies: Vec::with_capacity(MAX_CHAIN),
+            captures: Vec::new(),
+            wedged: parts.wedged,
+            rest,
+            housekeeping_due: Nanos(0),
+            window: Window::default(),
+        })
+    }
+
+    /// Runs until told to stop; returns the ports.
+    pub(crate) fn run(mut self) -> Vec<LanePort> {
+        loop {
+            let now = self.now();
+            if !self.shared.commands.is_empty() && self.obey(now) {
+                return self.ports.take_all();
+            }
+            let packets = self.breathe(now);
+            if packets > 0 {
+                let spent = self.now().since(now);
+                self.window.busy_nanos += spent;
+                self.shared.counters.busy_nanos.add(spent);
+            }
+            if now >= self.housekeeping_due {
+                self.keep_house(now);
+            }
+            if self.rest.is_due(packets, now) {
+                self.update_gauges();
+                self.rest.sleep(&self.shared.counters, self.ports.waits());
+            }
+        }
+    }
+
+    /// One round: `rx → parse → flow lookup → (miss: classify) → apply → tx →
+    /// reclaim`, port by port, and one flush for each port written to.
+    /// Returns how many packets it moved.
+    fn breathe(&mut self, now: Nanos) -> usize {
+        let snapshot = self.snapshot.load();
+        let frames_short = self.pool.depot_free() < self.frames_low;
+        let mut packets = 0;
+        for at in 0..self.ports.len() {
+            let Some(in_port) = self.ports.receive(at, &mut self.batch, &self.owners) else {
+                continue;
+            };
+            packets += self.batch.len();
+            let copies = capture::copy_in(&self.captures, &self.umem, &self.batch);
+            pipeline::process(&self.umem, &mut self.batch, snapshot, &mut self.state, now);
+            capture::deliver(&self.captures, copies, &self.umem, &self.batch, snapshot);
+            Emitter {
+                umem: &self.umem,
+                owners: &self.owners,
+                pool: &mut self.pool,
+                ports: &mut self.ports,
+                counters: &self.shared.counters,
+                scratch: &mut self.scratch,
+                copies: &mut self.copies,
+            }
+            .emit(&mut self.batch, snapshot);
+            self.ports
+                .refill(in_port, &mut self.pool, &self.owners, frames_short);
+        }
+        self.ports.flush(&mut self.pool, &self.owners);
+        if packets > 0 && self.state.take_events_pending() {
+            self.events.ring();
+        }
+        self.shared.counters.rounds.add(1);
+        self.shared.counters.last_round.set(now.0);
+        packets
+    }
+
+    /// Carries out what control asked; `true` when it asked to stop.
+    #[cold]
+    fn obey(&mut self, now: Nanos) -> bool {
+        while let Some(command) = self.shared.commands.pop() {
+            match command {
+                Command::AddPort(port) => self.add_port(port),
+                Command::RemovePort(id, reply) => {
+                    let removed = self.remove_port(id);
+                    // The asker may have given up; the port then closes here.
+                    let _ = reply.send(removed);
+                }
+                Command::Flows(reply) => {
+                    let _ = reply.send(self.state.flows(now));
+                }
+                Command::Capture(captures) => self.captures = captures,
+                Command::Stop => return true,
+            }
+        }
+        false
+    }
+
+    fn add_port(&mut self, mut port: Box<LanePort>) {
+        port.queue.refill(&mut self.pool, &self.owners, false);
+        self.rest.watch(port.queue.fd());
+        self.ports.insert(port);
+    }
+
+    fn remove_port(&mut self, id: PortId) -> Option<Box<LanePort>> {
+        let mut port = self.ports.remove(id)?;
+        self.rest.forget(port.queue.fd());
+        let abandoned = port.queue.abandoned();
+        self.shared.counters.drops[DropReason::PortRemoved.index()].add(u64::from(abandoned));
+        Some(port)
+    }
+
+    fn keep_house(&mut self, now: Nanos) {
+        self.housekeeping_due = Nanos(now.0 + HOUSEKEEPING_NANOS);
+        self.ports.relax_idle();
+        for port in self.ports.take_wedged() {
+            // Nobody listens only while the engine stops.
+            let _ = self.wedged.send(port);
+        }
+        let span = now.since(self.window.began).max(1);
+        let ppm = (self.window.busy_nanos.saturating_mul(1_000_000) / span).min(1_000_000);
+        self.shared.counters.busy_ppm.set(ppm);
+        self.window = Window {
+            began: now,
+            busy_nanos: 0,
+        };
+        self.update_gauges();
+    }
+
+    fn update_gauges(&mut self) {
+        let counters = &self.shared.counters;
+        counters.frames_free.set(self.pool.len() as u64);
+        counters.frames_filling.set(self.ports.filling());
+    }
+
+    fn now(&self) -> Nanos {
+        Nanos(self.shared.epoch.elapsed().as_nanos() as u64)
+    }
+}

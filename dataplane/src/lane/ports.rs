@@ -1,0 +1,176 @@
+//! The ports of one lane: by number for sending, in a list for polling.
+
+use crate::frame::Batch;
+use crate::port::LanePort;
+use crate::types::PortId;
+use crate::umem::{FramePool, OwnerTable};
+use crate::xsk::queue::Flush;
+
+/// What still keeps a lane from sleeping long.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waits {
+    /// Nothing.
+    Nothing,
+    /// Sent frames will be completed without a wake-up.
+    Completions,
+    /// A port did not take all descriptors.
+    Transmit,
+}
+
+/// A lane's ports.
+#[derive(Debug, Default)]
+pub(super) struct LanePorts {
+    by_id: Vec<Option<Box<LanePort>>>,
+    polled: Vec<PortId>,
+    dirty: Vec<PortId>,
+}
+
+impl LanePorts {
+    pub(super) fn len(&self) -> usize {
+        self.polled.len()
+    }
+
+    pub(super) fn get(&mut self, id: PortId) -> Option<&mut LanePort> {
+        self.by_id.get_mut(id.index())?.as_deref_mut()
+    }
+
+    pub(super) fn insert(&mut self, port: Box<LanePort>) {
+        let id = port.id;
+        if self.by_id.len() <= id.index() {
+            self.by_id.resize_with(id.index() + 1, || None);
+        }
+        debug_assert!(self.by_id[id.index()].is_none(), "port numbers are unique");
+        self.by_id[id.index()] = Some(port);
+        self.polled.push(id);
+    }
+
+    pub(super) fn remove(&mut self, id: PortId) -> Option<Box<LanePort>> {
+        let port = self.by_id.get_mut(id.index())?.take()?;
+        self.polled.retain(|&other| other != id);
+        self.dirty.retain(|&other| other != id);
+        Some(port)
+    }
+
+    pub(super) fn take_all(&mut self) -> Vec<LanePort> {
+        self.polled.clear();
+        self.dirty.clear();
+        self.by_id.drain(..).flatten().map(|port| *port).collect()
+    }
+
+    /// Takes packets from the port in place `at` of the list; `None` when it
+    /// has none.
+    pub(super) fn receive(
+        &mut self,
+        at: usize,
+        batch: &mut Batch,
+        owners: &OwnerTable,
+    ) -> Option<PortId> {
+        let id = self.polled[at];
+        let port = self.by_id[id.index()].as_deref_mut()?;
+        if port.queue.receive(batch, id, owners, Batch::MAX_PACKETS) == 0 {
+            return None;
+        }
+        port.active = true;
+        port.counters.rx_packets.add(batch.len() as u64);
+        port.counters
+            .rx_bytes
+            .add(batch.packets().iter().map(|p| u64::from(p.len)).sum());
+        (!batch.is_empty()).then_some(id)
+    }
+
+    pub(super) fn refill(
+        &mut self,
+        id: PortId,
+        pool: &mut FramePool,
+        owners: &OwnerTable,
+        short: bool,
+    ) {
+        if let Some(port) = self.get(id) {
+            port.queue.refill(pool, owners, short);
+        }
+    }
+
+    /// Notes that a port has descriptors to flush.
+    pub(super) fn mark_dirty(&mut self, id: PortId) {
+        if let Some(port) = self.by_id[id.index()].as_deref_mut()
+            && !std::mem::replace(&mut port.dirty, true)
+        {
+            self.dirty.push(id);
+        }
+    }
+
+    /// Flushes every port written to, and takes completed frames back from
+    /// all that have frames out. Ports that could not send all stay dirty.
+    pub(super) fn flush(&mut self, pool: &mut FramePool, owners: &OwnerTable) {
+        let LanePorts {
+            by_id,
+            polled,
+            dirty,
+        } = self;
+        dirty.retain(|id| {
+            let Some(port) = by_id[id.index()].as_deref_mut() else {
+                return false;
+            };
+            port.dirty = match port.queue.flush() {
+                Flush::Sent | Flush::Gone => false,
+                Flush::Stalled => true,
+                Flush::Wedged => {
+                    port.wedged = true;
+                    false
+                }
+            };
+            port.dirty
+        });
+        for id in polled {
+            if let Some(port) = by_id[id.index()].as_deref_mut()
+                && port.queue.outstanding() > 0
+            {
+                port.queue.complete(pool, owners);
+            }
+        }
+    }
+
+    /// Ports whose socket has to be rebuilt; each is named once.
+    pub(super) fn take_wedged(&mut self) -> impl Iterator<Item = PortId> + '_ {
+        let by_id = &mut self.by_id;
+        self.polled.iter().copied().filter(move |id| {
+            by_id[id.index()]
+                .as_deref_mut()
+                .is_some_and(|port| std::mem::take(&mut port.wedged))
+        })
+    }
+
+    /// Lets the fill levels of ports without traffic sink.
+    pub(super) fn relax_idle(&mut self) {
+        for port in self.by_id.iter_mut().flatten() {
+            if !std::mem::take(&mut port.active) {
+                port.queue.relax();
+            }
+        }
+    }
+
+    /// Chunks posted for filling on all ports.
+    pub(super) fn filling(&self) -> u64 {
+        self.by_id
+            .iter()
+            .flatten()
+            .map(|port| u64::from(port.queue.posted()))
+            .sum()
+    }
+
+    pub(super) fn waits(&self) -> Waits {
+        if !self.dirty.is_empty() {
+            return Waits::Transmit;
+        }
+        let out = self
+            .by_id
+            .iter()
+            .flatten()
+            .any(|port| port.queue.outstanding() > 0);
+        if out {
+            Waits::Completions
+        } else {
+            Waits::Nothing
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! A port from the engine's side: its XDP program, and the part that one lane
+//! gets.
+//!
+//! The program is loaded once for each port, with a socket map of its own:
+//! its entry point then needs no look-up of the device, and removing the port
+//! closes everything that belongs to it and nothing else. It is attached by a
+//! link, so it goes when the last descriptor of the link is closed, however
+//! the process ends.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use aya::maps::XskMap;
+use aya::programs::Xdp;
+use aya::{Ebpf, EbpfLoader};
+use crossbeam::utils::CachePadded;
+
+use crate::counters::PortCounters;
+use crate::types::PortId;
+use crate::xsk::queue::Queue;
+use crate::xsk::socket::{KernelDrops, kernel_drops};
+
+/// The compiled `bpf/port.bpf.c`.
+static PROGRAM: &[u8] = aya::include_bytes_aligned!("../bpf/port.bpf.o");
+const PROGRAM_NAME: &str = "spinlane_port";
+const SOCKETS: &str = "sockets";
+
+/// Which XDP modes to try on pod ports.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum XdpChoice {
+    /// Generic, because the pod keeps its offloads; native where the kernel
+    /// lacks generic mode for chains of buffers.
+    #[default]
+    Auto,
+    /// Generic only.
+    Generic,
+    /// Native first, generic where the driver refuses.
+    Native,
+}
+
+/// How XDP is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver.
+    Native,
+    /// In the stack, after the skb is made.
+    Generic,
+}
+
+impl XdpChoice {
+    fn attempts(self) -> &'static [XdpMode] {
+        match self {
+            XdpChoice::Auto => &[XdpMode::Generic, XdpMode::Native],
+            XdpChoice::Generic => &[XdpMode::Generic],
+            XdpChoice::Native => &[XdpMode::Native, XdpMode::Generic],
+        }
+    }
+}
+
+impl From<XdpMode> for aya::programs::XdpMode {
+    fn from(mode: XdpMode) -> Self {
+        match mode {
+            XdpMode::Native => aya::programs::XdpMode::Driver,
+            XdpMode::Generic => aya::programs::XdpMode::Skb,
+        }
+    }
+}
+
+/// The XDP program could not be put in place.
+#[derive(Debug, thiserror::Error)]
+pub enum ProgramError {
+    /// The object does not load.
+    #[error("the XDP program does not load: {0}; it needs Linux 6.6 and CAP_BPF")]
+    Load(#[from] aya::EbpfError),
+    /// The kernel refused the program, the map entry or the attachment.
+    #[error("the kernel refused the XDP program: {0}")]
+    Program(#[from] aya::programs::ProgramError),
+    /// The socket map refused a socket.
+    #[error("the socket map of the XDP program refused a socket: {0}")]
+    Map(#[from] aya::maps::MapError),
+    /// The object lacks what it should have.
+    #[error("the XDP program's object has no {0:?}: rebuild it with `make bpf`")]
+    Missing(&'static str),
+}
+
+/// Loads port programs. Kept for the process, because a fresh loader parses
+/// the kernel's type information, which takes tens of milliseconds.
+pub(crate) struct ProgramLoader(Mutex<EbpfLoader<'static>>);
+
+impl ProgramLoader {
+    pub(crate) fn new() -> ProgramLoader {
+        let mut loader = EbpfLoader::new();
+        loader.btf(None);
+        ProgramLoader(Mutex::new(loader))
+    }
+
+    /// A program with sockets in its map, not yet attached.
+    pub(crate) fn load(&self, sockets: &[Queue]) -> Result<Program, ProgramError> {
+        let mut loader = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut ebpf = loader.load(PROGRAM)?;
+        drop(loader);
+        let map = ebpf
+            .map_mut(SOCKETS)
+            .ok_or(ProgramError::Missing(SOCKETS))?;
+        let mut map = XskMap::try_from(map)?;
+        for (queue, socket) in sockets.iter().enumerate() {
+            map.set(queue as u32, socket.fd().as_raw_fd(), 0)?;
+        }
+        Ok(Program { ebpf })
+    }
+}
+
+/// A loaded program; detached when dropped.
+pub(crate) struct Program {
+    ebpf: Ebpf,
+}
+
+impl Program {
+    /// Attaches to a device in the first mode that it takes.
+    pub(crate) fn attach(
+        &mut self,
+        ifindex: u32,
+        choice: XdpChoice,
+    ) -> Result<XdpMode, ProgramError> {
+        let program = self.ebpf.program_mut(PROGRAM_NAME);
+        let program = program.ok_or(ProgramError::Missing(PROGRAM_NAME))?;
+        let xdp: &mut Xdp = program.try_into()?;
+        xdp.load()?;
+        let mut refused = None;
+        for &mode in choice.attempts() {
+            match xdp.attach_to_if_index(ifindex, mode.into()) {
+                Ok(_) => return Ok(mode),
+                Err(error) => refused = refused.or(Some(error)),
+            }
+        }
+        Err(refused.map_or(ProgramError::Missing("XDP mode"), ProgramError::Program))
+    }
+}
+
+/// The part of a port that one lane holds.
+#[derive(Debug)]
+pub(crate) struct LanePort {
+    pub(crate) id: PortId,
+    pub(crate) queue: Queue,
+    pub(crate) counters: Arc<CachePadded<PortCounters>>,
+    /// Descriptors wait for a flush.
+    pub(crate) dirty: bool,
+    /// The kernel refuses its next descriptor for ever.
+    pub(crate) wedged: bool,
+    /// Packets came since the last housekeeping.
+    pub(crate) active: bool,
+}
+
+impl LanePort {
+    pub(crate) fn new(id: PortId, queue: Queue) -> LanePort {
+        LanePort {
+            id,
+            queue,
+            counters: Arc::default(),
+            dirty: false,
+            wedged: false,
+            active: false,
+        }
+    }
+}
+
+/// What the engine keeps of an attached port.
+pub(crate) struct PortHandle {
+    pub(crate) spec: PortSpec,
+    /// Keeps the XDP program attached.
+    pub(crate) _program: Program,
+    pub(crate) sockets: Vec<Arc<OwnedFd>>,
+    pub(crate) counters: Vec<Arc<CachePadded<PortCounters>>>,
+}
+
+impl PortHandle {
+    /// What the kernel dropped before a lane could see it.
+    pub(crate) fn kernel_drops(&self) -> KernelDrops {
+        let mut sum = KernelDrops::default();
+        for socket in &self.sockets {
+            // A socket whose device is gone still answers; anything else is
+            // not worth failing a statistic for.
+            let drops = kernel_drops(socket.as_fd()).unwrap_or_default();
+            sum.fill_empty += drops.fill_empty;
+            sum.ring_full += drops.ring_full;
+        }
+        sum
+    }
+
+    pub(crate) fn any_socket(&self) -> Option<BorrowedFd<'_>> {
+        self.sockets.first().map(|socket| socket.as_fd())
+    }
+}
+
+/// A port to attach.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PortSpec {
+    /// Its number, not in use.
+    pub id: PortId,
+    /// The device: the host end of a veth, in the process's network namespace.
+    pub ifindex: u32,
+    /// The device's name, for messages.
+    pub name: String,
+}
+
+/// What an attached port uses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Attached {
+    /// How XDP is attached.
+    pub xdp_mode: XdpMode,
+    /// Whether the device and the frame memory share frames without a copy.
+    pub zero_copy: bool,
+    /// Lanes that hold a queue of it.
+    pub lanes: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::process::{Command, Stdio};
+
+    #[test]
+    fn object_was_built_from_the_source_beside_it() {
+        let mut sha256sum = Command::new("sha256sum")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("sha256sum (coreutils) is installed");
+        let source = include_bytes!("../bpf/port.bpf.c");
+        sha256sum.stdin.take().unwrap().write_all(source).unwrap();
+        let output = sha256sum.wait_with_output().unwrap().stdout;
+        let recorded = include_str!("../bpf/port.bpf.sha256").trim();
+        assert_eq!(
+            String::from_utf8_lossy(&output).split_whitespace().next(),
+            Some(recorded),
+            "bpf/port.bpf.c changed: rebuild the object with `make bpf`"
+        );
+    }
+}

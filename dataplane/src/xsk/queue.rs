@@ -1,0 +1,302 @@
+//! The four rings of one bound socket, moving frames for one lane.
+//!
+//! Frames leave the lane in two ways, posted for filling and sent, and come
+//! back in two, received and completed. [`OwnerTable`] notes which queue has
+//! each of them meanwhile, so a queue that is torn down in any state gives
+//! back exactly what it held.
+
+use std::io;
+use std::num::NonZeroU32;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::drops::DropReason;
+use crate::frame::{Batch, FRAME_SIZE, Frame, MAX_CHAIN, TX_METADATA_BYTES, TxChecksum};
+use crate::types::PortId;
+use crate::umem::{FramePool, OwnerTable, OwnerTag, Umem};
+use crate::xsk::socket::{RING_SIZE, Socket};
+
+/// Chunks that an idle port keeps posted: two super-frames' worth.
+pub(crate) const FILL_MIN: u32 = 2 * MAX_CHAIN as u32 + 4;
+
+/// Chunks that the busiest port keeps posted.
+pub(crate) const FILL_MAX: u32 = RING_SIZE;
+
+/// Never reused, so that a late look at [`OwnerTable`] cannot confuse queues.
+static NEXT_TAG: AtomicU32 = AtomicU32::new(1);
+
+fn next_tag() -> OwnerTag {
+    // Relaxed: only uniqueness matters.
+    let tag = NEXT_TAG.fetch_add(1, Ordering::Relaxed);
+    OwnerTag(NonZeroU32::new(tag).unwrap_or(NonZeroU32::MAX))
+}
+
+/// How a flush ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Flush {
+    /// The kernel took every descriptor.
+    Sent,
+    /// It will take the rest later.
+    Stalled,
+    /// The device is gone or down; nothing more leaves by this queue.
+    Gone,
+    /// It refuses the next descriptor for ever; the socket must be rebuilt.
+    Wedged,
+}
+
+/// One socket, used by one lane.
+#[derive(Debug)]
+pub(crate) struct Queue {
+    socket: Socket,
+    tag: OwnerTag,
+    /// Chunks posted for filling and not yet received.
+    posted: u32,
+    /// Level that the fill ring is kept at; follows use.
+    fill_target: u32,
+    /// Chunks sent and not yet completed.
+    outstanding: u32,
+    /// Descriptors written since the last publish.
+    unpublished: bool,
+}
+
+impl Queue {
+    pub(crate) fn new(socket: Socket) -> Queue {
+        Queue {
+            socket,
+            tag: next_tag(),
+            posted: 0,
+            fill_target: FILL_MIN,
+            outstanding: 0,
+            unpublished: false,
+        }
+    }
+
+    pub(crate) fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.fd.as_fd()
+    }
+
+    pub(crate) fn shared_fd(&self) -> &Arc<OwnedFd> {
+        &self.socket.fd
+    }
+
+    pub(crate) fn tag(&self) -> OwnerTag {
+        self.tag
+    }
+
+    /// Chunks posted for filling.
+    pub(crate) fn posted(&self) -> u32 {
+        self.posted
+    }
+
+    /// Chunks that are on their way out.
+    pub(crate) fn outstanding(&self) -> u32 {
+        self.outstanding
+    }
+
+    /// Descriptors that stand in the rings unhandled: received and not taken,
+    /// or written and not sent.
+    pub(crate) fn abandoned(&mut self) -> u32 {
+        self.socket.rx.available() + self.socket.tx.pending()
+    }
+
+    /// Tops the fill ring up when it fell below half its level. A level that
+    /// one round emptied doubles, unless frames are short.
+    pub(crate) fn refill(&mut self, pool: &mut FramePool, owners: &OwnerTable, frames_short: bool) {
+        if self.posted * 2 > self.fill_target {
+            return;
+        }
+        if self.posted * 4 < self.fill_target && !frames_short {
+            self.fill_target = (self.fill_target * 2).min(FILL_MAX);
+        }
+        let before = self.posted;
+        while self.posted < self.fill_target && self.socket.fill.room(1) > 0 {
+            let Some(frame) = pool.alloc() else { break };
+            let chunk = frame.chunk();
+            owners.give(chunk, self.tag);
+            self.socket.fill.push((chunk * FRAME_SIZE) as u64);
+            self.posted += 1;
+        }
+        if self.posted != before {
+            self.socket.fill.publish();
+        }
+    }
+
+    /// Lets an idle port's level sink by half; the chunks come back as they
+    /// are received.
+    pub(crate) fn relax(&mut self) {
+        self.fill_target = (self.fill_target / 2).max(FILL_MIN);
+    }
+
+    /// Moves up to `max` whole packets from the receive ring into `batch`.
+    /// Returns how many frames came.
+    pub(crate) fn receive(
+        &mut self,
+        batch: &mut Batch,
+        in_port: PortId,
+        owners: &OwnerTable,
+        max: usize,
+    ) -> u32 {
+        let available = self.socket.rx.available();
+        if available == 0 {
+            return 0;
+        }
+        let mut taken = 0;
+        while taken < available && batch.len() < max {
+            let Some(count) = self.chain_length(taken, available) else {
+                break;
+            };
+            let rx = &self.socket.rx;
+            let tag = self.tag;
+            batch.push(
+                in_port,
+                (taken..taken + count).filter_map(|at| {
+                    let desc = rx.peek(at);
+                    let frame = Frame::new(desc.addr, desc.len);
+                    // A chunk that is not ours is the kernel's error; using it
+                    // would give it two owners.
+                    owners.take(frame.chunk(), tag).then_some(frame)
+                }),
+            );
+            taken += count;
+        }
+        self.socket.rx.release(taken);
+        self.posted = self.posted.saturating_sub(taken);
+        taken
+    }
+
+    /// Descriptors of the packet that begins `first` places ahead; `None`
+    /// when its end is not there yet.
+    fn chain_length(&self, first: u32, available: u32) -> Option<u32> {
+        (first..available)
+            .find(|&at| self.socket.rx.peek(at).options & libc::XDP_PKT_CONTD == 0)
+            .map(|last| last - first + 1)
+    }
+
+    /// Whether a packet of these frames can be sent now: the kernel answers a
+    /// bad descriptor with EINVAL for ever, so each is checked first.
+    pub(crate) fn admits<'a>(
+        &mut self,
+        frames: impl Iterator<Item = &'a Frame>,
+        checksum: Option<TxChecksum>,
+    ) -> Result<(), DropReason> {
+        let mut count = 0;
+        for frame in frames {
+            let valid = !frame.is_empty()
+                && frame.headroom() >= TX_METADATA_BYTES
+                && frame.headroom() + frame.len() <= FRAME_SIZE;
+            let summed = checksum.filter(|_| count == 0).is_none_or(|checksum| {
+                usize::from(checksum.start) + usize::from(checksum.offset) + 2 <= frame.len()
+            });
+            if !valid || !summed {
+                return Err(DropReason::BrokenChain);
+            }
+            count += 1;
+        }
+        if count == 0 || count > MAX_CHAIN as u32 {
+            return Err(DropReason::BrokenChain);
+        }
+        if self.socket.tx.room(count) < count {
+            return Err(DropReason::TxRingFull);
+        }
+        Ok(())
+    }
+
+    /// Writes a packet that [`Queue::admits`] let pass to the transmit ring;
+    /// the kernel sees it at the next [`Queue::flush`].
+    pub(crate) fn send(
+        &mut self,
+        umem: &Umem,
+        owners: &OwnerTable,
+        frames: impl Iterator<Item = Frame>,
+        checksum: Option<TxChecksum>,
+    ) {
+        let mut frames = frames.peekable();
+        let mut metadata = checksum;
+        while let Some(mut frame) = frames.next() {
+            let mut options = if frames.peek().is_some() {
+                libc::XDP_PKT_CONTD
+            } else {
+                0
+            };
+            if let Some(checksum) = metadata.take() {
+                umem.write_metadata(&mut frame, &tx_metadata(checksum));
+                options |= libc::XDP_TX_METADATA;
+            }
+            owners.give(frame.chunk(), self.tag);
+            self.socket.tx.push(libc::xdp_desc {
+                addr: frame.offset(),
+                len: frame.len() as u32,
+                options,
+            });
+            self.outstanding += 1;
+        }
+        self.unpublished = true;
+    }
+
+    /// Hands what was written to the kernel, and repeats while it makes
+    /// progress: it sends a budget's worth a call and answers EAGAIN after
+    /// each, so the consumer cursor tells, not the error.
+    pub(crate) fn flush(&mut self) -> Flush {
+        if self.unpublished {
+            self.socket.tx.publish();
+            self.unpublished = false;
+        }
+        let mut before = self.socket.tx.pending();
+        while before > 0 {
+            let error = self.kick();
+            let after = self.socket.tx.pending();
+            if after == before {
+                return match error.map(|e| e.raw_os_error().unwrap_or(0)) {
+                    Some(libc::EINVAL) => Flush::Wedged,
+                    Some(libc::ENXIO | libc::ENETDOWN | libc::EBADF | libc::ENODEV) => Flush::Gone,
+                    _ => Flush::Stalled,
+                };
+            }
+            before = after;
+        }
+        Flush::Sent
+    }
+
+    fn kick(&self) -> Option<io::Error> {
+        // SAFETY: plain system call on a live descriptor, without a buffer.
+        let sent = unsafe {
+            libc::sendto(
+                self.socket.fd.as_raw_fd(),
+                std::ptr::null(),
+                0,
+                libc::MSG_DONTWAIT,
+                std::ptr::null(),
+                0,
+            )
+        };
+        (sent < 0).then(io::Error::last_os_error)
+    }
+
+    /// Takes completed chunks back. Returns how many.
+    pub(crate) fn complete(&mut self, pool: &mut FramePool, owners: &OwnerTable) -> u32 {
+        let count = self.socket.completion.available();
+        for at in 0..count {
+            let frame = Frame::new(self.socket.completion.peek(at), 0);
+            if owners.take(frame.chunk(), self.tag) {
+                pool.free(frame);
+            }
+        }
+        if count > 0 {
+            self.socket.completion.release(count);
+            self.outstanding = self.outstanding.saturating_sub(count);
+        }
+        count
+    }
+}
+
+/// `struct xsk_tx_metadata` (include/uapi/linux/if_xdp.h) that asks for a
+/// checksum: flags `u64`, then `csum_start` and `csum_offset`, both `u16` of
+/// the host's order, then 12 bytes unused.
+fn tx_metadata(checksum: TxChecksum) -> [u8; TX_METADATA_BYTES] {
+    let mut bytes = [0; TX_METADATA_BYTES];
+    bytes[..8].copy_from_slice(&u64::from(libc::XDP_TXMD_FLAGS_CHECKSUM).to_ne_bytes());
+    bytes[8..10].copy_from_slice(&checksum.start.to_ne_bytes());
+    bytes[10..12].copy_from_slice(&checksum.offset.to_ne_bytes());
+    bytes
+}

@@ -1,0 +1,307 @@
+//! One ring shared with the kernel: a power-of-two array of entries between
+//! two free-running 32-bit cursors.
+//!
+//! One side produces, the other consumes (include/linux/circ_buf.h, and
+//! net/xdp/xsk_queue.h on the kernel's side):
+//!
+//! | ring | producer | consumer | entry |
+//! |---|---|---|---|
+//! | fill | lane | kernel | `u64` chunk address |
+//! | receive | kernel | lane | `xdp_desc` |
+//! | transmit | lane | kernel | `xdp_desc` |
+//! | completion | kernel | lane | `u64` chunk address |
+//!
+//! Exactly one lane uses a ring. Cursors wrap at 2³²; differences are taken
+//! with wrapping arithmetic. Entries become visible by a release store of the
+//! writer's cursor and are read after an acquire load of it.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+/// A mapping of a socket's ring; unmapped with the value.
+#[derive(Debug)]
+struct RingMap {
+    base: NonNull<libc::c_void>,
+    len: usize,
+}
+
+impl Drop for RingMap {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made in map() with this length; the ring
+        // that points into it is dropped together with it.
+        unsafe { libc::munmap(self.base.as_ptr(), self.len) };
+    }
+}
+
+/// Cursors and entries, wherever they lie.
+#[derive(Debug)]
+struct Shared<T> {
+    producer: NonNull<AtomicU32>,
+    consumer: NonNull<AtomicU32>,
+    entries: NonNull<T>,
+    mask: u32,
+    _map: Option<RingMap>,
+}
+
+// SAFETY: a ring belongs to one lane at a time; moving it to another thread
+// moves the only user on this side.
+unsafe impl<T> Send for Shared<T> {}
+
+impl<T: Copy> Shared<T> {
+    /// Maps the ring of `socket` at page offset `page_offset`.
+    fn map(
+        socket: BorrowedFd<'_>,
+        page_offset: u64,
+        offsets: &libc::xdp_ring_offset,
+        size: u32,
+    ) -> io::Result<Shared<T>> {
+        assert!(size.is_power_of_two(), "ring sizes are powers of two");
+        let len = offsets.desc as usize + size as usize * size_of::<T>();
+        // SAFETY: a new shared mapping of a ring that the kernel made; nothing
+        // is replaced.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                len,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_SHARED | libc::MAP_POPULATE,
+                socket.as_raw_fd(),
+                page_offset as libc::off_t,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base =
+            NonNull::new(base).ok_or_else(|| io::Error::other("ring mapped at address 0"))?;
+        let at = |offset: u64| {
+            // SAFETY: the kernel gave the offset for this mapping, whose length
+            // covers every field and entry.
+            unsafe { base.byte_add(offset as usize) }
+        };
+        Ok(Shared {
+            producer: at(offsets.producer).cast(),
+            consumer: at(offsets.consumer).cast(),
+            entries: at(offsets.desc).cast(),
+            mask: size - 1,
+            _map: Some(RingMap { base, len }),
+        })
+    }
+
+    fn producer(&self) -> &AtomicU32 {
+        // SAFETY: points into the live mapping, aligned by the kernel; the
+        // kernel accesses it atomically too.
+        unsafe { self.producer.as_ref() }
+    }
+
+    fn consumer(&self) -> &AtomicU32 {
+        // SAFETY: see producer().
+        unsafe { self.consumer.as_ref() }
+    }
+
+    #[inline]
+    fn entry(&self, cursor: u32) -> NonNull<T> {
+        // SAFETY: the mask keeps the index inside the array.
+        unsafe { self.entries.add((cursor & self.mask) as usize) }
+    }
+}
+
+/// This side writes entries: fill and transmit rings.
+#[derive(Debug)]
+pub(crate) struct Producer<T> {
+    shared: Shared<T>,
+    /// Next entry to write; the kernel sees it after [`Producer::publish`].
+    head: u32,
+    /// The kernel's cursor as last read.
+    tail: u32,
+}
+
+impl<T: Copy> Producer<T> {
+    /// Maps a ring in which this side produces.
+    pub(crate) fn map(
+        socket: BorrowedFd<'_>,
+        page_offset: u64,
+        offsets: &libc::xdp_ring_offset,
+        size: u32,
+    ) -> io::Result<Producer<T>> {
+        Ok(Self::over(Shared::map(socket, page_offset, offsets, size)?))
+    }
+
+    fn over(shared: Shared<T>) -> Producer<T> {
+        // Relaxed: nobody else produces; Acquire: pairs with the consumer's
+        // release when it gave entries back.
+        let head = shared.producer().load(Ordering::Relaxed);
+        let tail = shared.consumer().load(Ordering::Acquire);
+        Producer { shared, head, tail }
+    }
+
+    /// Entries that can be written; reads the kernel's cursor only when fewer
+    /// than `wanted` are known to be free.
+    #[inline]
+    pub(crate) fn room(&mut self, wanted: u32) -> u32 {
+        let size = self.shared.mask + 1;
+        let known = size - self.head.wrapping_sub(self.tail);
+        if known >= wanted {
+            return known;
+        }
+        size - self.pending()
+    }
+
+    /// Entries written and not yet consumed, by the kernel's cursor now.
+    #[inline]
+    pub(crate) fn pending(&mut self) -> u32 {
+        // Acquire: the kernel has read the entries before it moved its cursor.
+        self.tail = self.shared.consumer().load(Ordering::Acquire);
+        self.head.wrapping_sub(self.tail)
+    }
+
+    /// Writes the next entry. The caller asked [`Producer::room`] first.
+    #[inline]
+    pub(crate) fn push(&mut self, entry: T) {
+        debug_assert!(
+            self.head.wrapping_sub(self.tail) <= self.shared.mask,
+            "ring overrun"
+        );
+        // SAFETY: the entry lies between the cursors of this side, which the
+        // kernel does not read before publish().
+        unsafe { self.shared.entry(self.head).write(entry) };
+        self.head = self.head.wrapping_add(1);
+    }
+
+    /// Makes the written entries visible to the kernel.
+    #[inline]
+    pub(crate) fn publish(&mut self) {
+        // Release: the entries are written before the cursor says so.
+        self.shared.producer().store(self.head, Ordering::Release);
+    }
+}
+
+/// This side reads entries: receive and completion rings.
+#[derive(Debug)]
+pub(crate) struct Consumer<T> {
+    shared: Shared<T>,
+    /// Next entry to read; given back by [`Consumer::release`].
+    tail: u32,
+    /// The kernel's cursor as last read.
+    head: u32,
+}
+
+impl<T: Copy> Consumer<T> {
+    /// Maps a ring in which this side consumes.
+    pub(crate) fn map(
+        socket: BorrowedFd<'_>,
+        page_offset: u64,
+        offsets: &libc::xdp_ring_offset,
+        size: u32,
+    ) -> io::Result<Consumer<T>> {
+        Ok(Self::over(Shared::map(socket, page_offset, offsets, size)?))
+    }
+
+    fn over(shared: Shared<T>) -> Consumer<T> {
+        // Relaxed: nobody else consumes; Acquire: see available().
+        let tail = shared.consumer().load(Ordering::Relaxed);
+        let head = shared.producer().load(Ordering::Acquire);
+        Consumer { shared, tail, head }
+    }
+
+    /// Entries that wait, by the kernel's cursor now.
+    #[inline]
+    pub(crate) fn available(&mut self) -> u32 {
+        // Acquire: the kernel wrote the entries before it moved its cursor.
+        self.head = self.shared.producer().load(Ordering::Acquire);
+        self.head.wrapping_sub(self.tail)
+    }
+
+    /// The entry `ahead` places from the next, of those that
+    /// [`Consumer::available`] counted.
+    #[inline]
+    pub(crate) fn peek(&self, ahead: u32) -> T {
+        debug_assert!(ahead < self.head.wrapping_sub(self.tail), "ring underrun");
+        // SAFETY: the entry lies between the cursors, where the kernel does
+        // not write until release().
+        unsafe { self.shared.entry(self.tail.wrapping_add(ahead)).read() }
+    }
+
+    /// Gives the next `count` entries back.
+    #[inline]
+    pub(crate) fn release(&mut self, count: u32) {
+        self.tail = self.tail.wrapping_add(count);
+        // Release: the entries were read before the kernel may reuse them.
+        self.shared.consumer().store(self.tail, Ordering::Release);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A ring in plain memory, with both ends on this side.
+    struct Memory {
+        producer: Box<AtomicU32>,
+        consumer: Box<AtomicU32>,
+        entries: Vec<u64>,
+    }
+
+    impl Memory {
+        fn at(cursor: u32, size: usize) -> Memory {
+            Memory {
+                producer: Box::new(AtomicU32::new(cursor)),
+                consumer: Box::new(AtomicU32::new(cursor)),
+                entries: vec![0; size],
+            }
+        }
+
+        fn ends(&mut self) -> (Producer<u64>, Consumer<u64>) {
+            let shared = |memory: &mut Memory| Shared {
+                producer: NonNull::from(&*memory.producer),
+                consumer: NonNull::from(&*memory.consumer),
+                entries: NonNull::new(memory.entries.as_mut_ptr()).unwrap(),
+                mask: memory.entries.len() as u32 - 1,
+                _map: None,
+            };
+            (Producer::over(shared(self)), Consumer::over(shared(self)))
+        }
+    }
+
+    #[test]
+    fn cursors_wrap_at_two_to_the_32() {
+        for start in [0, u32::MAX - 5, u32::MAX] {
+            let mut memory = Memory::at(start, 8);
+            let (mut tx, mut rx) = memory.ends();
+            let mut next = 0u64;
+            for round in 0..5u64 {
+                assert_eq!(tx.room(8), 8, "start {start} round {round}");
+                for value in 0..6 {
+                    tx.push(round * 6 + value);
+                }
+                assert_eq!(rx.available(), 0, "unpublished entries are invisible");
+                tx.publish();
+                assert_eq!(tx.pending(), 6);
+                assert_eq!(rx.available(), 6);
+                for ahead in 0..6 {
+                    assert_eq!(rx.peek(ahead), next);
+                    next += 1;
+                }
+                rx.release(6);
+                assert_eq!(tx.pending(), 0);
+            }
+        }
+    }
+
+    #[test]
+    fn room_shrinks_to_nothing_when_the_consumer_stands_still() {
+        let mut memory = Memory::at(u32::MAX - 2, 4);
+        let (mut tx, mut rx) = memory.ends();
+        for value in 0..4 {
+            assert!(tx.room(1) >= 1);
+            tx.push(value);
+        }
+        tx.publish();
+        assert_eq!(tx.room(1), 0);
+        assert_eq!(rx.available(), 4);
+        rx.release(1);
+        assert_eq!(tx.room(1), 1);
+    }
+}

@@ -1,0 +1,264 @@
+//! What an operator sees: command line, captures, metrics, cleanup.
+
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::Duration;
+
+use spinlane_tests::{
+    LabError, Node, NodeConfig, Pod, Process, Result, capture, program, root_or_skip, traffic,
+    wait_for,
+};
+
+fn http(node: &Node, path: &str) -> Result<String> {
+    node.namespace()
+        .enter(|| -> std::io::Result<String> {
+            let mut stream = TcpStream::connect("127.0.0.1:9465")?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            write!(
+                stream,
+                "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"
+            )?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        })?
+        .map_err(LabError::io(format!("GET {path}")))
+}
+
+#[test]
+fn the_documents_have_what_people_rely_on() -> Result<()> {
+    if !root_or_skip("the_documents_have_what_people_rely_on") {
+        return Ok(());
+    }
+    let node = Node::plain("documents")?;
+    let (a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
+    assert!(traffic::ping(a.namespace(), b.v4()?, 3)?.all());
+    traffic::tcp_both_ways(a.namespace(), b.namespace(), b.v4()?, 1 << 20)?;
+
+    let status = node.cli(&["status"])?;
+    for key in [
+        "version",
+        "node",
+        "mode",
+        "ready",
+        "uptime_s",
+        "snapshot_generation",
+        "lanes",
+        "frames",
+    ] {
+        assert!(status.get(key).is_some(), "status has no {key}: {status}");
+    }
+    assert_eq!(status["ready"], true);
+    assert_eq!(status["node"], "documents");
+
+    let ports = node.cli(&["ports"])?;
+    let of = |name: &str| {
+        ports
+            .as_array()
+            .and_then(|ports| ports.iter().find(|port| port["pod"] == name))
+            .cloned()
+            .unwrap_or_default()
+    };
+    assert_eq!(of("a")["kind"], "pod");
+    assert_eq!(of("a")["container_id"], a.container_id());
+    assert_eq!(of("a")["addresses"][0], a.v4()?.to_string());
+    assert!(
+        ports
+            .as_array()
+            .is_some_and(|ports| { ports.iter().any(|port| port["kind"] == "host") })
+    );
+
+    let flows = node.cli(&["flows"])?;
+    let tcp = flows.as_array().and_then(|flows| {
+        flows.iter().find(|flow| {
+            flow["key"]["proto"] == "tcp"
+                && flow["key"]["dst"] == b.v4().ok().map(|a| a.to_string()).unwrap_or_default()
+        })
+    });
+    assert!(
+        tcp.is_some_and(|flow| flow["packets"].as_u64() > Some(0)
+            && flow["out"] == of("b")["name"]
+            && flow["in_port"] == of("a")["name"]),
+        "{flows}"
+    );
+    let drops = node.drops()?;
+    assert!(drops.len() > 20, "every reason, also at 0: {drops:?}");
+
+    let table = node.cli_output(&["ports"])?;
+    let table = String::from_utf8_lossy(&table.stdout).into_owned();
+    assert!(table.contains(&b.v4()?.to_string()), "{table}");
+    Ok(())
+}
+
+#[test]
+fn captures_open_in_tshark() -> Result<()> {
+    if !root_or_skip("captures_open_in_tshark") {
+        return Ok(());
+    }
+    let node = Node::plain("capture")?;
+    let (a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
+    let port = node
+        .ports()?
+        .into_iter()
+        .find(|port| port.pod == "a")
+        .map(|port| port.name)
+        .expect("a port");
+    let file = node.ipam_dir().join("capture.pcapng");
+    let mut command = node.namespace().command(program("spinlane")?);
+    command
+        .args(["capture", "--port", &port, "--count", "8", "--write"])
+        .arg(&file)
+        .arg("--run-dir")
+        .arg(node.run_dir());
+    let capturing = Process::spawn(command)?;
+    wait_for("the capture to begin", Duration::from_secs(5), || {
+        file.metadata().ok().filter(|meta| meta.len() > 0).map(drop)
+    })?;
+    traffic::ping(a.namespace(), b.v4()?, 3)?;
+    // Dropped, with its reason.
+    traffic::ping(
+        a.namespace(),
+        "10.244.1.250".parse().expect("an address"),
+        2,
+    )?;
+    let output = capturing.wait(Duration::from_secs(10))?;
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let echoes = capture::count(&file, &format!("icmp && ip.addr == {}", b.v4()?))?;
+    assert!(echoes >= 4, "{echoes} echo packets");
+    let comments = capture::fields(&file, "frame.comment", &["frame.comment"])?;
+    assert!(
+        comments.iter().any(|row| row[0].contains("no_endpoint")),
+        "{comments:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn metrics_and_health_are_served() -> Result<()> {
+    if !root_or_skip("metrics_and_health_are_served") {
+        return Ok(());
+    }
+    let node = Node::plain("metrics")?;
+    let (a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
+    assert!(traffic::ping(a.namespace(), b.v4()?, 2)?.all());
+    let metrics = http(&node, "/metrics")?;
+    for name in [
+        "spinlane_port_rx_packets_total{",
+        "spinlane_drops_total{reason=\"spoofed\"}",
+        "spinlane_lane_busy_ratio{",
+        "spinlane_cni_request_duration_seconds",
+    ] {
+        assert!(metrics.contains(name), "{name} is missing:\n{metrics}");
+    }
+    for path in ["/healthz", "/readyz"] {
+        let answer = http(&node, path)?;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{path}: {answer}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_command_line_fails_in_one_line_with_its_status() -> Result<()> {
+    if !root_or_skip("the_command_line_fails_in_one_line_with_its_status") {
+        return Ok(());
+    }
+    let node = Node::prepare(&NodeConfig::new("commands"))?;
+    for command in ["status", "ports", "flows", "fdb", "drops"] {
+        let output = node.cli_output(&[command])?;
+        assert_eq!(output.status.code(), Some(3), "{command} without an agent");
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(error.trim().lines().count(), 1, "{error}");
+        assert!(
+            error.contains(&node.run_dir().display().to_string()),
+            "{error}"
+        );
+        assert!(output.stdout.is_empty());
+    }
+    for wrong in [&["frobnicate"][..], &["status", "--colour"], &["capture"]] {
+        let output = node.cli_output(wrong)?;
+        assert_eq!(output.status.code(), Some(2), "{wrong:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_wrong_configuration_names_the_key() -> Result<()> {
+    if !root_or_skip("a_wrong_configuration_names_the_key") {
+        return Ok(());
+    }
+    for (tables, named) in [
+        ("[lains]\n", "lains"),
+        (
+            "[[segments]]\nname = \"blue\"\nvni = 100\ncidr = [\"10.50.0.0/24\"]",
+            "cidrs",
+        ),
+        (
+            "[[segments]]\nname = \"blue\"\nvni = 99999999\ncidrs = []",
+            "vni",
+        ),
+    ] {
+        let mut config = NodeConfig::new("wrong");
+        config.tables = tables.to_owned();
+        let error = match Node::start(&config) {
+            Ok(_) => panic!("the agent took {tables:?}"),
+            Err(error) => error.to_string(),
+        };
+        assert!(error.contains("before `ready`"), "{error}");
+        assert!(error.contains(named), "{error}");
+    }
+    Ok(())
+}
+
+#[test]
+fn cleanup_removes_everything_and_nothing_else() -> Result<()> {
+    if !root_or_skip("cleanup_removes_everything_and_nothing_else") {
+        return Ok(());
+    }
+    let mut node = Node::prepare(&NodeConfig::new("cleanup"))?;
+    node.namespace().ip("link add keep0 type dummy")?;
+    node.namespace().ip("addr add 192.0.2.1/24 dev keep0")?;
+    node.namespace().ip("link set keep0 up")?;
+    let look = |node: &Node| -> Result<Vec<String>> {
+        Ok(vec![
+            node.interfaces()?.join(" "),
+            node.namespace().ip("route show table all type unicast")?,
+            node.namespace().ip("-6 route show table main")?,
+            node.namespace().ip("rule show")?,
+            node.namespace()
+                .run(&["sysctl", "-n", "net.ipv4.ip_local_reserved_ports"])?,
+        ])
+    };
+    let before = look(&node)?;
+    node.start_agent()?;
+    let pod = Pod::attach(&node, "a")?;
+    assert!(traffic::ping(node.namespace(), pod.v4()?, 1)?.all());
+    node.stop()?;
+    assert_ne!(
+        look(&node)?,
+        before,
+        "the agent's work stays when it leaves"
+    );
+    let output = node
+        .namespace()
+        .command(program("spinlane")?)
+        .arg("cleanup")
+        .arg("--run-dir")
+        .arg(node.run_dir())
+        .arg("--state-dir")
+        .arg(node.state_dir())
+        .output()
+        .map_err(LabError::io("start `spinlane cleanup`"))?;
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert_eq!(look(&node)?, before);
+    node.start_agent()?;
+    assert_eq!(node.status()?.endpoints, 0);
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! Right checksums and sizes for every receiver, whatever it has switched on.
+
+use std::time::Instant;
+
+use serde_json::json;
+use spinlane_tests::{LabError, Namespace, Node, Pod, Result, capture, root_or_skip, traffic};
+
+const MEGABYTE: usize = 1 << 20;
+
+#[test]
+fn a_pod_without_offloads_talks_to_one_with_them() -> Result<()> {
+    if !root_or_skip("a_pod_without_offloads_talks_to_one_with_them") {
+        return Ok(());
+    }
+    let node = Node::plain("offloads")?;
+    let (plain, offloading) = (Pod::attach(&node, "plain")?, Pod::attach(&node, "on")?);
+    plain
+        .namespace()
+        .sh("ethtool -K eth0 tx off rx off sg off tso off gso off gro off")?;
+    for (from, to) in [(&plain, &offloading), (&offloading, &plain)] {
+        for address in [to.v4()?, to.v6()?] {
+            traffic::tcp_both_ways(from.namespace(), to.namespace(), address, 4 * MEGABYTE)?;
+            let whole = traffic::udp_echo(from.namespace(), to.namespace(), address, 10, 3000)?;
+            assert_eq!(whole, 10, "{} to {address}", from.name());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn tcp_crosses_a_tunnel_between_two_pods() -> Result<()> {
+    if !root_or_skip("tcp_crosses_a_tunnel_between_two_pods") {
+        return Ok(());
+    }
+    let node = Node::plain("tunnel")?;
+    let (a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
+    let kinds = [
+        (
+            "vxlan",
+            "type vxlan id 7 dstport 4790 remote REMOTE local LOCAL",
+        ),
+        ("gre", "type gretap remote REMOTE local LOCAL"),
+        ("ipip", "type ipip remote REMOTE local LOCAL"),
+    ];
+    for (number, (kind, options)) in kinds.into_iter().enumerate() {
+        for (pod, other, host) in [(&a, &b, 1), (&b, &a, 2)] {
+            let options = options
+                .replace("REMOTE", &other.v4()?.to_string())
+                .replace("LOCAL", &pod.v4()?.to_string());
+            // What the path's 1450 or more leave after any of the headers.
+            pod.namespace()
+                .ip(&format!("link add tun{number} mtu 1350 {options}"))?;
+            pod.namespace().ip(&format!("link set tun{number} up"))?;
+            pod.namespace().ip(&format!(
+                "addr add 192.168.{number}.{host}/24 dev tun{number}"
+            ))?;
+        }
+        let far = format!("192.168.{number}.2").parse().expect("an address");
+        let pings = traffic::ping(a.namespace(), far, 2)?;
+        assert!(pings.all(), "{kind}: {}", pings.text);
+        let began = Instant::now();
+        traffic::tcp_both_ways(a.namespace(), b.namespace(), far, 4 * MEGABYTE)
+            .map_err(|error| LabError::unexpected(kind, error.to_string()))?;
+        let took = began.elapsed().as_secs_f64();
+        assert!(took < 5.0, "{kind}: 8 MiB took {took:.1} s");
+    }
+    Ok(())
+}
+
+/// A namespace behind the pod, as a container or virtual machine inside it.
+fn behind(pod: &Pod) -> Result<Namespace> {
+    let inner = Namespace::create("inner")?;
+    pod.namespace().ip(&format!(
+        "link add in0 type veth peer name eth0 netns {}",
+        inner.name()
+    ))?;
+    pod.namespace().ip("addr add 192.168.77.1/24 dev in0")?;
+    pod.namespace().ip("link set in0 up")?;
+    inner.ip("addr add 192.168.77.2/24 dev eth0")?;
+    inner.ip("link set eth0 up")?;
+    inner.ip("route add default via 192.168.77.1")?;
+    pod.namespace().sysctl("net.ipv4.ip_forward", "1")?;
+    pod.namespace().sh("nft add table ip nat; \
+         nft add chain ip nat post '{ type nat hook postrouting priority 100; }'; \
+         nft add rule ip nat post oifname eth0 masquerade")?;
+    Ok(inner)
+}
+
+#[test]
+fn a_pod_that_forwards_for_others_is_detected() -> Result<()> {
+    if !root_or_skip("a_pod_that_forwards_for_others_is_detected") {
+        return Ok(());
+    }
+    let node = Node::plain("forwarding")?;
+    let (router, server) = (Pod::attach(&node, "router")?, Pod::attach(&node, "server")?);
+    let inner = behind(&router)?;
+    let began = Instant::now();
+    for _ in 0..3 {
+        traffic::tcp_both_ways(&inner, server.namespace(), server.v4()?, 8 * MEGABYTE)?;
+    }
+    let took = began.elapsed().as_secs_f64();
+    assert!(
+        took < 10.0,
+        "48 MiB through the forwarding pod took {took:.1} s"
+    );
+    let port = node.ports()?.into_iter().find(|port| port.pod == "router");
+    assert!(
+        port.as_ref().is_some_and(|port| !port.super_frames),
+        "the pod was not switched over: {port:?}"
+    );
+    let server_port = node.ports()?.into_iter().find(|port| port.pod == "server");
+    assert!(server_port.is_some_and(|port| port.super_frames));
+    // The pod's own traffic is none the worse.
+    traffic::tcp_both_ways(
+        router.namespace(),
+        server.namespace(),
+        server.v4()?,
+        MEGABYTE,
+    )?;
+    Ok(())
+}
+
+#[test]
+fn a_network_may_do_without_super_frames() -> Result<()> {
+    if !root_or_skip("a_network_may_do_without_super_frames") {
+        return Ok(());
+    }
+    let node = Node::plain("segments-only")?;
+    let mut plain = Pod::bare("plain")?;
+    let network = node.network("pods", json!({"superFrames": false, "mtu": 1400}));
+    plain.add(&node, "eth0", &network)?;
+    let peer = Pod::attach(&node, "peer")?;
+    let file = node.ipam_dir().join("received.pcap");
+    let dump = plain.namespace().spawn(&[
+        "tcpdump",
+        "-i",
+        "eth0",
+        "-Q",
+        "in",
+        "-U",
+        "-s",
+        "128",
+        "-Z",
+        "root",
+        "-w",
+        &file.display().to_string(),
+        "tcp",
+    ])?;
+    spinlane_tests::wait_for(
+        "tcpdump to listen",
+        std::time::Duration::from_secs(5),
+        || {
+            file.metadata()
+                .ok()
+                .filter(|meta| meta.len() >= 24)
+                .map(drop)
+        },
+    )?;
+    for address in [plain.v4()?, plain.v6()?] {
+        traffic::tcp_both_ways(peer.namespace(), plain.namespace(), address, 4 * MEGABYTE)?;
+    }
+    dump.interrupt(std::time::Duration::from_secs(5))?;
+    let lengths = capture::fields(&file, "tcp", &["frame.len"])?;
+    let longest = lengths
+        .iter()
+        .filter_map(|row| row.first()?.parse::<u32>().ok())
+        .max();
+    assert!(lengths.len() > 1000, "{} packets", lengths.len());
+    assert!(
+        longest.is_some_and(|longest| longest <= 1414),
+        "longest frame that the pod got: {longest:?}"
+    );
+    Ok(())
+}
+
+#[test]
+fn a_pod_without_checksum_checks_is_not_sent_broken_ones() -> Result<()> {
+    if !root_or_skip("a_pod_without_checksum_checks_is_not_sent_broken_ones") {
+        return Ok(());
+    }
+    let node = Node::plain("checksums")?;
+    let (a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
+    a.namespace().sh("ethtool -K eth0 tx off tso off gso off")?;
+    let file = node.ipam_dir().join("whole.pcap");
+    let dump = b.namespace().spawn(&[
+        "tcpdump",
+        "-i",
+        "eth0",
+        "-Q",
+        "in",
+        "-U",
+        "-Z",
+        "root",
+        "-w",
+        &file.display().to_string(),
+        "tcp or udp",
+    ])?;
+    spinlane_tests::wait_for(
+        "tcpdump to listen",
+        std::time::Duration::from_secs(5),
+        || {
+            file.metadata()
+                .ok()
+                .filter(|meta| meta.len() >= 24)
+                .map(drop)
+        },
+    )?;
+    traffic::tcp_both_ways(a.namespace(), b.namespace(), b.v4()?, 200_000)?;
+    traffic::tcp_both_ways(a.namespace(), b.namespace(), b.v6()?, 200_000)?;
+    dump.interrupt(std::time::Duration::from_secs(5))?;
+    assert!(capture::count(&file, "tcp")? > 100);
+    assert_eq!(
+        capture::count(&file, "tcp.checksum.status == \"Bad\"")?,
+        0,
+        "what was complete when it left must be right when it arrives"
+    );
+    Ok(())
+}

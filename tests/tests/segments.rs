@@ -1,0 +1,194 @@
+//! Layer-2 segments: they learn, they flood, and nothing leaks between them.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use spinlane_tests::{LabError, Node, NodeConfig, Pod, root_or_skip, traffic, wait_for};
+
+fn node() -> Result<Node, LabError> {
+    let mut config = NodeConfig::new("segments");
+    config.tables = "
+[[segments]]
+name = \"blue\"
+vni = 100
+cidrs = [\"10.50.0.0/24\", \"fd50::/64\"]
+[[segments]]
+name = \"red\"
+vni = 101
+cidrs = [\"10.60.0.0/24\"]
+[[segments]]
+name = \"guarded\"
+vni = 102
+cidrs = [\"10.70.0.0/24\"]
+guard = true
+"
+    .to_owned();
+    Node::start(&config)
+}
+
+fn member(node: &Node, segment: &str, name: &str) -> Result<Pod, LabError> {
+    let mut pod = Pod::bare(name)?;
+    let network = node.network(segment, json!({ "segment": segment }));
+    pod.add(node, "eth0", &network)?;
+    Ok(pod)
+}
+
+fn reaches(from: &Pod, to: IpAddr) -> Result<bool, LabError> {
+    Ok(traffic::ping(from.namespace(), to, 3)?.received > 0)
+}
+
+fn entry<'a>(fdb: &'a Value, mac: &str) -> Option<&'a Value> {
+    fdb.as_array()?.iter().find(|entry| entry["mac"] == mac)
+}
+
+fn mac_of(pod: &Pod) -> Result<String, LabError> {
+    Ok(pod
+        .namespace()
+        .run(&["cat", "/sys/class/net/eth0/address"])?
+        .trim()
+        .to_owned())
+}
+
+#[test]
+fn a_segment_learns_where_its_stations_are() -> Result<(), LabError> {
+    if !root_or_skip("a_segment_learns_where_its_stations_are") {
+        return Ok(());
+    }
+    let node = node()?;
+    let (a, b) = (member(&node, "blue", "a")?, member(&node, "blue", "b")?);
+    for address in [b.v4()?, b.v6()?] {
+        let pings = traffic::ping(a.namespace(), address, 3)?;
+        assert!(pings.all(), "{}", pings.text);
+        traffic::tcp_both_ways(a.namespace(), b.namespace(), address, 4 << 20)?;
+    }
+    let ports = node.ports()?;
+    for pod in [&a, &b] {
+        let mac = mac_of(pod)?;
+        let port = ports
+            .iter()
+            .find(|port| port.pod == pod.name())
+            .map(|port| port.name.clone());
+        let fdb = node.cli(&["fdb"])?;
+        let found = entry(&fdb, &mac);
+        assert!(
+            found.is_some_and(
+                |found| found["segment"] == "blue" && found["port"].as_str() == port.as_deref()
+            ),
+            "{mac} of {port:?} is not in {fdb}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn broadcasts_reach_every_member_and_nobody_else() -> Result<(), LabError> {
+    if !root_or_skip("broadcasts_reach_every_member_and_nobody_else") {
+        return Ok(());
+    }
+    let node = node()?;
+    let blue = [
+        member(&node, "blue", "a")?,
+        member(&node, "blue", "b")?,
+        member(&node, "blue", "c")?,
+    ];
+    let red = member(&node, "red", "d")?;
+    for pod in blue.iter().chain([&red]) {
+        pod.namespace()
+            .sysctl("net.ipv4.icmp_echo_ignore_broadcasts", "0")?;
+    }
+    // Of the same prefix, so that it would answer if the broadcast leaked.
+    red.namespace().ip("addr add 10.50.0.200/24 dev eth0")?;
+    let pings = traffic::ping_with(
+        blue[0].namespace(),
+        "10.50.0.255".parse().expect("an address"),
+        3,
+        &["-b"],
+    )?;
+    for member in &blue[1..] {
+        let answer = format!("from {}:", member.v4()?);
+        assert!(pings.text.contains(&answer), "{answer} {}", pings.text);
+    }
+    assert!(!pings.text.contains("10.50.0.200"), "{}", pings.text);
+    Ok(())
+}
+
+#[test]
+fn segments_and_routed_pods_are_apart() -> Result<(), LabError> {
+    if !root_or_skip("segments_and_routed_pods_are_apart") {
+        return Ok(());
+    }
+    let node = node()?;
+    let blue = member(&node, "blue", "blue")?;
+    let red = member(&node, "red", "red")?;
+    let routed = Pod::attach(&node, "routed")?;
+    // With addresses of each other's prefixes only the switch keeps them apart.
+    red.namespace().ip("addr add 10.50.0.201/24 dev eth0")?;
+    blue.namespace().ip("addr add 10.60.0.201/24 dev eth0")?;
+    routed.namespace().ip("addr add 10.50.0.202/24 dev eth0")?;
+    assert!(!reaches(&red, blue.v4()?)?, "red reaches blue");
+    assert!(!reaches(&blue, red.v4()?)?, "blue reaches red");
+    assert!(!reaches(&routed, blue.v4()?)?, "a routed pod reaches blue");
+    blue.namespace()
+        .ip(&format!("route replace {} dev eth0", routed.v4()?))?;
+    assert!(!reaches(&blue, routed.v4()?)?, "blue reaches a routed pod");
+    assert!(!reaches(&blue, "172.31.0.1".parse().expect("an address"))?);
+    Ok(())
+}
+
+#[test]
+fn a_station_that_moves_is_found_again() -> Result<(), LabError> {
+    if !root_or_skip("a_station_that_moves_is_found_again") {
+        return Ok(());
+    }
+    let node = node()?;
+    let watcher = member(&node, "blue", "watcher")?;
+    let (old, new) = (member(&node, "blue", "old")?, member(&node, "blue", "new")?);
+    // The station is a second MAC and address that one pod shows, then the
+    // other: a macvlan device on its interface.
+    let mac = "02:00:5e:00:53:01";
+    let station: IpAddr = "10.50.0.99".parse().expect("an address");
+    let show = |pod: &Pod| -> Result<(), LabError> {
+        pod.namespace().ip(&format!(
+            "link add station link eth0 address {mac} type macvlan mode bridge"
+        ))?;
+        pod.namespace().ip("link set station up")?;
+        pod.namespace()
+            .ip(&format!("addr add {station}/24 dev station"))?;
+        Ok(())
+    };
+    show(&old)?;
+    assert!(reaches(&watcher, station)?, "before the move");
+    old.namespace().ip("link del station")?;
+    show(&new)?;
+    // One frame from the new place is enough.
+    traffic::ping_with(new.namespace(), watcher.v4()?, 1, &["-I", "station"])?;
+    let port = node
+        .ports()?
+        .into_iter()
+        .find(|port| port.pod == "new")
+        .map(|port| port.name);
+    wait_for("the move in the FDB", Duration::from_secs(3), || {
+        let fdb = node.cli(&["fdb"]).ok()?;
+        (entry(&fdb, mac)?["port"].as_str() == port.as_deref()).then_some(())
+    })?;
+    assert!(reaches(&watcher, station)?, "after the move");
+    Ok(())
+}
+
+#[test]
+fn a_guarded_segment_holds_pods_to_their_own() -> Result<(), LabError> {
+    if !root_or_skip("a_guarded_segment_holds_pods_to_their_own") {
+        return Ok(());
+    }
+    let node = node()?;
+    let (a, b) = (
+        member(&node, "guarded", "a")?,
+        member(&node, "guarded", "b")?,
+    );
+    assert!(reaches(&a, b.v4()?)?);
+    a.namespace().ip("addr add 10.70.0.200/24 dev eth0")?;
+    let forged = traffic::ping_with(a.namespace(), b.v4()?, 3, &["-I", "10.70.0.200"])?;
+    assert_eq!(forged.received, 0, "{}", forged.text);
+    Ok(())
+}
