@@ -6,8 +6,12 @@
 //! snapshot that the lanes read.
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod api;
 pub mod capture;
+pub mod check;
+pub mod cli;
 pub mod config;
+pub mod metrics;
 pub mod node;
 pub mod views;

@@ -5,6 +5,8 @@
 
 pub mod client;
 pub mod server;
+#[cfg(test)]
+mod tests;
 
 /// Runs a blocking question about the switch off the async workers.
 ///

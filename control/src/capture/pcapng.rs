@@ -167,7 +167,7 @@ fn next_block(bytes: &[u8]) -> std::io::Result<Option<(u32, usize)>> {
     let [k0, k1, k2, k3, l0, l1, l2, l3] = *head;
     let kind = u32::from_le_bytes([k0, k1, k2, k3]);
     let len = u32::from_le_bytes([l0, l1, l2, l3]) as usize;
-    if !(12..=LARGEST_BLOCK_BYTES).contains(&len) || len % 4 != 0 {
+    if !(12..=LARGEST_BLOCK_BYTES).contains(&len) || !len.is_multiple_of(4) {
         return Err(std::io::Error::other(format!(
             "the agent sent a block of {len} bytes, which is none"
         )));

@@ -1,0 +1,302 @@
+//! The running switch: the engine as the node uses it ([`Lanes`]), and both
+//! together as others see them ([`Live`]).
+
+use std::collections::HashMap;
+use std::os::fd::BorrowedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use spinlane_api::view;
+use spinlane_dataplane::drops::DropReason;
+use spinlane_dataplane::engine::{
+    Capture, CaptureSpec, CapturedPacket, Direction, Engine, EngineConfig, PollMode, PortError,
+    PortSpec, XdpChoice, XdpMode,
+};
+use spinlane_dataplane::event::Event;
+use spinlane_dataplane::pipeline::FlowRecord;
+use spinlane_dataplane::snapshot::Snapshot;
+use spinlane_dataplane::types::PortId;
+
+use crate::config::{self, Config};
+use crate::node::Node;
+use crate::node::switch::{Binding, Switch, SwitchError};
+use crate::views::{Packet, Packets, Views};
+
+/// The engine that a configuration asks for.
+pub(super) fn engine_config(lanes: &config::Lanes) -> EngineConfig {
+    EngineConfig {
+        cores: lanes.cores.clone(),
+        poll: match lanes.poll {
+            config::PollMode::Adaptive => PollMode::Adaptive,
+            config::PollMode::Busy => PollMode::Busy,
+            config::PollMode::Interrupt => PollMode::Interrupt,
+        },
+        frames: lanes.frames,
+        xdp: match lanes.xdp_mode {
+            config::XdpMode::Auto => XdpChoice::Auto,
+            config::XdpMode::Generic => XdpChoice::Generic,
+            config::XdpMode::Native => XdpChoice::Native,
+        },
+    }
+}
+
+/// The engine as the node's data path.
+pub(super) struct Lanes {
+    engine: Arc<Engine>,
+}
+
+impl Lanes {
+    pub(super) fn new(engine: Arc<Engine>) -> Lanes {
+        Lanes { engine }
+    }
+}
+
+impl Switch for Lanes {
+    fn veth_queues(&self) -> u32 {
+        self.engine.veth_queues()
+    }
+
+    fn attach(&self, id: PortId, ifindex: u32, name: &str) -> Result<Binding, SwitchError> {
+        let spec = PortSpec {
+            id,
+            ifindex,
+            name: name.to_owned(),
+        };
+        let attached = self.engine.attach(spec).map_err(failure)?;
+        Ok(Binding {
+            native: attached.xdp_mode == XdpMode::Native,
+            zero_copy: attached.zero_copy,
+            lanes: attached.lanes,
+        })
+    }
+
+    fn detach(&self, id: PortId) -> Result<(), SwitchError> {
+        self.engine.detach(id).map_err(failure)
+    }
+
+    fn publish(&self, snapshot: Snapshot) {
+        self.engine.publish(snapshot);
+    }
+
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        self.engine.event_fd()
+    }
+
+    fn drain_events(&self, out: &mut Vec<Event>) {
+        self.engine.drain_events(out);
+    }
+}
+
+fn failure(error: PortError) -> SwitchError {
+    let text = error.to_string();
+    match error {
+        PortError::Frames { .. } => SwitchError::Exhausted(text),
+        _ => SwitchError::Failed(text),
+    }
+}
+
+/// Engine and node, running.
+pub(super) struct Live {
+    name: String,
+    mode: config::Mode,
+    poll: config::PollMode,
+    started: Instant,
+    ready: AtomicBool,
+    engine: Arc<Engine>,
+    node: RwLock<Node>,
+}
+
+impl Live {
+    pub(super) fn new(config: &Config, engine: Arc<Engine>, node: Node, started: Instant) -> Live {
+        Live {
+            name: config.node().name.clone(),
+            mode: config.network().mode,
+            poll: config.lanes().poll,
+            started,
+            ready: AtomicBool::new(true),
+            engine,
+            node: RwLock::new(node),
+        }
+    }
+
+    /// Ends the node, then the lanes; blocks until both have.
+    pub(super) fn stop(&self) {
+        // Relaxed: a flag that nothing else depends on.
+        self.ready.store(false, Ordering::Relaxed);
+        self.node
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .stop();
+        self.engine.stop();
+    }
+
+    fn node(&self) -> RwLockReadGuard<'_, Node> {
+        self.node.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A port's name, or its number when it is gone.
+    fn port_name(&self, id: PortId) -> String {
+        self.node()
+            .port_name(id)
+            .unwrap_or_else(|| format!("port-{}", id.0))
+    }
+}
+
+impl Views for Live {
+    fn status(&self) -> view::Status {
+        let stats = self.engine.stats();
+        let lanes = stats.lanes.iter().enumerate().map(|(id, lane)| view::Lane {
+            id,
+            core: lane.core,
+            busy_ratio: lane.busy_ratio,
+            rx_packets: lane.rx_packets,
+            tx_packets: lane.tx_packets,
+            flow_entries: lane.flow_entries,
+            flow_hits: lane.flow_hits,
+            flow_misses: lane.flow_misses,
+            flow_evictions: lane.flow_evictions,
+            sleeps: lane.sleeps,
+            events_lost: lane.events_lost,
+            last_round_age_s: lane.last_round_age_s,
+        });
+        view::Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            node: self.name.clone(),
+            mode: self.mode.name().to_owned(),
+            ready: self.ready.load(Ordering::Relaxed),
+            uptime_s: self.started.elapsed().as_secs_f64(),
+            snapshot_generation: u64::from(self.engine.snapshot().generation.0),
+            poll: self.poll.name().to_owned(),
+            lanes: lanes.collect(),
+            frames: view::Frames {
+                total: stats.frames.total,
+                free: stats.frames.free,
+                in_use: stats.frames.in_use,
+            },
+            endpoints: self.node().endpoints(),
+        }
+    }
+
+    fn ports(&self) -> Vec<view::Port> {
+        let rows = self.node().ports();
+        let counted = rows.into_iter().map(|(id, mut port)| {
+            if let Some(stats) = self.engine.port_stats(id) {
+                port.rx_packets = stats.rx_packets;
+                port.rx_bytes = stats.rx_bytes;
+                port.tx_packets = stats.tx_packets;
+                port.tx_bytes = stats.tx_bytes;
+                port.drops = stats.drops;
+            }
+            port
+        });
+        counted.collect()
+    }
+
+    fn flows(&self) -> Vec<view::Flow> {
+        let mut names = HashMap::new();
+        let mut name = |id: PortId| {
+            let known = names.entry(id).or_insert_with(|| self.port_name(id));
+            known.clone()
+        };
+        let records = self.engine.flows();
+        records
+            .into_iter()
+            .map(|record: FlowRecord| view::Flow {
+                lane: record.lane,
+                in_port: name(record.in_port),
+                key: view::FlowKey {
+                    src: record.src,
+                    dst: record.dst,
+                    proto: record.proto,
+                    sport: record.sport,
+                    dport: record.dport,
+                },
+                actions: record.actions,
+                out: record.out.map(&mut name).unwrap_or_default(),
+                packets: record.packets,
+                bytes: record.bytes,
+                idle_s: record.idle_ns as f64 / 1e9,
+            })
+            .collect()
+    }
+
+    fn fdb(&self) -> Vec<view::FdbEntry> {
+        self.node().fdb()
+    }
+
+    fn drops(&self) -> view::Drops {
+        let counts = self.engine.stats().drops;
+        DropReason::ALL
+            .iter()
+            .map(|reason| (reason.name().to_owned(), counts[reason.index()]))
+            .collect()
+    }
+
+    fn capture(&self, port: Option<&str>, snaplen: usize) -> Option<Box<dyn Packets>> {
+        let names: HashMap<_, _> = self
+            .node()
+            .ports()
+            .into_iter()
+            .map(|(id, port)| (id, port.name))
+            .collect();
+        let port = match port {
+            None => None,
+            Some(name) => Some(*names.iter().find(|(_, n)| *n == name)?.0),
+        };
+        let capture = self
+            .engine
+            .capture(CaptureSpec { port, snaplen })
+            .inspect_err(|error| tracing::error!(%error, "cannot start a capture"))
+            .ok()?;
+        Some(Box::new(LivePackets { capture, names }))
+    }
+}
+
+/// A capture with the names that its ports had when it began.
+struct LivePackets {
+    capture: Capture,
+    names: HashMap<PortId, String>,
+}
+
+impl LivePackets {
+    fn named(&self, packet: CapturedPacket) -> Packet {
+        let port = match self.names.get(&packet.port) {
+            Some(name) => name.clone(),
+            // It came after the capture began.
+            None => format!("port-{}", packet.port.0),
+        };
+        Packet {
+            at: packet.at,
+            port,
+            inbound: packet.direction == Direction::In,
+            len: packet.len as usize,
+            drop: packet.drop.map(DropReason::name),
+            data: packet.data,
+        }
+    }
+}
+
+impl Packets for LivePackets {
+    fn next(&mut self, timeout: Duration) -> Option<Packet> {
+        if let Some(packet) = self.capture.next() {
+            return Some(self.named(packet));
+        }
+        if timeout.is_zero() {
+            return None;
+        }
+        let mut fds = [PollFd::new(self.capture.fd(), PollFlags::POLLIN)];
+        let timeout = PollTimeout::try_from(timeout).unwrap_or(PollTimeout::MAX);
+        // An interrupted wait is a short one.
+        let _ = poll(&mut fds, timeout);
+        // Silenced before looking, so that what comes meanwhile wakes again.
+        self.capture.acknowledge();
+        let packet = self.capture.next()?;
+        Some(self.named(packet))
+    }
+
+    fn lost(&self) -> u64 {
+        self.capture.lost()
+    }
+}

@@ -1,0 +1,151 @@
+//! The data path tried in earnest: a throw-away network namespace, a veth
+//! pair in it, and an engine that binds to it. Nothing of the machine's own
+//! is touched, and everything is gone with the namespace.
+
+use std::sync::Arc;
+
+use nix::sched::{CloneFlags, unshare};
+use spinlane_dataplane::engine::{Engine, EngineConfig, PollMode, PortSpec, XdpChoice, XdpMode};
+use spinlane_dataplane::types::{MacAddr, PortId};
+
+use super::{Item, State, item};
+use crate::config::allowed_cores;
+use crate::node::link::{self, Veth};
+use crate::node::netlink::Netlink;
+use crate::node::netns::{self, Sysfs};
+use crate::node::steering;
+
+/// Enough for one port of one lane.
+const FRAMES: usize = 1024;
+const HOST_END: &str = "slcheck0";
+const POD_END: &str = "slcheck1";
+const DEVICE_MTU: u32 = 65535;
+
+/// Tries everything on a thread that never comes back from its namespace.
+pub(super) fn run() -> Vec<Item> {
+    std::thread::Builder::new()
+        .name("check".to_owned())
+        .spawn(probe)
+        .map_err(|e| e.to_string())
+        .and_then(|thread| thread.join().map_err(|_| "the probe panicked".to_owned()))
+        .unwrap_or_else(|e| vec![item("AF_XDP", State::Missing, e)])
+}
+
+fn probe() -> Vec<Item> {
+    let mut items = Vec::new();
+    let made = unshare(CloneFlags::CLONE_NEWNET)
+        .map_err(|e| format!("cannot make a network namespace: {e}"));
+    items.push(report(
+        "network namespaces",
+        made.map(|()| "pods' interfaces are made inside theirs".to_owned()),
+    ));
+    let ifindex = veth();
+    items.push(report(
+        "veth",
+        ifindex
+            .clone()
+            .map(|_| "pods are attached by veth pairs".to_owned()),
+    ));
+    if let Ok(ifindex) = ifindex {
+        items.push(steering_item());
+        items.extend(modes(ifindex));
+    }
+    items
+}
+
+fn report(name: &str, result: Result<String, String>) -> Item {
+    match result {
+        Ok(detail) => item(name, State::Ok, detail),
+        Err(detail) => item(name, State::Missing, detail),
+    }
+}
+
+fn veth() -> Result<u32, String> {
+    let mut netlink = Netlink::open().map_err(|e| e.to_string())?;
+    let own = netns::own().map_err(|e| e.to_string())?;
+    let veth = Veth {
+        host: HOST_END,
+        alias: "spinlane check",
+        pod: POD_END,
+        mac: MacAddr([0x0a, 0x58, 0, 0, 0, 1]),
+        mtu: DEVICE_MTU,
+        queues: 1,
+    };
+    link::create(&mut netlink, veth, std::os::fd::AsFd::as_fd(&own)).map_err(|e| e.to_string())
+}
+
+fn steering_item() -> Item {
+    let cores: Vec<_> = allowed_cores().last().copied().into_iter().collect();
+    let steered = Sysfs::open()
+        .map_err(|e| e.to_string())
+        .and_then(|sysfs| steering::apply(&sysfs, HOST_END, 1, &cores).map_err(|e| e.to_string()));
+    match steered {
+        Ok(()) => item(
+            "receive packet steering",
+            State::Ok,
+            "a pod's frames enter on the lane's CPU and keep their order",
+        ),
+        Err(e) => item(
+            "receive packet steering",
+            State::Degraded,
+            format!("frames of a connection may overtake each other: {e}"),
+        ),
+    }
+}
+
+/// Generic mode is wanted (the pod keeps its offloads), native is the way
+/// around; one of them must work.
+fn modes(ifindex: u32) -> [Item; 2] {
+    let generic = attach(ifindex, XdpChoice::Generic);
+    let native = attach(ifindex, XdpChoice::Native);
+    let (generic_fails, native_fails) = match (generic.is_ok(), native.is_ok()) {
+        (false, false) => (State::Missing, State::Missing),
+        _ => (State::Degraded, State::Degraded),
+    };
+    let generic = match generic {
+        Ok(_) => item(
+            "AF_XDP, generic mode",
+            State::Ok,
+            "used for pods: super-frames and checksum offload stay on",
+        ),
+        Err(e) => item(
+            "AF_XDP, generic mode",
+            generic_fails,
+            format!("pods get native mode without super-frames: {e}"),
+        ),
+    };
+    let native = match native {
+        Ok(_) => item(
+            "AF_XDP, native mode",
+            State::Ok,
+            "available with lanes.xdp-mode = \"native\"",
+        ),
+        Err(e) => item(
+            "AF_XDP, native mode",
+            native_fails,
+            format!("lanes.xdp-mode = \"native\" cannot be used: {e}"),
+        ),
+    };
+    [generic, native]
+}
+
+fn attach(ifindex: u32, xdp: XdpChoice) -> Result<XdpMode, String> {
+    let engine = Arc::new(
+        Engine::start(EngineConfig {
+            cores: allowed_cores().last().copied().into_iter().collect(),
+            poll: PollMode::Interrupt,
+            frames: FRAMES,
+            xdp,
+        })
+        .map_err(|e| e.to_string())?,
+    );
+    let attached = engine.attach(PortSpec {
+        id: PortId(0),
+        ifindex,
+        name: HOST_END.to_owned(),
+    });
+    engine.stop();
+    attached
+        .map(|attached| attached.xdp_mode)
+        .map_err(|e| e.to_string())
+}
