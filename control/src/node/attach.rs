@@ -22,7 +22,7 @@ use super::netlink::{Netlink, NetlinkError, delete_link};
 use super::netns::{self, NetnsError};
 use super::plan::GATEWAY_LINK_LOCAL;
 use super::setup::pod_mac;
-use super::steering::{self, SteeringError};
+use super::steering::{self, POD_END, PodEnd, SteeringError};
 use super::store::{Change, StoreError};
 use super::switch::SwitchError;
 use super::{Core, announce, unix_s};
@@ -318,7 +318,11 @@ impl Core {
         let ifindex = link::create(&mut netlink, veth, netns)?;
         let port = self.bind(&endpoint.attachment, &endpoint.host_ifname, ifindex)?;
         link::raise_host(&mut netlink, &endpoint.host_ifname, ifindex)?;
-        let routes = netns::run(netns, || link::configure_pod(endpoint))?;
+        let steering = match POD_END {
+            PodEnd::Unsteered => None,
+            PodEnd::LaneCores => Some((veth.queues, self.setup.lane_cores.as_slice())),
+        };
+        let routes = netns::run(netns, || link::configure_pod(endpoint, steering))?;
         recorded.wait()?;
         let mut inventory = self.inventory();
         if let Some(live) = inventory.endpoints.get_mut(&endpoint.attachment) {

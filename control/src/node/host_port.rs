@@ -128,7 +128,7 @@ impl Core {
     }
 
     fn set_up_host_side(&self, netlink: &mut Netlink, ifindex: u32) -> Result<(), HostPortError> {
-        let ipv6 = netns::has_ipv6();
+        let ipv6 = netns::has_ipv6(HOST_SIDE);
         if ipv6 {
             for (key, value) in [
                 ("disable_ipv6", "0"),

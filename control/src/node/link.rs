@@ -30,8 +30,9 @@ use spinlane_dataplane::types::MacAddr;
 
 use super::endpoint::{Endpoint, PodRoute};
 use super::netlink::{Netlink, NetlinkError, Request, get_link};
-use super::netns::{self, NetnsError};
+use super::netns::{self, NetnsError, Sysfs};
 use super::offload::{self, OffloadError};
+use super::steering::{self, SteeringError};
 
 /// Longest MTU of a veth that a frame of 64 KiB passes.
 pub const SUPER_FRAME_MTU: u32 = 65535;
@@ -48,6 +49,9 @@ pub enum LinkError {
     /// The offloads.
     #[error(transparent)]
     Offload(#[from] OffloadError),
+    /// The receive work of an end.
+    #[error(transparent)]
+    Steering(#[from] SteeringError),
     /// The pod has an interface of that name.
     #[error(
         "the pod already has an interface {0}: choose another CNI_IFNAME or delete the attachment that made it"
@@ -146,7 +150,7 @@ fn describe_host(name: &str, alias: &str) -> Request {
 
 /// Brings the host's end up; IPv6 stays out of it.
 pub fn raise_host(netlink: &mut Netlink, name: &str, index: u32) -> Result<(), LinkError> {
-    if netns::has_ipv6() {
+    if netns::has_ipv6(name) {
         netns::set(&format!("ipv6/conf/{name}/disable_ipv6"), "1")?;
     }
     netlink.request(set_up(name, index))?;
@@ -165,10 +169,13 @@ pub fn set_up(name: &str, index: u32) -> Request {
     )
 }
 
-/// Sets up the pod's end and brings it up; runs on a thread inside the pod's
-/// namespace. Returns the endpoint's routes without those that the pod has
+/// Sets up the pod's end, its receive queues steered to CPUs if given, and
+/// brings it up; runs on a thread inside the pod's namespace. Returns the endpoint's routes without those that the pod has
 /// already by another interface.
-pub fn configure_pod(endpoint: &Endpoint) -> Result<Vec<PodRoute>, LinkError> {
+pub fn configure_pod(
+    endpoint: &Endpoint,
+    steering: Option<(u32, &[usize])>,
+) -> Result<Vec<PodRoute>, LinkError> {
     let name = &endpoint.attachment.ifname;
     let mut netlink = Netlink::open()?;
     let link = netlink
@@ -178,6 +185,9 @@ pub fn configure_pod(endpoint: &Endpoint) -> Result<Vec<PodRoute>, LinkError> {
         netns::set(&key, &value)?;
     }
     set_offloads(name, endpoint.offloads)?;
+    if let Some((queues, cores)) = steering {
+        steering::apply(&Sysfs::open()?, name, queues, cores)?;
+    }
     // What another interface of the pod reaches already stays there: the
     // first network has the default route and the gateway.
     let taken: HashSet<IpNet> = routes(&mut netlink)?.into_iter().map(|r| r.to).collect();
@@ -254,7 +264,7 @@ fn is_v6(net: &IpNet) -> bool {
 pub fn settings(endpoint: &Endpoint) -> Vec<(String, String)> {
     let name = &endpoint.attachment.ifname;
     let mut settings = Vec::new();
-    if netns::has_ipv6() {
+    if netns::has_ipv6(name) {
         let mut set = |key: &str, value: &str| {
             settings.push((format!("ipv6/conf/{name}/{key}"), value.to_owned()));
         };
@@ -271,7 +281,7 @@ pub fn settings(endpoint: &Endpoint) -> Vec<(String, String)> {
 /// (link-local, multicast).
 pub fn ipv6_mtu(endpoint: &Endpoint) -> Option<(String, String)> {
     let name = &endpoint.attachment.ifname;
-    (netns::has_ipv6() && endpoint.mtu >= 1280)
+    (netns::has_ipv6(name) && endpoint.mtu >= 1280)
         .then(|| (format!("ipv6/conf/{name}/mtu"), endpoint.mtu.to_string()))
 }
 

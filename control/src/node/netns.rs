@@ -108,9 +108,12 @@ pub fn get(key: &str) -> io::Result<String> {
     std::fs::read_to_string(format!("/proc/sys/net/{key}")).map(|text| text.trim().to_owned())
 }
 
-/// Whether the namespace knows IPv6 at all.
-pub fn has_ipv6() -> bool {
-    Path::new("/proc/sys/net/ipv6").is_dir()
+/// Whether an interface of the calling thread's namespace has IPv6 settings:
+/// not without IPv6 in the kernel, nor with an MTU below 1280.
+pub fn has_ipv6(interface: &str) -> bool {
+    Path::new("/proc/sys/net/ipv6/conf")
+        .join(interface)
+        .is_dir()
 }
 
 /// The sysfs of one namespace, on a mount that stands in no tree.
