@@ -2,7 +2,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use spinlane_api::{API_SOCKET, CNI_SOCKET, PENDING_DELETIONS_DIR};
 
@@ -68,7 +68,7 @@ pub fn cleanup(run_dir: &Path, state_dir: &Path) -> Result<Vec<String>, CleanupE
     Ok(removed)
 }
 
-fn gone(path: &PathBuf, result: io::Result<()>) -> Result<bool, CleanupError> {
+fn gone(path: &Path, result: io::Result<()>) -> Result<bool, CleanupError> {
     match result {
         Ok(()) => Ok(true),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),

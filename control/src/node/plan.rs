@@ -88,7 +88,6 @@ pub fn plan(desired: &Desired, before: &Snapshot) -> Snapshot {
         hosts_v6: keep(&before.hosts_v6, hosts_v6),
         gateway: keep(&before.gateway, gateway(desired)),
         segments: segments(desired, &before.segments),
-        ..before.clone()
     }
 }
 

@@ -43,7 +43,7 @@ pub struct Repair {
 pub fn compare(endpoints: Vec<Endpoint>, links: Vec<Link>) -> Repair {
     let mut by_name: HashMap<String, Link> = links
         .into_iter()
-        .filter(|link| is_pod_end(link))
+        .filter(is_pod_end)
         .map(|link| (link.name.clone(), link))
         .collect();
     let mut repair = Repair::default();

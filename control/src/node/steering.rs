@@ -31,9 +31,13 @@ pub struct SteeringError {
 }
 
 /// Steers receive queue `i` of an interface to `cores[i % cores.len()]`.
-pub fn apply(sysfs: &Sysfs, interface: &str, steering: Steering<'_>) -> Result<(), SteeringError> {
-    let cores = steering.cores;
-    for queue in 0..steering.queues {
+pub fn apply(
+    sysfs: &Sysfs,
+    interface: &str,
+    queues: u32,
+    cores: &[usize],
+) -> Result<(), SteeringError> {
+    for queue in 0..queues {
         let Some(core) = cores.get(queue as usize % cores.len().max(1)) else {
             return Ok(());
         };
