@@ -105,7 +105,7 @@ pub(super) struct Live {
     started: Instant,
     ready: AtomicBool,
     engine: Arc<Engine>,
-    node: RwLock<Node>,
+    node: Arc<RwLock<Node>>,
 }
 
 impl Live {
@@ -117,7 +117,7 @@ impl Live {
             started,
             ready: AtomicBool::new(true),
             engine,
-            node: RwLock::new(node),
+            node: Arc::new(RwLock::new(node)),
         }
     }
 
@@ -133,7 +133,7 @@ impl Live {
     }
 
     fn node(&self) -> RwLockReadGuard<'_, Node> {
-        self.node.read().unwrap_or_else(PoisonError::into_inner)
+        read(&self.node)
     }
 
     /// A port's name, or its number when it is gone.
@@ -235,15 +235,10 @@ impl Views for Live {
     }
 
     fn capture(&self, port: Option<&str>, snaplen: usize) -> Option<Box<dyn Packets>> {
-        let names: HashMap<_, _> = self
-            .node()
-            .ports()
-            .into_iter()
-            .map(|(id, port)| (id, port.name))
-            .collect();
+        let names = PortNames::new(Arc::clone(&self.node));
         let port = match port {
             None => None,
-            Some(name) => Some(*names.iter().find(|(_, n)| *n == name)?.0),
+            Some(name) => Some(names.find(name)?),
         };
         let capture = self
             .engine
@@ -254,22 +249,72 @@ impl Views for Live {
     }
 }
 
-/// A capture with the names that its ports had when it began.
+fn read(node: &RwLock<Node>) -> RwLockReadGuard<'_, Node> {
+    node.read().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Names of ports for as long as a capture lasts: ports come, go, and leave
+/// their numbers to others.
+struct PortNames {
+    node: Arc<RwLock<Node>>,
+    names: HashMap<PortId, String>,
+    read: Instant,
+}
+
+impl PortNames {
+    /// How old a name may be.
+    const AGE: Duration = Duration::from_secs(1);
+    /// How soon an unknown port is worth another look.
+    const PAUSE: Duration = Duration::from_millis(50);
+
+    fn new(node: Arc<RwLock<Node>>) -> PortNames {
+        let mut names = PortNames {
+            node,
+            names: HashMap::new(),
+            read: Instant::now(),
+        };
+        names.refresh();
+        names
+    }
+
+    fn refresh(&mut self) {
+        let ports = read(&self.node).ports();
+        self.names = ports
+            .into_iter()
+            .map(|(id, port)| (id, port.name))
+            .collect();
+        self.read = Instant::now();
+    }
+
+    fn find(&self, name: &str) -> Option<PortId> {
+        let (id, _) = self.names.iter().find(|(_, known)| *known == name)?;
+        Some(*id)
+    }
+
+    fn of(&mut self, id: PortId) -> String {
+        let age = self.read.elapsed();
+        let young = age > Self::PAUSE && !self.names.contains_key(&id);
+        if young || age > Self::AGE {
+            self.refresh();
+        }
+        match self.names.get(&id) {
+            Some(name) => name.clone(),
+            // Gone, or not yet known.
+            None => format!("port-{}", id.0),
+        }
+    }
+}
+
 struct LivePackets {
     capture: Capture,
-    names: HashMap<PortId, String>,
+    names: PortNames,
 }
 
 impl LivePackets {
-    fn named(&self, packet: CapturedPacket) -> Packet {
-        let port = match self.names.get(&packet.port) {
-            Some(name) => name.clone(),
-            // It came after the capture began.
-            None => format!("port-{}", packet.port.0),
-        };
+    fn named(&mut self, packet: CapturedPacket) -> Packet {
         Packet {
             at: packet.at,
-            port,
+            port: self.names.of(packet.port),
             inbound: packet.direction == Direction::In,
             len: packet.len as usize,
             drop: packet.drop.map(DropReason::name),

@@ -6,9 +6,12 @@
 //! and this value.
 
 use std::fs;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use spinlane_dataplane::types::is_routable;
+
+use crate::node::link;
+use crate::node::netlink::{Netlink, NetlinkError};
 
 /// The machine as validation sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -64,37 +67,34 @@ pub fn allowed_cores() -> Vec<usize> {
         .collect()
 }
 
+/// The interfaces of this namespace; none when the kernel does not say.
 fn interfaces() -> Vec<Interface> {
-    let mut found: Vec<Interface> = Vec::new();
-    let Ok(addresses) = nix::ifaddrs::getifaddrs() else {
-        return found;
-    };
-    let with_default_route = default_route_interfaces();
-    for entry in addresses {
-        let name = entry.interface_name;
-        let at = match found.iter().position(|i| i.name == name) {
-            Some(at) => at,
-            None => {
-                found.push(Interface {
-                    mtu: mtu(&name),
-                    default_route: with_default_route.contains(&name),
-                    name,
-                    addresses: Vec::new(),
-                });
-                found.len() - 1
-            }
-        };
-        let address = entry.address.and_then(|a| {
-            if let Some(v4) = a.as_sockaddr_in() {
-                return Some(IpAddr::V4(v4.ip()));
-            }
-            a.as_sockaddr_in6().map(|v6| IpAddr::V6(v6.ip()))
-        });
-        found[at]
-            .addresses
-            .extend(address.filter(|a| is_global(*a)));
-    }
-    found
+    read_interfaces().unwrap_or_else(|error| {
+        tracing::warn!(%error, "cannot look for the uplink");
+        Vec::new()
+    })
+}
+
+fn read_interfaces() -> Result<Vec<Interface>, NetlinkError> {
+    let mut netlink = Netlink::open()?;
+    let links = netlink.links()?;
+    let addresses = netlink.addresses()?;
+    let ways_out: Vec<_> = link::routes(&mut netlink)?
+        .into_iter()
+        .filter(|route| route.to.prefix_len() == 0)
+        .filter_map(|route| route.oif)
+        .collect();
+    let interfaces = links.into_iter().map(|link| Interface {
+        mtu: link.mtu,
+        default_route: ways_out.contains(&link.index),
+        addresses: addresses
+            .iter()
+            .filter(|(index, address, _)| *index == link.index && is_global(*address))
+            .map(|(_, address, _)| *address)
+            .collect(),
+        name: link.name,
+    });
+    Ok(interfaces.collect())
 }
 
 fn is_global(address: IpAddr) -> bool {
@@ -103,48 +103,6 @@ fn is_global(address: IpAddr) -> bool {
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     is_routable(address) && !link_local
-}
-
-/// The interface's MTU by rtnetlink's answer in getifaddrs would need the raw
-/// link data; the ioctl-backed file says the same. 0 when it is not readable:
-/// sysfs shows the namespace it was mounted in, which may be another one.
-fn mtu(name: &str) -> u32 {
-    fs::read_to_string(format!("/sys/class/net/{name}/mtu"))
-        .ok()
-        .and_then(|text| text.trim().parse().ok())
-        .unwrap_or(0)
-}
-
-/// Interfaces of the default routes of both families, by procfs, which shows
-/// the namespace of the reading thread.
-fn default_route_interfaces() -> Vec<String> {
-    let mut names = Vec::new();
-    if let Ok(text) = fs::read_to_string("/proc/thread-self/net/route") {
-        names.extend(text.lines().filter_map(default_route_v4));
-    }
-    if let Ok(text) = fs::read_to_string("/proc/thread-self/net/ipv6_route") {
-        names.extend(text.lines().filter_map(default_route_v6));
-    }
-    names
-}
-
-fn default_route_v4(line: &str) -> Option<String> {
-    let fields: Vec<_> = line.split_whitespace().collect();
-    let [name, destination, _, flags, _, _, _, mask, ..] = fields[..] else {
-        return None;
-    };
-    let up = u32::from_str_radix(flags, 16).ok()? & 1 == 1;
-    (up && destination == "00000000" && mask == "00000000").then(|| name.to_owned())
-}
-
-fn default_route_v6(line: &str) -> Option<String> {
-    let fields: Vec<_> = line.split_whitespace().collect();
-    let [destination, len, _, _, _, _, _, _, _, name] = fields[..] else {
-        return None;
-    };
-    let address = u128::from_str_radix(destination, 16).ok()?;
-    (Ipv6Addr::from(address).is_unspecified() && len == "00" && name != "lo")
-        .then(|| name.to_owned())
 }
 
 #[cfg(test)]
@@ -162,20 +120,21 @@ mod tests {
     }
 
     #[test]
-    fn default_routes_are_told_from_others() {
-        let v4 = "eth0\t00000000\t0100A8C0\t0003\t0\t0\t0\t00000000\t0\t0\t0";
-        assert_eq!(default_route_v4(v4), Some("eth0".to_owned()));
-        let subnet = "eth0\t0000A8C0\t00000000\t0001\t0\t0\t0\t00FFFFFF\t0\t0\t0";
-        assert_eq!(default_route_v4(subnet), None);
-        let v6 = "00000000000000000000000000000000 00 00000000000000000000000000000000 00 \
-                  fe800000000000000000000000000001 00000400 00000001 00000000 00000003 eth0";
-        assert_eq!(default_route_v6(v6), Some("eth0".to_owned()));
-        let reject = "00000000000000000000000000000000 00 00000000000000000000000000000000 00 \
-                      00000000000000000000000000000000 ffffffff 00000001 00000000 00200200 lo";
-        assert_eq!(default_route_v6(reject), None);
-        for odd in ["", "Iface Destination", "a b c d e f g h i j"] {
-            assert_eq!(default_route_v4(odd), None);
-            assert_eq!(default_route_v6(odd), None);
+    fn the_loopback_interface_is_seen_and_is_no_way_out() {
+        let environment = Environment::of_this_process();
+        let lo = environment.interfaces.iter().find(|i| i.name == "lo");
+        let lo = lo.expect("every namespace has a loopback interface");
+        assert_eq!(lo.mtu, 65536);
+        assert!(!lo.default_route);
+        assert_eq!(lo.addresses, [IpAddr::from([0; 4]); 0]);
+    }
+
+    #[test]
+    fn only_global_addresses_name_a_node() {
+        let global = |text: &str| is_global(text.parse().unwrap());
+        assert!(global("192.0.2.7") && global("10.0.0.1") && global("fd00::1"));
+        for text in ["127.0.0.1", "169.254.1.1", "fe80::1", "::1", "0.0.0.0"] {
+            assert!(!global(text), "{text}");
         }
     }
 }
