@@ -15,7 +15,7 @@ use crate::drops::DropReason;
 use crate::event::Event;
 use crate::frame::{Batch, Verdict};
 use crate::snapshot::{PortEntry, Role, Segment};
-use crate::tables::flow::{Actions, Inserted, KeyL2};
+use crate::tables::flow::{Actions, Hint, Inserted, KeyL2};
 use crate::types::{MacAddr, PortId, SegmentId};
 use crate::wire::arp::ArpPacket;
 use crate::wire::ethernet::{self, EtherType};
@@ -35,6 +35,8 @@ pub(super) struct Frame<'a> {
     pub(super) segment: SegmentId,
     pub(super) key: &'a KeyL2,
     pub(super) hash: u64,
+    pub(super) hint: Hint,
+    pub(super) is_partial_port: bool,
 }
 
 impl Frame<'_> {
@@ -83,7 +85,7 @@ pub(super) fn switch(
             }
         }
     };
-    send(round, batch, index, port, frame.segment, &actions)
+    send(round, batch, index, &frame, &actions)
 }
 
 /// Where the frame goes, by the forwarding database.
@@ -143,8 +145,7 @@ fn send(
     round: &Round<'_>,
     batch: &mut Batch,
     index: usize,
-    port: &PortEntry,
-    segment: SegmentId,
+    frame: &Frame<'_>,
     actions: &Actions,
 ) -> Verdict {
     let len = batch.packets()[index].len as usize;
@@ -152,7 +153,7 @@ fn send(
     let Some((ethertype, payload)) = ethernet::payload(bytes) else {
         return Verdict::Drop(DropReason::Runt);
     };
-    let partial = match port.partial_checksums {
+    let partial = match frame.is_partial_port {
         true => tunnel::partial_checksum(bytes, ethertype, payload),
         false => None,
     };
@@ -170,6 +171,7 @@ fn send(
     }
     let checksum = partial.map(|p| p.field);
     if actions.has(Actions::FLOOD) {
+        let segment = frame.segment;
         return Verdict::Flood { segment, checksum };
     }
     let out = PortId(actions.out);
@@ -251,7 +253,9 @@ impl Lane {
     /// As [`Lane::hit`], and tells control of the station now and then.
     #[inline]
     fn hit_l2(&mut self, frame: &Frame<'_>, bytes: u64, round: &Round<'_>) -> Option<Actions> {
-        let slot = self.flows_l2.find(frame.hash, frame.key)?;
+        let slot = self
+            .flows_l2
+            .find_hinted(frame.hint, frame.hash, frame.key)?;
         let flow = self.flows_l2.flow(slot);
         if !flow.is_current(round.snapshot.generation) {
             return None;

@@ -37,7 +37,7 @@ use crate::counters::LaneCounters;
 use crate::event::Event;
 use crate::frame::{Batch, Verdict};
 use crate::snapshot::Snapshot;
-use crate::tables::flow::{Actions, FlowTable, Inserted, KeyL2, KeyV4, KeyV6};
+use crate::tables::flow::{Actions, FlowTable, Hint, Inserted, KeyL2, KeyV4, KeyV6};
 use crate::types::{LaneId, Nanos};
 use crate::umem::Umem;
 
@@ -85,6 +85,7 @@ pub struct LaneState {
 struct LookedUp {
     parsed: Parsed,
     hash: u64,
+    hint: Hint,
 }
 
 /// The parts of the state that stages change.
@@ -132,6 +133,7 @@ impl LaneState {
         let none = LookedUp {
             parsed: Parsed::NONE,
             hash: 0,
+            hint: Hint::NONE,
         };
         LaneState {
             looked_up: Box::new([none; Batch::MAX_PACKETS]),
@@ -194,7 +196,13 @@ pub fn process(
 
 fn parse_all(round: &Round<'_>, batch: &mut Batch, first: usize, packets: &mut [LookedUp]) {
     for (offset, packet) in packets.iter_mut().enumerate() {
-        packet.parsed = parse::parse(round.umem, batch, first + offset, round.snapshot);
+        parse::parse(
+            round.umem,
+            batch,
+            first + offset,
+            round.snapshot,
+            &mut packet.parsed,
+        );
     }
 }
 
@@ -220,6 +228,8 @@ fn decide(
                 segment: *segment,
                 key,
                 hash: packet.hash,
+                hint: packet.hint,
+                is_partial_port: packet.parsed.headers.may_be_partial,
             },
             lane,
         ),
@@ -238,7 +248,7 @@ fn routed<K: RoutedKey>(
     let headers = &packet.parsed.headers;
     let bytes = u64::from(batch.packets()[index].len);
     let known = match packet.parsed.is_cacheable {
-        true => lane.hit(packet.hash, key, bytes, round),
+        true => lane.hit(packet, key, bytes, round),
         false => None,
     };
     let actions = match known {
@@ -282,13 +292,13 @@ impl Lane {
                 Kind::Arp | Kind::Bad(_) => 0,
             };
         }
-        for packet in packets.iter() {
-            match &packet.parsed.kind {
+        for packet in packets.iter_mut() {
+            packet.hint = match &packet.parsed.kind {
                 Kind::V4(_) => self.flows_v4.ask_slot(packet.hash),
                 Kind::V6(_) => self.flows_v6.ask_slot(packet.hash),
                 Kind::Segment(..) => self.flows_l2.ask_slot(packet.hash),
-                Kind::Arp | Kind::Bad(_) => {}
-            }
+                Kind::Arp | Kind::Bad(_) => Hint::NONE,
+            };
         }
     }
 
@@ -297,13 +307,13 @@ impl Lane {
     #[inline]
     fn hit<K: RoutedKey>(
         &mut self,
-        hash: u64,
+        packet: &LookedUp,
         key: &K,
         bytes: u64,
         round: &Round<'_>,
     ) -> Option<Actions> {
         let table = K::table(self);
-        let slot = table.find(hash, key)?;
+        let slot = table.find_hinted(packet.hint, packet.hash, key)?;
         let flow = table.flow(slot);
         if !flow.is_current(round.snapshot.generation) {
             return None;

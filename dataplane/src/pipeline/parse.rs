@@ -10,11 +10,11 @@ use crate::drops::DropReason;
 use crate::frame::Batch;
 use crate::snapshot::{PortEntry, Role, Snapshot};
 use crate::tables::flow::{KeyL2, KeyV4, KeyV6, UpperKey};
-use crate::types::{PortId, SegmentId};
+use crate::types::SegmentId;
 use crate::umem::Umem;
 use crate::wire::ethernet::{self, EtherType, EthernetHeader};
 use crate::wire::ipv4::{self, Ipv4Header};
-use crate::wire::ipv6::{self, Ipv6Header, WalkError};
+use crate::wire::ipv6::{self, Ipv6Header};
 use crate::wire::{icmpv4, icmpv6, protocol, tcp, udp};
 
 /// Where the network header begins in a routed packet.
@@ -46,6 +46,9 @@ pub(super) struct Headers {
     pub(super) icmp_kind: u8,
     /// Whether the frame's destination is a group address.
     pub(super) to_group: bool,
+    /// Whether a transport checksum may be partial: a whole packet of a port
+    /// that has partial checksums.
+    pub(super) may_be_partial: bool,
 }
 
 impl Headers {
@@ -56,6 +59,7 @@ impl Headers {
         part: Part::Whole,
         icmp_kind: 255,
         to_group: false,
+        may_be_partial: false,
     };
 
     /// Bytes from the transport header on.
@@ -100,117 +104,220 @@ impl Parsed {
     }
 }
 
-/// Parses packet `index`.
+/// Parses packet `index` into `parsed`.
 #[inline]
-pub(super) fn parse(umem: &Umem, batch: &mut Batch, index: usize, snapshot: &Snapshot) -> Parsed {
-    let packet = &batch.packets()[index];
-    let (in_port, len) = (packet.in_port, packet.len);
-    let Some(port) = snapshot.port(in_port) else {
-        return Parsed::bad(DropReason::PortRemoved);
-    };
-    let bytes = umem.bytes(batch.head(index));
-    let parsed = match port.role {
-        Role::SegmentPod(segment) => parse_segment(bytes, in_port, segment),
-        Role::Pod | Role::Host => parse_routed(bytes, len, in_port, port, snapshot),
-    };
-    match parsed {
-        Ok(parsed) => {
-            let frame_len = parsed.headers.ip_len as usize + L3;
-            let is_ip = matches!(parsed.kind, Kind::V4(_) | Kind::V6(_));
-            if is_ip && (len as usize) > frame_len && !batch.trim(index, frame_len) {
-                return Parsed::bad(DropReason::BadLength);
-            }
-            parsed
-        }
-        Err(reason) => Parsed::bad(reason),
-    }
-}
-
-fn parse_segment(bytes: &[u8], in_port: PortId, segment: SegmentId) -> Result<Parsed, DropReason> {
-    let (header, _) = EthernetHeader::ref_from_prefix(bytes).map_err(|_| DropReason::Runt)?;
-    let mut addresses = [0; 12];
-    addresses.copy_from_slice(&bytes[..12]);
-    let key = KeyL2 {
-        addresses,
-        in_port: in_port.0,
-        reserved: 0,
-    };
-    Ok(Parsed {
-        kind: Kind::Segment(segment, key),
-        headers: Headers {
-            to_group: header.destination.is_multicast(),
-            ..Headers::NONE
-        },
-        is_cacheable: true,
-    })
-}
-
-#[inline]
-fn parse_routed(
-    bytes: &[u8],
-    len: u32,
-    in_port: PortId,
-    port: &PortEntry,
+pub(super) fn parse(
+    umem: &Umem,
+    batch: &mut Batch,
+    index: usize,
     snapshot: &Snapshot,
-) -> Result<Parsed, DropReason> {
-    let (header, _) = EthernetHeader::ref_from_prefix(bytes).map_err(|_| DropReason::Runt)?;
-    if header.source != port.mac {
-        return Err(DropReason::SpoofedMac);
+    parsed: &mut Parsed,
+) {
+    let packet = &batch.packets()[index];
+    let Some(port) = snapshot.port(packet.in_port) else {
+        return *parsed = Parsed::bad(DropReason::PortRemoved);
+    };
+    let seen = Seen {
+        bytes: umem.bytes(batch.head(index)),
+        len: packet.len as usize,
+        port,
+    };
+    let done = match port.role {
+        Role::SegmentPod(segment) => seen.segment(segment, parsed),
+        Role::Pod | Role::Host => seen.routed(snapshot, parsed),
+    };
+    if let Err(reason) = done {
+        return *parsed = Parsed::bad(reason);
     }
-    let to_group = header.destination.is_multicast();
-    if !to_group && header.destination != snapshot.gateway.mac {
-        return Err(DropReason::WrongMac);
-    }
-    match header.ethertype {
-        EtherType::IPV4 => parse_v4(bytes, len, in_port, to_group),
-        EtherType::IPV6 => parse_v6(bytes, len, in_port, to_group),
-        EtherType::ARP => Ok(Parsed {
-            kind: Kind::Arp,
-            headers: Headers {
-                to_group,
-                ..Headers::NONE
-            },
-            is_cacheable: false,
-        }),
-        _ => Err(DropReason::UnknownEthertype),
+    // Short frames come padded to 60 bytes; what follows the IP packet is not
+    // part of it.
+    let is_ip = matches!(parsed.kind, Kind::V4(_) | Kind::V6(_));
+    let frame_len = parsed.headers.ip_len as usize + L3;
+    if is_ip && seen.len > frame_len && !batch.trim(index, frame_len) {
+        *parsed = Parsed::bad(DropReason::BadLength);
     }
 }
 
-#[inline]
-fn parse_v4(bytes: &[u8], len: u32, in_port: PortId, to_group: bool) -> Result<Parsed, DropReason> {
-    let Some(header) = bytes.get(L3..L3 + ipv4::HEADER_LEN) else {
-        return Err(DropReason::Runt);
-    };
-    let view = Ipv4Header::ref_from_bytes(header).map_err(|_| DropReason::Runt)?;
-    let header_len = view.header_len();
-    if view.version() != 4 || header_len < ipv4::HEADER_LEN {
-        return Err(DropReason::BadHeader);
+/// A packet as parse sees it: its head frame, its whole length, its port.
+#[derive(Clone, Copy)]
+struct Seen<'a> {
+    bytes: &'a [u8],
+    len: usize,
+    port: &'a PortEntry,
+}
+
+impl Seen<'_> {
+    fn segment(&self, segment: SegmentId, parsed: &mut Parsed) -> Result<(), DropReason> {
+        let bytes = self.bytes.get(..L3).ok_or(DropReason::Runt)?;
+        let mut addresses = [0; 12];
+        addresses.copy_from_slice(&bytes[..12]);
+        let key = KeyL2 {
+            addresses,
+            in_port: self.port.id.0,
+            reserved: 0,
+        };
+        parsed.kind = Kind::Segment(segment, key);
+        parsed.headers = Headers {
+            to_group: bytes[0] & 1 == 1,
+            may_be_partial: self.port.partial_checksums,
+            ..Headers::NONE
+        };
+        parsed.is_cacheable = true;
+        Ok(())
     }
-    let ip_len = usize::from(view.total_length.get());
-    if ip_len < header_len || ip_len + L3 > len as usize {
-        return Err(DropReason::BadLength);
+
+    #[inline]
+    fn routed(&self, snapshot: &Snapshot, parsed: &mut Parsed) -> Result<(), DropReason> {
+        let (header, _) =
+            EthernetHeader::ref_from_prefix(self.bytes).map_err(|_| DropReason::Runt)?;
+        if header.source != self.port.mac {
+            return Err(DropReason::SpoofedMac);
+        }
+        let to_group = header.destination.is_multicast();
+        if !to_group && header.destination != snapshot.gateway.mac {
+            return Err(DropReason::WrongMac);
+        }
+        match header.ethertype {
+            EtherType::IPV4 => self.v4(to_group, parsed),
+            EtherType::IPV6 => self.v6(to_group, parsed),
+            EtherType::ARP => {
+                parsed.kind = Kind::Arp;
+                parsed.is_cacheable = false;
+                Ok(())
+            }
+            _ => Err(DropReason::UnknownEthertype),
+        }
     }
-    check_v4_header(bytes, header, header_len)?;
-    let payload_len = ip_len - header_len;
-    let part = v4_part(view, payload_len)?;
-    let mut addresses = [0; 8];
-    addresses.copy_from_slice(&header[12..20]);
-    let transport = L3 + header_len;
-    let (upper, icmp_kind) =
-        upper_key(bytes, transport, payload_len, view.protocol, part, in_port)?;
-    Ok(Parsed {
-        kind: Kind::V4(KeyV4 { addresses, upper }),
-        headers: Headers {
+
+    #[inline]
+    fn v4(&self, to_group: bool, parsed: &mut Parsed) -> Result<(), DropReason> {
+        let bytes = self.bytes;
+        let header = bytes
+            .get(L3..L3 + ipv4::HEADER_LEN)
+            .ok_or(DropReason::Runt)?;
+        let view = Ipv4Header::ref_from_bytes(header).map_err(|_| DropReason::Runt)?;
+        let header_len = view.header_len();
+        if view.version() != 4 || header_len < ipv4::HEADER_LEN {
+            return Err(DropReason::BadHeader);
+        }
+        let ip_len = usize::from(view.total_length.get());
+        if ip_len < header_len || ip_len + L3 > self.len {
+            return Err(DropReason::BadLength);
+        }
+        check_v4_header(bytes, header, header_len)?;
+        let payload_len = ip_len - header_len;
+        let part = v4_part(view, payload_len)?;
+        let transport = L3 + header_len;
+        let (upper, icmp_kind) = self.upper_key(transport, payload_len, view.protocol, part)?;
+        let mut addresses = [0; 8];
+        addresses.copy_from_slice(&header[12..20]);
+        parsed.kind = Kind::V4(KeyV4 { addresses, upper });
+        parsed.headers = Headers {
             ip_len: ip_len as u32,
             transport: transport as u16,
             protocol: view.protocol,
             part,
             icmp_kind,
             to_group,
-        },
-        is_cacheable: !to_group
-            && (view.protocol != protocol::ICMP || is_echo_v4(icmp_kind) && part == Part::Whole),
-    })
+            may_be_partial: self.port.partial_checksums && part == Part::Whole,
+        };
+        let is_plain =
+            view.protocol != protocol::ICMP || (is_echo_v4(icmp_kind) && part == Part::Whole);
+        parsed.is_cacheable = is_plain && !to_group;
+        Ok(())
+    }
+
+    #[inline]
+    fn v6(&self, to_group: bool, parsed: &mut Parsed) -> Result<(), DropReason> {
+        let bytes = self.bytes;
+        let header = bytes
+            .get(L3..L3 + ipv6::HEADER_LEN)
+            .ok_or(DropReason::Runt)?;
+        let view = Ipv6Header::ref_from_bytes(header).map_err(|_| DropReason::Runt)?;
+        if view.version() != 6 {
+            return Err(DropReason::BadHeader);
+        }
+        let ip_len = ipv6::HEADER_LEN + usize::from(view.payload_length.get());
+        if ip_len + L3 > self.len {
+            return Err(DropReason::BadLength);
+        }
+        let seen = bytes.len().min(L3 + ip_len);
+        // The chain of headers must be whole in the first fragment (RFC 7112);
+        // where it is cut off, nobody behind could filter it either.
+        let upper = ipv6::walk(&bytes[L3..seen]).map_err(|_| DropReason::BadExtension)?;
+        let payload_len = ip_len - upper.offset;
+        let part = match upper.fragment {
+            None => Part::Whole,
+            Some(f) => part(upper.protocol, f.offset, f.more, payload_len)?,
+        };
+        let transport = L3 + upper.offset;
+        let (key, icmp_kind) = self.upper_key(transport, payload_len, upper.protocol, part)?;
+        let mut addresses = [0; 32];
+        addresses.copy_from_slice(&header[8..40]);
+        let to_multicast = addresses[16] == 0xff;
+        parsed.kind = Kind::V6(KeyV6 {
+            addresses,
+            upper: key,
+        });
+        parsed.headers = Headers {
+            ip_len: ip_len as u32,
+            transport: transport as u16,
+            protocol: upper.protocol,
+            part,
+            icmp_kind,
+            to_group,
+            may_be_partial: self.port.partial_checksums && part == Part::Whole,
+        };
+        let is_plain =
+            upper.protocol != protocol::ICMPV6 || (is_echo_v6(icmp_kind) && part == Part::Whole);
+        parsed.is_cacheable = is_plain && !to_group && !to_multicast;
+        Ok(())
+    }
+
+    /// The transport's share of the key, and the ICMP type. A whole packet's
+    /// transport header must be there; a fragment is known by addresses alone,
+    /// so that all pieces of a datagram share one flow.
+    #[inline(always)]
+    fn upper_key(
+        &self,
+        transport: usize,
+        payload_len: usize,
+        protocol: u8,
+        part: Part,
+    ) -> Result<(UpperKey, u8), DropReason> {
+        let mut upper = UpperKey {
+            ports: [0; 4],
+            in_port: self.port.id.0,
+            protocol,
+            is_fragment: u8::from(part != Part::Whole),
+        };
+        let need = match (protocol, part) {
+            (_, Part::Later) => return Ok((upper, 255)),
+            (protocol::TCP, Part::Whole) => tcp::HEADER_LEN,
+            (protocol::SCTP | protocol::DCCP, Part::Whole) => 12,
+            (protocol::ICMP | protocol::ICMPV6, _) => 8,
+            (protocol, _) if protocol::has_ports(protocol) => 8,
+            _ => return Ok((upper, 255)),
+        };
+        let header = match self.bytes.get(transport..transport + need) {
+            Some(header) if payload_len >= need => header,
+            _ => return Err(DropReason::Runt),
+        };
+        if matches!(protocol, protocol::ICMP | protocol::ICMPV6) {
+            if part == Part::Whole {
+                upper.ports = [header[4], header[5], header[0], 0];
+            }
+            return Ok((upper, header[0]));
+        }
+        if part == Part::Whole {
+            // A TCP header of less than five words (RFC 9293, section 3.1).
+            if protocol == protocol::TCP && header[12] < 0x50 {
+                return Err(DropReason::BadHeader);
+            }
+            upper.ports = [header[0], header[1], header[2], header[3]];
+        }
+        Ok((upper, 255))
+    }
 }
 
 #[inline(always)]
@@ -267,105 +374,10 @@ fn part(protocol: u8, offset: usize, more: bool, payload_len: usize) -> Result<P
     }
 }
 
-#[inline]
-fn parse_v6(bytes: &[u8], len: u32, in_port: PortId, to_group: bool) -> Result<Parsed, DropReason> {
-    let Some(header) = bytes.get(L3..L3 + ipv6::HEADER_LEN) else {
-        return Err(DropReason::Runt);
-    };
-    let view = Ipv6Header::ref_from_bytes(header).map_err(|_| DropReason::Runt)?;
-    if view.version() != 6 {
-        return Err(DropReason::BadHeader);
-    }
-    let ip_len = ipv6::HEADER_LEN + usize::from(view.payload_length.get());
-    if ip_len + L3 > len as usize {
-        return Err(DropReason::BadLength);
-    }
-    let seen = bytes.len().min(L3 + ip_len);
-    let upper = ipv6::walk(&bytes[L3..seen]).map_err(|error| match error {
-        // The chain of headers must be whole in the first fragment (RFC 7112);
-        // where it is cut off, nobody behind could filter it either.
-        WalkError::Truncated | WalkError::Refused => DropReason::BadExtension,
-    })?;
-    let payload_len = ip_len
-        .checked_sub(upper.offset)
-        .ok_or(DropReason::BadExtension)?;
-    let part = match upper.fragment {
-        None => Part::Whole,
-        Some(f) => part(upper.protocol, f.offset, f.more, payload_len)?,
-    };
-    let mut addresses = [0; 32];
-    addresses.copy_from_slice(&header[8..40]);
-    let transport = L3 + upper.offset;
-    let (key, icmp_kind) = upper_key(bytes, transport, payload_len, upper.protocol, part, in_port)?;
-    let to_multicast = addresses[16] == 0xff;
-    Ok(Parsed {
-        kind: Kind::V6(KeyV6 {
-            addresses,
-            upper: key,
-        }),
-        headers: Headers {
-            ip_len: ip_len as u32,
-            transport: transport as u16,
-            protocol: upper.protocol,
-            part,
-            icmp_kind,
-            to_group,
-        },
-        is_cacheable: !to_group
-            && !to_multicast
-            && (upper.protocol != protocol::ICMPV6 || is_echo_v6(icmp_kind) && part == Part::Whole),
-    })
-}
-
 fn is_echo_v4(kind: u8) -> bool {
     matches!(kind, icmpv4::kind::ECHO_REQUEST | icmpv4::kind::ECHO_REPLY)
 }
 
 fn is_echo_v6(kind: u8) -> bool {
     matches!(kind, icmpv6::kind::ECHO_REQUEST | icmpv6::kind::ECHO_REPLY)
-}
-
-/// The transport's share of the key, and the ICMP type. A whole packet's
-/// transport header must be there; a fragment is known by addresses alone, so
-/// that all pieces of a datagram share one flow.
-#[inline(always)]
-fn upper_key(
-    bytes: &[u8],
-    transport: usize,
-    payload_len: usize,
-    protocol: u8,
-    part: Part,
-    in_port: PortId,
-) -> Result<(UpperKey, u8), DropReason> {
-    let mut upper = UpperKey {
-        ports: [0; 4],
-        in_port: in_port.0,
-        protocol,
-        is_fragment: u8::from(part != Part::Whole),
-    };
-    let need = match protocol {
-        _ if part == Part::Later => return Ok((upper, 255)),
-        protocol::TCP => tcp::HEADER_LEN,
-        protocol::UDP | protocol::ICMP | protocol::ICMPV6 => 8,
-        protocol::SCTP | protocol::DCCP => 12,
-        protocol::UDP_LITE => 8,
-        _ => return Ok((upper, 255)),
-    };
-    // A first fragment of TCP may end within the header (RFC 1858 asks for 16).
-    let need = if part == Part::First { 8 } else { need };
-    let header = match bytes.get(transport..transport + need) {
-        Some(header) if payload_len >= need => header,
-        _ => return Err(DropReason::Runt),
-    };
-    if protocol == protocol::TCP && part == Part::Whole && header[12] < 0x50 {
-        return Err(DropReason::BadHeader);
-    }
-    let is_icmp = matches!(protocol, protocol::ICMP | protocol::ICMPV6);
-    if part == Part::Whole {
-        upper.ports = match is_icmp {
-            false => [header[0], header[1], header[2], header[3]],
-            true => [header[4], header[5], header[0], 0],
-        };
-    }
-    Ok((upper, if is_icmp { header[0] } else { 255 }))
 }

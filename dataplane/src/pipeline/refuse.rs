@@ -111,12 +111,7 @@ fn complete_checksum<K: RoutedKey>(
     index: usize,
     headers: &Headers,
 ) {
-    let in_port = batch.packets()[index].in_port;
-    let may_be_partial = round
-        .snapshot
-        .port(in_port)
-        .is_some_and(|p| p.partial_checksums);
-    if !may_be_partial || headers.part != Part::Whole {
+    if !headers.may_be_partial {
         return;
     }
     let bytes = round.umem.bytes(batch.head(index));

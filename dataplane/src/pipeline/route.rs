@@ -42,18 +42,13 @@ pub(super) fn forward<K: RoutedKey>(
     actions: &Actions,
     lane: &mut Lane,
 ) -> Verdict {
-    let in_port = batch.packets()[index].in_port;
-    let may_be_partial = round
-        .snapshot
-        .port(in_port)
-        .is_some_and(|p| p.partial_checksums);
     let bytes = round.umem.bytes_mut(batch.head_mut(index));
     let hops = bytes[if K::IS_V6 { L3 + 7 } else { L3 + 8 }];
     if hops <= 1 {
         let (refusal, reason) = (Refusal::TimeExceeded, DropReason::TtlExceeded);
         return refuse::refuse::<K>(round, batch, index, headers, refusal, reason, lane);
     }
-    let checksum = match may_be_partial && headers.part == Part::Whole {
+    let checksum = match headers.may_be_partial {
         true => partial_checksum::<K>(bytes, headers),
         false => None,
     };

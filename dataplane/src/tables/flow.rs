@@ -44,7 +44,7 @@ pub trait FlowKey: Copy + Eq + FromZeros {
 }
 
 /// IPv4: 16 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
+#[derive(Debug, Clone, Copy, Eq, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct KeyV4 {
     /// Source and destination address, as they lie in the header.
@@ -54,7 +54,7 @@ pub struct KeyV4 {
 }
 
 /// IPv6: 40 bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, FromBytes, Immutable, KnownLayout)]
+#[derive(Debug, Clone, Copy, Eq, FromBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct KeyV6 {
     /// Source and destination address, as they lie in the header.
@@ -110,21 +110,52 @@ fn word(bytes: &[u8], at: usize) -> u64 {
     u64::from_ne_bytes(word)
 }
 
+impl KeyV4 {
+    #[inline(always)]
+    fn words(&self) -> [u64; 2] {
+        [u64::from_ne_bytes(self.addresses), self.upper.word()]
+    }
+}
+
+impl KeyV6 {
+    #[inline(always)]
+    fn words(&self) -> [u64; 5] {
+        let address = |at| word(&self.addresses, at);
+        let upper = self.upper.word();
+        [address(0), address(8), address(16), address(24), upper]
+    }
+}
+
+// Compared by words: field by field costs a branch each.
+impl PartialEq for KeyV4 {
+    #[inline(always)]
+    fn eq(&self, other: &KeyV4) -> bool {
+        self.words() == other.words()
+    }
+}
+
+impl PartialEq for KeyV6 {
+    #[inline(always)]
+    fn eq(&self, other: &KeyV6) -> bool {
+        self.words() == other.words()
+    }
+}
+
 impl FlowKey for KeyV4 {
     #[inline(always)]
     fn feed(&self, hasher: &mut impl Hasher) {
-        hasher.write_u64(u64::from_ne_bytes(self.addresses));
-        hasher.write_u64(self.upper.word());
+        for word in self.words() {
+            hasher.write_u64(word);
+        }
     }
 }
 
 impl FlowKey for KeyV6 {
     #[inline(always)]
     fn feed(&self, hasher: &mut impl Hasher) {
-        for at in [0, 8, 16, 24] {
-            hasher.write_u64(word(&self.addresses, at));
+        for word in self.words() {
+            hasher.write_u64(word);
         }
-        hasher.write_u64(self.upper.word());
     }
 }
 
@@ -220,7 +251,9 @@ const _: () = assert!(size_of::<Slot<KeyV6>>() == 128);
 /// The tags of a bucket's ways.
 #[derive(Debug, Clone, Copy, FromBytes, Immutable, KnownLayout)]
 #[repr(C, align(16))]
-struct Tags([u16; WAYS]);
+struct Tags(u128);
+
+const _: () = assert!(size_of::<Tags>() == WAYS * 2);
 
 /// How long a flow of so many packets is protected after its last one, in
 /// milliseconds.
@@ -235,6 +268,15 @@ pub fn protection_ms(packets: u64) -> u32 {
 /// Where a flow lies in its table, until the next insert.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SlotIndex(u32);
+
+/// Where a flow may lie, by its tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hint(u32);
+
+impl Hint {
+    /// Nowhere.
+    pub const NONE: Hint = Hint(u32::MAX);
+}
 
 /// What an insert did.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -305,23 +347,35 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
         hash
     }
 
-    /// Asks for the slot that a lookup will compare first.
+    /// Where the key may be, by its tag alone; asks for that slot.
     #[inline]
-    pub fn ask_slot(&self, hash: u64) {
+    pub fn ask_slot(&self, hash: u64) -> Hint {
         let bucket = self.bucket(hash);
-        let ways = self.matches(bucket, hash);
-        if ways != 0 {
-            prefetch(&self.slots, bucket * WAYS + ways.trailing_zeros() as usize);
+        match self.matches(bucket, hash) {
+            0 => Hint::NONE,
+            ways => {
+                let slot = bucket * WAYS + first_way(ways);
+                prefetch(&self.slots, slot);
+                Hint(slot as u32)
+            }
+        }
+    }
+
+    /// The flow of a key. The hint may be older than the last insert.
+    #[inline]
+    pub fn find_hinted(&self, hint: Hint, hash: u64, key: &K) -> Option<SlotIndex> {
+        match self.slots.get(hint.0 as usize) {
+            Some(slot) if slot.key == *key => Some(SlotIndex(hint.0)),
+            _ => self.find(hash, key),
         }
     }
 
     /// The flow of a key.
-    #[inline]
     pub fn find(&self, hash: u64, key: &K) -> Option<SlotIndex> {
         let bucket = self.bucket(hash);
         let mut ways = self.matches(bucket, hash);
         while ways != 0 {
-            let slot = bucket * WAYS + ways.trailing_zeros() as usize;
+            let slot = bucket * WAYS + first_way(ways);
             if self.slots[slot].key == *key {
                 return Some(SlotIndex(slot as u32));
             }
@@ -361,7 +415,7 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
             },
         };
         let slot = bucket * WAYS + way;
-        self.tags[bucket].0[way] = tag(hash);
+        self.set_tag(bucket, way, tag(hash));
         self.slots[slot] = Slot {
             key: *key,
             flow: Flow {
@@ -386,8 +440,11 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
         let bucket = self.sweep;
         self.sweep = (bucket + 1) & (self.tags.len() - 1);
         for way in 0..WAYS {
-            if self.tags[bucket].0[way] != 0 && self.idle_ms(bucket, way, now_ms) > IDLE_LIMIT_MS {
-                self.tags[bucket].0[way] = 0;
+            let is_used = self.tag_at(bucket, way) != 0;
+            if is_used && self.idle_ms(bucket, way, now_ms) > IDLE_LIMIT_MS {
+                self.set_tag(bucket, way, 0);
+                // A hint must not find it again.
+                self.slots[bucket * WAYS + way].key = K::new_zeroed();
                 self.len -= 1;
             }
         }
@@ -395,11 +452,9 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
 
     /// Every flow in the table.
     pub fn iter(&self) -> impl Iterator<Item = (&K, &Flow)> {
-        let used = self.tags.iter().flat_map(|tags| tags.0).enumerate();
-        used.filter(|&(_, tag)| tag != 0).map(|(slot, _)| {
-            let slot = &self.slots[slot];
-            (&slot.key, &slot.flow)
-        })
+        let slots = self.slots.iter().enumerate();
+        let used = slots.filter(|(slot, _)| self.tag_at(slot / WAYS, slot % WAYS) != 0);
+        used.map(|(_, slot)| (&slot.key, &slot.flow))
     }
 
     #[inline(always)]
@@ -407,20 +462,28 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
         hash as usize & (self.tags.len() - 1)
     }
 
-    /// Ways whose tag is the hash's, as bits.
+    /// Ways whose tag is the hash's, each as the top bit of its 16. A way
+    /// above a match may be named without matching; keys are compared anyway.
     #[inline(always)]
-    fn matches(&self, bucket: usize, hash: u64) -> u8 {
-        let tag = tag(hash);
-        let tags = &self.tags[bucket].0;
-        let mut ways = 0;
-        for (way, &candidate) in tags.iter().enumerate() {
-            ways |= u8::from(candidate == tag) << way;
-        }
-        ways
+    fn matches(&self, bucket: usize, hash: u64) -> u128 {
+        const LOW_BITS: u128 = u128::MAX / 0xffff;
+        let differ = self.tags[bucket].0 ^ (u128::from(tag(hash)) * LOW_BITS);
+        differ.wrapping_sub(LOW_BITS) & !differ & (LOW_BITS << 15)
+    }
+
+    #[inline(always)]
+    fn tag_at(&self, bucket: usize, way: usize) -> u16 {
+        (self.tags[bucket].0 >> (16 * way)) as u16
+    }
+
+    fn set_tag(&mut self, bucket: usize, way: usize, tag: u16) {
+        let tags = &mut self.tags[bucket].0;
+        *tags &= !(0xffff << (16 * way));
+        *tags |= u128::from(tag) << (16 * way);
     }
 
     fn free_way(&self, bucket: usize) -> Option<usize> {
-        self.tags[bucket].0.iter().position(|&tag| tag == 0)
+        (0..WAYS).find(|&way| self.tag_at(bucket, way) == 0)
     }
 
     fn idle_ms(&self, bucket: usize, way: usize, now_ms: u32) -> u32 {
@@ -442,6 +505,11 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
             .max_by_key(|&(over, way)| (over, std::cmp::Reverse(way)))
             .map(|(_, way)| way)
     }
+}
+
+#[inline(always)]
+fn first_way(ways: u128) -> usize {
+    ways.trailing_zeros() as usize / 16
 }
 
 /// The hash's upper bits, which the bucket does not use; never 0.

@@ -48,11 +48,10 @@ impl Sum {
 
     #[inline]
     fn fold_native(self) -> u16 {
-        let mut sum = (self.0 >> 32) + (self.0 & 0xffff_ffff);
-        sum = (sum >> 32) + (sum & 0xffff_ffff);
-        sum = (sum >> 16) + (sum & 0xffff);
-        sum = (sum >> 16) + (sum & 0xffff);
-        ((sum >> 16) + (sum & 0xffff)) as u16
+        // Adding a sum to itself turned by half leaves, in the upper half, the
+        // two halves' sum with the carry brought round.
+        let sum = (self.0.wrapping_add(self.0.rotate_left(32)) >> 32) as u32;
+        (sum.wrapping_add(sum.rotate_left(16)) >> 16) as u16
     }
 
     /// The sum folded to 16 bits: what a *partial* checksum field holds.
