@@ -517,3 +517,6 @@ fn first_way(ways: u128) -> usize {
 fn tag(hash: u64) -> u16 {
     ((hash >> 48) as u16).max(1)
 }
+
+#[cfg(test)]
+mod tests;

@@ -2,4 +2,7 @@
 //! and rewritten frames come out.
 
 mod plain;
+mod segments;
+mod super_frames;
+mod vectors;
 mod world;
