@@ -79,7 +79,7 @@ fn leases_are_given_back_when_the_agent_refuses_or_is_gone() -> Result<(), LabEr
     let mut node = Node::plain("returned")?;
     let config = network(&node, "1.1.0");
     let mut pod = Pod::bare("a")?;
-    pod.namespace().ip("link add eth0 type dummy")?;
+    pod.namespace().ip("link add eth0 type bridge")?;
     let refused = pod
         .call("ADD", "eth0", config.clone())
         .invoke(node.namespace())?;

@@ -106,7 +106,8 @@ fn captures_open_in_tshark() -> Result<()> {
     let file = node.ipam_dir().join("capture.pcapng");
     let mut command = node.namespace().command(program("spinlane")?);
     command
-        .args(["capture", "--port", &port, "--count", "8", "--write"])
+        .args(["capture", "--port", &port, "--filter", "icmp"])
+        .args(["--count", "8", "--write"])
         .arg(&file)
         .arg("--run-dir")
         .arg(node.run_dir());
@@ -219,7 +220,7 @@ fn cleanup_removes_everything_and_nothing_else() -> Result<()> {
         return Ok(());
     }
     let mut node = Node::prepare(&NodeConfig::new("cleanup"))?;
-    node.namespace().ip("link add keep0 type dummy")?;
+    node.namespace().ip("link add keep0 type bridge")?;
     node.namespace().ip("addr add 192.0.2.1/24 dev keep0")?;
     node.namespace().ip("link set keep0 up")?;
     let look = |node: &Node| -> Result<Vec<String>> {

@@ -338,7 +338,7 @@ fn a_failed_add_leaves_nothing() -> Result<(), LabError> {
     let network = node.network("pods", json!({}));
     let before = node.settled_frames()?;
     let mut pod = Pod::bare("web")?;
-    pod.namespace().ip("link add eth0 type dummy")?;
+    pod.namespace().ip("link add eth0 type bridge")?;
     for _ in 0..3 {
         let answer = pod
             .call("ADD", "eth0", network.clone())
@@ -353,8 +353,8 @@ fn a_failed_add_leaves_nothing() -> Result<(), LabError> {
     assert_eq!(pod_ports(&node)?, 0);
     assert_eq!(host_ends(&node)?, Vec::<String>::new());
     assert_eq!(node.settled_frames()?, before);
-    let dummy = pod.namespace().ip("-d link show eth0")?;
-    assert!(dummy.contains("dummy"), "what was there stays: {dummy}");
+    let bridge = pod.namespace().ip("-d link show eth0")?;
+    assert!(bridge.contains("bridge"), "what was there stays: {bridge}");
     pod.namespace().ip("link del eth0")?;
     pod.add(&node, "eth0", &network)?;
 

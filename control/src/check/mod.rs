@@ -1,8 +1,8 @@
 //! Preflight: what this machine has for each feature, what will be used
 //! instead of what it lacks, and whether the agent can run at all.
 //!
-//! What can be tried is tried ([`probe`]), in a namespace of its own; the rest
-//! is read from the kernel's version and files.
+//! What can be tried is tried, in a namespace of its own; the rest is read
+//! from the kernel's version and files.
 
 pub mod capabilities;
 mod probe;
