@@ -42,8 +42,8 @@ const HOUSEKEEPING_NANOS: u64 = 1_000_000_000;
 
 /// What control asks of a lane.
 pub(crate) enum Command {
-    /// Poll this port from now on.
-    AddPort(Box<LanePort>),
+    /// Poll this port from now on; answered when chunks are posted on it.
+    AddPort(Box<LanePort>, Sender<()>),
     /// Forget the port and hand its part over; `None` when unknown.
     RemovePort(PortId, Sender<Option<Box<LanePort>>>),
     /// List the flow tables.
@@ -202,7 +202,10 @@ impl Lane {
     fn obey(&mut self, now: Nanos) -> bool {
         while let Some(command) = self.shared.commands.pop() {
             match command {
-                Command::AddPort(port) => self.add_port(port),
+                Command::AddPort(port, reply) => {
+                    self.add_port(port);
+                    let _ = reply.send(());
+                }
                 Command::RemovePort(id, reply) => {
                     let removed = self.remove_port(id);
                     // The asker may have given up; the port then closes here.

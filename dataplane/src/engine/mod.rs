@@ -5,6 +5,10 @@
 //! a socket closes); publishing takes microseconds. Lanes are only told over
 //! queues; no lock is shared with them.
 
+mod capture;
+mod error;
+mod stats;
+
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::BorrowedFd;
@@ -17,18 +21,21 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 
 use crate::counters::LaneCounters;
-use crate::drops::DropReason;
 use crate::event::Event;
 use crate::lane::{Alarm, CaptureQueue, Command, Lane, LaneParts, LaneShared};
 use crate::pipeline::{FlowCapacity, FlowRecord, LaneState};
 use crate::port::{LanePort, PortHandle, ProgramError, ProgramLoader};
 use crate::snapshot::Snapshot;
-use crate::types::{Generation, LaneId, Nanos, PortId};
-use crate::umem::{Depot, FramePool, OwnerTable, OwnerTag, Umem, UmemError};
+use crate::types::{Generation, LaneId, PortId};
+use crate::umem::{Depot, FramePool, OwnerTable, OwnerTag, Umem};
 use crate::xsk::queue::{FILL_MIN, Queue};
 use crate::xsk::socket::{Memory, Socket};
 
 pub use crate::lane::{CaptureSpec, CapturedPacket, Direction, PollMode};
+pub use capture::Capture;
+pub use error::{EngineError, PortError};
+pub use stats::{EngineStats, FrameStats, LaneStats, PortStats};
+
 pub use crate::port::{Attached, PortSpec, XdpChoice, XdpMode};
 
 /// Events that wait for control at most, for each lane.
@@ -57,130 +64,6 @@ pub struct EngineConfig {
     pub frames: usize,
     /// XDP mode for pod ports.
     pub xdp: XdpChoice,
-}
-
-/// The engine could not start.
-#[derive(Debug, thiserror::Error)]
-pub enum EngineError {
-    /// No lane, or more than one machine word of them.
-    #[error("{0} lanes are not possible: name 1 to 63 CPUs in lanes.cores")]
-    Lanes(usize),
-    /// The frame memory could not be had.
-    #[error(transparent)]
-    Umem(#[from] UmemError),
-    /// A lane's thread or its descriptors could not be made.
-    #[error("cannot start lane {lane}: {source}")]
-    Lane {
-        /// Which lane.
-        lane: usize,
-        /// The system's answer.
-        source: io::Error,
-    },
-}
-
-/// A port could not be attached or detached.
-#[derive(Debug, thiserror::Error)]
-pub enum PortError {
-    /// The number is in use or out of range.
-    #[error("port {0:?} is attached already or out of range")]
-    Id(PortId),
-    /// Too few free frames for another port.
-    #[error(
-        "port {port}: {free} free frames are too few for another port, which needs {needed}: raise lanes.frames"
-    )]
-    Frames {
-        /// Name of the port.
-        port: String,
-        /// Free frames.
-        free: u64,
-        /// What the port needs.
-        needed: u64,
-    },
-    /// The kernel refused the socket.
-    #[error("port {port}: cannot bind an AF_XDP socket to queue {queue}: {source}")]
-    Bind {
-        /// Name of the port.
-        port: String,
-        /// The queue.
-        queue: u32,
-        /// Its answer.
-        source: io::Error,
-    },
-    /// The XDP program could not be put in place.
-    #[error("port {port}: {source}")]
-    Program {
-        /// Name of the port.
-        port: String,
-        /// What went wrong.
-        source: Box<ProgramError>,
-    },
-    /// A lane did not answer, or the engine has stopped.
-    #[error("port {0}: a lane does not answer, or the switch is stopping")]
-    Lane(String),
-}
-
-/// One lane's figures.
-#[derive(Debug, Clone, PartialEq)]
-pub struct LaneStats {
-    /// CPU it is pinned to.
-    pub core: usize,
-    /// Share of the last second that it had packets in hand.
-    pub busy_ratio: f64,
-    /// Packets received.
-    pub rx_packets: u64,
-    /// Packets transmitted.
-    pub tx_packets: u64,
-    /// Entries in the flow tables.
-    pub flow_entries: u64,
-    /// Packets that hit the flow table.
-    pub flow_hits: u64,
-    /// Packets that missed it.
-    pub flow_misses: u64,
-    /// Entries pushed out for others.
-    pub flow_evictions: u64,
-    /// Times that it went to sleep.
-    pub sleeps: u64,
-    /// Events that control was too slow for.
-    pub events_lost: u64,
-    /// Seconds since its last round.
-    pub last_round_age_s: f64,
-}
-
-/// The frame accounts.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct FrameStats {
-    /// Chunks of the frame memory.
-    pub total: u64,
-    /// On free lists or posted for filling.
-    pub free: u64,
-    /// Received, or sent and not yet completed.
-    pub in_use: u64,
-}
-
-/// The engine's figures.
-#[derive(Debug, Clone, PartialEq)]
-pub struct EngineStats {
-    /// Lane by lane.
-    pub lanes: Vec<LaneStats>,
-    /// The frame accounts.
-    pub frames: FrameStats,
-    /// Drops by [`DropReason`], all lanes and the kernel's together.
-    pub drops: [u64; DropReason::COUNT],
-}
-
-/// One port's figures, all lanes together.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct PortStats {
-    /// Packets received from it.
-    pub rx_packets: u64,
-    /// Bytes received from it.
-    pub rx_bytes: u64,
-    /// Packets sent to it.
-    pub tx_packets: u64,
-    /// Bytes sent to it.
-    pub tx_bytes: u64,
-    /// Packets dropped that came from it.
-    pub drops: u64,
 }
 
 /// The running data path.
@@ -487,7 +370,7 @@ impl Inner {
             .iter()
             .map(|part| Arc::clone(&part.counters))
             .collect();
-        let id = spec.id;
+        let (id, name) = (spec.id, spec.name.clone());
         lock(&self.ports).insert(
             id,
             PortHandle {
@@ -497,8 +380,25 @@ impl Inner {
                 counters,
             },
         );
-        for (lane, part) in self.lanes.iter().zip(parts) {
-            lane.tell(Command::AddPort(part));
+        let answers: Vec<Receiver<()>> = self
+            .lanes
+            .iter()
+            .zip(parts)
+            .map(|(lane, part)| {
+                let (reply, answer) = channel();
+                lane.tell(Command::AddPort(part, reply));
+                answer
+            })
+            .collect();
+        // Only now are chunks posted: a packet before that would be lost.
+        if answers
+            .iter()
+            .any(|answer| answer.recv_timeout(ANSWER_TIMEOUT).is_err())
+        {
+            if let Some(closing) = self.remove(id)? {
+                self.close(closing);
+            }
+            return Err(PortError::Lane(name));
         }
         Ok(attached)
     }
@@ -628,41 +528,6 @@ impl Inner {
         }
     }
 
-    fn stats(&self) -> EngineStats {
-        let mut drops = [0; DropReason::COUNT];
-        let mut free = self.depot.free();
-        let mut lanes = Vec::with_capacity(self.lanes.len());
-        for (lane, &core) in self.lanes.iter().zip(&self.config.cores) {
-            let counters = &lane.counters;
-            for (sum, counter) in drops.iter_mut().zip(&counters.drops) {
-                *sum += counter.get();
-            }
-            free += counters.frames_free.get() + counters.frames_filling.get();
-            lanes.push(lane_stats(core, counters, lane.epoch));
-        }
-        let gone = lock(&self.kernel_drops);
-        let (mut fill_empty, mut ring_full) = (gone.fill_empty, gone.ring_full);
-        drop(gone);
-        for handle in lock(&self.ports).values() {
-            let kernel = handle.kernel_drops();
-            fill_empty += kernel.fill_empty;
-            ring_full += kernel.ring_full;
-        }
-        drops[DropReason::RxNoFrame.index()] += fill_empty;
-        drops[DropReason::RxRingFull.index()] += ring_full;
-        let total = self.umem.chunks() as u64;
-        let free = free.min(total);
-        EngineStats {
-            lanes,
-            frames: FrameStats {
-                total,
-                free,
-                in_use: total - free,
-            },
-            drops,
-        }
-    }
-
     fn stop(&self) {
         let _change = lock(&self.changes);
         for lane in &self.lanes {
@@ -707,23 +572,6 @@ impl Inner {
     }
 }
 
-fn lane_stats(core: usize, counters: &LaneCounters, epoch: Instant) -> LaneStats {
-    let now = Nanos(epoch.elapsed().as_nanos() as u64);
-    LaneStats {
-        core,
-        busy_ratio: counters.busy_ppm.get() as f64 / 1e6,
-        rx_packets: counters.rx_packets.get(),
-        tx_packets: counters.tx_packets.get(),
-        flow_entries: counters.flow_entries.get(),
-        flow_hits: counters.flow_hits.get(),
-        flow_misses: counters.flow_misses.get(),
-        flow_evictions: counters.flow_evictions.get(),
-        sleeps: counters.sleeps.get(),
-        events_lost: counters.events_lost.get(),
-        last_round_age_s: now.since(Nanos(counters.last_round.get())) as f64 / 1e9,
-    }
-}
-
 /// Rebuilds the sockets of ports that lanes report as wedged.
 fn mend(inner: Arc<Inner>, wedged: Receiver<PortId>) -> Result<JoinHandle<()>, EngineError> {
     std::thread::Builder::new()
@@ -734,40 +582,4 @@ fn mend(inner: Arc<Inner>, wedged: Receiver<PortId>) -> Result<JoinHandle<()>, E
             }
         })
         .map_err(|source| EngineError::Lane { lane: 0, source })
-}
-
-/// Copies of packets, as they come.
-pub struct Capture {
-    queue: Arc<CaptureQueue>,
-    inner: Arc<Inner>,
-}
-
-impl Capture {
-    /// The next copy, when one waits.
-    pub fn next(&self) -> Option<CapturedPacket> {
-        self.queue.packets.pop()
-    }
-
-    /// Readable when copies may wait; [`Capture::acknowledge`] silences it.
-    pub fn fd(&self) -> BorrowedFd<'_> {
-        self.queue.alarm.fd()
-    }
-
-    /// Silences [`Capture::fd`]; call it before taking copies.
-    pub fn acknowledge(&self) {
-        self.queue.alarm.clear();
-    }
-
-    /// Copies that were lost because the reader did not keep up.
-    pub fn lost(&self) -> u64 {
-        self.queue.lost.load(Ordering::Relaxed)
-    }
-}
-
-impl Drop for Capture {
-    fn drop(&mut self) {
-        self.inner.change_captures(|captures| {
-            captures.retain(|other| !Arc::ptr_eq(other, &self.queue));
-        });
-    }
 }

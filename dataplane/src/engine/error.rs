@@ -1,0 +1,67 @@
+//! Why the engine or a port could not be had.
+
+use std::io;
+
+use crate::port::ProgramError;
+use crate::types::PortId;
+use crate::umem::UmemError;
+
+/// The engine could not start.
+#[derive(Debug, thiserror::Error)]
+pub enum EngineError {
+    /// No lane, or more than one machine word of them.
+    #[error("{0} lanes are not possible: name 1 to 63 CPUs in lanes.cores")]
+    Lanes(usize),
+    /// The frame memory could not be had.
+    #[error(transparent)]
+    Umem(#[from] UmemError),
+    /// A lane's thread or its descriptors could not be made.
+    #[error("cannot start lane {lane}: {source}")]
+    Lane {
+        /// Which lane.
+        lane: usize,
+        /// The system's answer.
+        source: io::Error,
+    },
+}
+
+/// A port could not be attached or detached.
+#[derive(Debug, thiserror::Error)]
+pub enum PortError {
+    /// The number is in use or out of range.
+    #[error("port {0:?} is attached already or out of range")]
+    Id(PortId),
+    /// Too few free frames for another port.
+    #[error(
+        "port {port}: {free} free frames are too few for another port, which needs {needed}: raise lanes.frames"
+    )]
+    Frames {
+        /// Name of the port.
+        port: String,
+        /// Free frames.
+        free: u64,
+        /// What the port needs.
+        needed: u64,
+    },
+    /// The kernel refused the socket.
+    #[error("port {port}: cannot bind an AF_XDP socket to queue {queue}: {source}")]
+    Bind {
+        /// Name of the port.
+        port: String,
+        /// The queue.
+        queue: u32,
+        /// Its answer.
+        source: io::Error,
+    },
+    /// The XDP program could not be put in place.
+    #[error("port {port}: {source}")]
+    Program {
+        /// Name of the port.
+        port: String,
+        /// What went wrong.
+        source: Box<ProgramError>,
+    },
+    /// A lane did not answer, or the engine has stopped.
+    #[error("port {0}: a lane does not answer, or the switch is stopping")]
+    Lane(String),
+}

@@ -1,0 +1,126 @@
+//! The engine's figures: the lanes' counters added up, and the kernel's.
+
+use std::time::Instant;
+
+use super::{Inner, lock};
+use crate::counters::LaneCounters;
+use crate::drops::DropReason;
+use crate::types::Nanos;
+
+/// One lane's figures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct LaneStats {
+    /// CPU it is pinned to.
+    pub core: usize,
+    /// Share of the last second that it had packets in hand.
+    pub busy_ratio: f64,
+    /// Packets received.
+    pub rx_packets: u64,
+    /// Packets transmitted.
+    pub tx_packets: u64,
+    /// Entries in the flow tables.
+    pub flow_entries: u64,
+    /// Packets that hit the flow table.
+    pub flow_hits: u64,
+    /// Packets that missed it.
+    pub flow_misses: u64,
+    /// Entries pushed out for others.
+    pub flow_evictions: u64,
+    /// Times that it went to sleep.
+    pub sleeps: u64,
+    /// Events that control was too slow for.
+    pub events_lost: u64,
+    /// Seconds since its last round.
+    pub last_round_age_s: f64,
+}
+
+/// The frame accounts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct FrameStats {
+    /// Chunks of the frame memory.
+    pub total: u64,
+    /// On free lists or posted for filling.
+    pub free: u64,
+    /// Received, or sent and not yet completed.
+    pub in_use: u64,
+}
+
+/// The engine's figures.
+#[derive(Debug, Clone, PartialEq)]
+pub struct EngineStats {
+    /// Lane by lane.
+    pub lanes: Vec<LaneStats>,
+    /// The frame accounts.
+    pub frames: FrameStats,
+    /// Drops by [`DropReason`], all lanes and the kernel's together.
+    pub drops: [u64; DropReason::COUNT],
+}
+
+/// One port's figures, all lanes together.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct PortStats {
+    /// Packets received from it.
+    pub rx_packets: u64,
+    /// Bytes received from it.
+    pub rx_bytes: u64,
+    /// Packets sent to it.
+    pub tx_packets: u64,
+    /// Bytes sent to it.
+    pub tx_bytes: u64,
+    /// Packets dropped that came from it.
+    pub drops: u64,
+}
+
+impl Inner {
+    pub(super) fn stats(&self) -> EngineStats {
+        let mut drops = [0; DropReason::COUNT];
+        let mut free = self.depot.free();
+        let mut lanes = Vec::with_capacity(self.lanes.len());
+        for (lane, &core) in self.lanes.iter().zip(&self.config.cores) {
+            let counters = &lane.counters;
+            for (sum, counter) in drops.iter_mut().zip(&counters.drops) {
+                *sum += counter.get();
+            }
+            free += counters.frames_free.get() + counters.frames_filling.get();
+            lanes.push(lane_stats(core, counters, lane.epoch));
+        }
+        let gone = lock(&self.kernel_drops);
+        let (mut fill_empty, mut ring_full) = (gone.fill_empty, gone.ring_full);
+        drop(gone);
+        for handle in lock(&self.ports).values() {
+            let kernel = handle.kernel_drops();
+            fill_empty += kernel.fill_empty;
+            ring_full += kernel.ring_full;
+        }
+        drops[DropReason::RxNoFrame.index()] += fill_empty;
+        drops[DropReason::RxRingFull.index()] += ring_full;
+        let total = self.umem.chunks() as u64;
+        let free = free.min(total);
+        EngineStats {
+            lanes,
+            frames: FrameStats {
+                total,
+                free,
+                in_use: total - free,
+            },
+            drops,
+        }
+    }
+}
+
+fn lane_stats(core: usize, counters: &LaneCounters, epoch: Instant) -> LaneStats {
+    let now = Nanos(epoch.elapsed().as_nanos() as u64);
+    LaneStats {
+        core,
+        busy_ratio: counters.busy_ppm.get() as f64 / 1e6,
+        rx_packets: counters.rx_packets.get(),
+        tx_packets: counters.tx_packets.get(),
+        flow_entries: counters.flow_entries.get(),
+        flow_hits: counters.flow_hits.get(),
+        flow_misses: counters.flow_misses.get(),
+        flow_evictions: counters.flow_evictions.get(),
+        sleeps: counters.sleeps.get(),
+        events_lost: counters.events_lost.get(),
+        last_round_age_s: now.since(Nanos(counters.last_round.get())) as f64 / 1e9,
+    }
+}
