@@ -18,6 +18,8 @@
 mod bridge;
 mod chain;
 mod classify;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod limit;
 mod neighbor;
 mod parse;
@@ -28,6 +30,8 @@ mod route;
 pub mod segment;
 #[cfg(test)]
 mod tests;
+#[cfg(any(test, fuzzing))]
+mod world;
 
 use std::sync::Arc;
 

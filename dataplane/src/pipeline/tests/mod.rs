@@ -5,4 +5,3 @@ mod plain;
 mod segments;
 mod super_frames;
 mod vectors;
-mod world;

@@ -3,8 +3,8 @@
 
 use etherparse::PacketBuilder;
 
-use super::world::*;
 use crate::frame::{TxChecksum, Verdict};
+use crate::pipeline::world::*;
 use crate::types::PortId;
 
 #[test]

@@ -2,10 +2,10 @@
 
 use etherparse::PacketBuilder;
 
-use super::world::*;
 use crate::drops::DropReason;
 use crate::event::Event;
 use crate::frame::{TxChecksum, Verdict};
+use crate::pipeline::world::*;
 use crate::types::{MacAddr, Nanos, PortId, SegmentId};
 
 const BROADCAST: MacAddr = MacAddr::BROADCAST;

@@ -3,11 +3,11 @@
 use etherparse::{IpNumber, Ipv4Extensions, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
 
-use super::world::*;
 use crate::drops::DropReason;
 use crate::event::Event;
 use crate::frame::{Batch, MAX_CHAIN, TxChecksum, Verdict};
 use crate::pipeline::segment::segment;
+use crate::pipeline::world::*;
 use crate::types::PortId;
 
 /// What a TCP super-frame is made of.

@@ -1,4 +1,6 @@
-//! A small node: routed pods, a host port, layer-2 segments.
+//! A small node in memory, for tests and fuzzers: routed pods, a host port,
+//! layer-2 segments.
+#![allow(dead_code, clippy::unwrap_used)] // tests use all of it, fuzzers some
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
@@ -254,15 +256,25 @@ impl World {
         self.send_all(port, &[bytes.to_vec()]).remove(0)
     }
 
-    /// Packets of one port through one call of [`process`].
-    pub(super) fn send_all(&mut self, port: u16, packets: &[Vec<u8>]) -> Vec<Outcome> {
+    /// A batch of packets through [`process`].
+    pub(super) fn decide<'a>(
+        &mut self,
+        packets: impl IntoIterator<Item = (u16, &'a [u8])>,
+    ) -> Batch {
         let mut batch = Batch::new();
-        for bytes in packets {
+        for (port, bytes) in packets {
             let frames = self.frames(bytes);
             batch.push(PortId(port), frames);
         }
         let umem = Arc::clone(&self.umem);
-        process(&umem, &mut batch, &self.snapshot, &mut self.state, self.now);
+        let (snapshot, state) = (&self.snapshot, &mut self.state);
+        process(&umem, &mut batch, snapshot, state, self.now);
+        batch
+    }
+
+    /// Packets of one port through one call of [`process`].
+    pub(super) fn send_all(&mut self, port: u16, packets: &[Vec<u8>]) -> Vec<Outcome> {
+        let mut batch = self.decide(packets.iter().map(|bytes| (port, bytes.as_slice())));
         let outcomes = (0..batch.len())
             .map(|index| {
                 let packet = batch.packets()[index];

@@ -1,0 +1,6 @@
+//! Headers of strangers: `cargo +nightly fuzz run parse`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    spinlane_dataplane::pipeline::fuzz::parse_bytes(data);
+});

@@ -1,0 +1,6 @@
+//! A batch of strangers' packets: `cargo +nightly fuzz run process`.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    spinlane_dataplane::pipeline::fuzz::process_packets(data);
+});
