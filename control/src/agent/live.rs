@@ -181,17 +181,21 @@ impl Views for Live {
 
     fn ports(&self) -> Vec<view::Port> {
         let rows = self.node().ports();
-        let counted = rows.into_iter().map(|(id, mut port)| {
-            if let Some(stats) = self.engine.port_stats(id) {
-                port.rx_packets = stats.rx_packets;
-                port.rx_bytes = stats.rx_bytes;
-                port.tx_packets = stats.tx_packets;
-                port.tx_bytes = stats.tx_bytes;
-                port.drops = stats.drops;
-            }
-            port
-        });
-        counted.collect()
+        let mut ports: Vec<_> = rows
+            .into_iter()
+            .map(|(id, mut port)| {
+                if let Some(stats) = self.engine.port_stats(id) {
+                    port.rx_packets = stats.rx_packets;
+                    port.rx_bytes = stats.rx_bytes;
+                    port.tx_packets = stats.tx_packets;
+                    port.tx_bytes = stats.tx_bytes;
+                    port.drops = stats.drops;
+                }
+                port
+            })
+            .collect();
+        ports.sort_by(|a, b| order(a).cmp(&order(b)));
+        ports
     }
 
     fn flows(&self) -> Vec<view::Flow> {
@@ -247,6 +251,17 @@ impl Views for Live {
             .ok()?;
         Some(Box::new(LivePackets { capture, names }))
     }
+}
+
+/// Ways out first, then pods by name; the same after a restart, when ports
+/// have other numbers.
+fn order(port: &view::Port) -> (u8, &str, &str, &str, &str) {
+    let kind = match port.kind {
+        view::PortKind::Uplink => 0,
+        view::PortKind::Host => 1,
+        view::PortKind::Pod => 2,
+    };
+    (kind, &port.namespace, &port.pod, &port.ifname, &port.name)
 }
 
 fn read(node: &RwLock<Node>) -> RwLockReadGuard<'_, Node> {
