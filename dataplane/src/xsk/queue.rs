@@ -20,6 +20,11 @@ use crate::xsk::socket::{RING_SIZE, Socket};
 /// Chunks that an idle port keeps posted: two super-frames' worth.
 pub(crate) const FILL_MIN: u32 = 2 * MAX_CHAIN as u32 + 4;
 
+/// Chunks that a port keeps posted from its first super-frame on: a sender
+/// doubles its window from round trip to round trip, faster than a level that
+/// only follows use, and what finds no chunk is lost.
+const FILL_STREAM: u32 = 16 * MAX_CHAIN as u32;
+
 /// Chunks that the busiest port keeps posted.
 pub(crate) const FILL_MAX: u32 = RING_SIZE;
 
@@ -54,6 +59,8 @@ pub(crate) struct Queue {
     posted: u32,
     /// Level that the fill ring is kept at; follows use.
     fill_target: u32,
+    /// A packet of several chunks came since the last refill.
+    streaming: bool,
     /// Chunks sent and not yet completed.
     outstanding: u32,
     /// Descriptors written since the last publish.
@@ -67,6 +74,7 @@ impl Queue {
             tag: next_tag(),
             posted: 0,
             fill_target: FILL_MIN,
+            streaming: false,
             outstanding: 0,
             unpublished: false,
         }
@@ -103,6 +111,9 @@ impl Queue {
     /// Tops the fill ring up when it fell below half its level. A level that
     /// one round emptied doubles, unless frames are short.
     pub(crate) fn refill(&mut self, pool: &mut FramePool, owners: &OwnerTable, frames_short: bool) {
+        if std::mem::take(&mut self.streaming) && !frames_short {
+            self.fill_target = self.fill_target.max(FILL_STREAM);
+        }
         if self.posted * 2 > self.fill_target {
             return;
         }
@@ -159,6 +170,7 @@ impl Queue {
                 }),
             );
             taken += count;
+            self.streaming |= count > 1;
         }
         self.socket.rx.release(taken);
         self.posted = self.posted.saturating_sub(taken);
