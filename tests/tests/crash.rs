@@ -2,18 +2,17 @@
 
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 use spinlane_api::view::PortKind;
-use spinlane_tests::{LabError, Node, NodeConfig, Pod, root_or_skip, traffic};
+use spinlane_tests::{LabError, Node, Pod, root_or_skip, traffic};
 
-/// Pods that ADD or DEL while the agent dies; with so few addresses a leak
-/// shows soon.
-const FEW_ADDRESSES: &str = "10.244.1.0/28";
-
-fn small_node(name: &str) -> Result<Node, LabError> {
-    let mut config = NodeConfig::new(name);
-    config.pod_cidrs = vec![FEW_ADDRESSES.to_owned()];
-    Node::start(&config)
+/// Networks that give every victim the same address: if one is not given back,
+/// the next victim does not get it.
+fn one_address(node: &Node) -> Value {
+    node.network(
+        "pods",
+        json!({"runtimeConfig": {"ips": ["10.244.1.77", "fd44:0:0:1::77"]}}),
+    )
 }
 
 /// The node holds exactly these pods: ports, host ends and reachability.
@@ -68,9 +67,9 @@ fn killed_during_add() -> Result<(), LabError> {
     if !root_or_skip("killed_during_add") {
         return Ok(());
     }
-    let mut node = small_node("addcrash")?;
+    let mut node = Node::plain("addcrash")?;
     let steady = Pod::attach(&node, "steady")?;
-    let network = node.network("pods", json!({}));
+    let network = one_address(&node);
     let (mut survived, mut refused) = (0, 0);
     for instant in instants() {
         let when = format!("killed {instant:?} after the start of ADD");
@@ -119,11 +118,13 @@ fn killed_during_del() -> Result<(), LabError> {
     if !root_or_skip("killed_during_del") {
         return Ok(());
     }
-    let mut node = small_node("delcrash")?;
+    let mut node = Node::plain("delcrash")?;
     let steady = Pod::attach(&node, "steady")?;
+    let network = one_address(&node);
     for instant in instants().step_by(2) {
         let when = format!("killed {instant:?} after the start of DEL");
-        let pod = Pod::attach(&node, "victim")?;
+        let mut pod = Pod::bare("victim")?;
+        pod.add(&node, "eth0", &network)?;
         let call = pod.call("DEL", "eth0", pod.config_with_result("eth0")?);
         let answer = std::thread::scope(|scope| {
             let deleting = scope.spawn(|| call.invoke(node.namespace()));
@@ -144,12 +145,12 @@ fn pods_that_vanished_while_the_agent_was_down_are_forgotten() -> Result<(), Lab
     if !root_or_skip("pods_that_vanished_while_the_agent_was_down_are_forgotten") {
         return Ok(());
     }
-    let mut node = small_node("vanished")?;
+    let mut node = Node::plain("vanished")?;
     let steady = Pod::attach(&node, "steady")?;
+    let network = one_address(&node);
     for _ in 0..4 {
-        let lost = (0..4)
-            .map(|number| Pod::attach(&node, &format!("lost{number}")))
-            .collect::<Result<Vec<_>, _>>()?;
+        let mut lost = [Pod::bare("lost1")?, Pod::attach(&node, "lost2")?];
+        lost[0].add(&node, "eth0", &network)?;
         node.kill9();
         drop(lost);
         node.start_agent()?;
