@@ -29,6 +29,8 @@ pub struct Station {
 #[derive(Debug, Default)]
 pub struct Fdb {
     stations: HashMap<(SegmentId, MacAddr), Station>,
+    /// Stations behind each port.
+    held: HashMap<PortId, usize>,
 }
 
 impl Fdb {
@@ -44,7 +46,7 @@ impl Fdb {
             _ if self.held_by(port) >= PORT_LIMIT => return false,
             _ => {}
         }
-        self.stations.insert(
+        self.insert(
             (segment, mac),
             Station {
                 port,
@@ -62,24 +64,19 @@ impl Fdb {
             seen_s: now_s,
             is_static: true,
         };
-        let before = self.stations.insert((segment, mac), station);
+        let before = self.insert((segment, mac), station);
         before.is_none_or(|b| b.port != port || !b.is_static)
     }
 
     /// Forgets stations that have been silent too long. Returns whether
     /// forwarding changes.
     pub fn age(&mut self, now_s: f64) -> bool {
-        let before = self.stations.len();
-        self.stations
-            .retain(|_, s| s.is_static || now_s - s.seen_s < AGEING_S);
-        self.stations.len() != before
+        self.retain(|s| s.is_static || now_s - s.seen_s < AGEING_S)
     }
 
     /// Forgets everything behind a port.
     pub fn remove_port(&mut self, port: PortId) -> bool {
-        let before = self.stations.len();
-        self.stations.retain(|_, s| s.port != port);
-        self.stations.len() != before
+        self.retain(|s| s.port != port)
     }
 
     /// Every station.
@@ -90,7 +87,39 @@ impl Fdb {
     }
 
     fn held_by(&self, port: PortId) -> usize {
-        self.stations.values().filter(|s| s.port == port).count()
+        self.held.get(&port).copied().unwrap_or(0)
+    }
+
+    fn insert(&mut self, key: (SegmentId, MacAddr), station: Station) -> Option<Station> {
+        let before = self.stations.insert(key, station);
+        *self.held.entry(station.port).or_default() += 1;
+        if let Some(before) = before {
+            let_go(&mut self.held, before.port);
+        }
+        before
+    }
+
+    /// Returns whether anything was forgotten.
+    fn retain(&mut self, keep: impl Fn(&Station) -> bool) -> bool {
+        let before = self.stations.len();
+        let held = &mut self.held;
+        self.stations.retain(|_, station| {
+            let stays = keep(station);
+            if !stays {
+                let_go(held, station.port);
+            }
+            stays
+        });
+        self.stations.len() != before
+    }
+}
+
+fn let_go(held: &mut HashMap<PortId, usize>, port: PortId) {
+    if let Some(count) = held.get_mut(&port) {
+        *count -= 1;
+        if *count == 0 {
+            held.remove(&port);
+        }
     }
 }
 
@@ -159,5 +188,8 @@ mod tests {
         }
         assert_eq!(fdb.iter().count(), PORT_LIMIT + 1);
         assert_eq!(find(&fdb, BLUE, B), Some(PortId(2)));
+        fdb.age(AGEING_S);
+        assert!(fdb.learn(BLUE, A, PortId(1), AGEING_S), "room again");
+        assert_eq!(fdb.held.len(), 1);
     }
 }

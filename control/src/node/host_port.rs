@@ -161,29 +161,63 @@ impl Core {
             }
         }
         let mac = self.setup.gateway_mac();
-        for net in self
-            .setup
-            .pod_cidrs
-            .iter()
-            .filter(|n| ipv6 || matches!(n, IpNet::V4(_)))
-        {
-            let v6 = matches!(net, IpNet::V6(_));
-            let via = if v6 {
-                GATEWAY_LINK_LOCAL.into()
-            } else {
-                ipam::first_address(net)
-            };
-            batch.push(permanent_neighbour(ifindex, via, mac));
-            let route = PodRoute {
-                to: net.trunc(),
-                via: Some(via),
-                mtu: self.setup.path_mtu,
-            };
+        for route in self.routes_to_pods(ipv6) {
+            let v6 = matches!(route.to, IpNet::V6(_));
             let source = self.setup.addresses.iter().find(|a| a.is_ipv6() == v6);
+            batch.extend(route.via.map(|via| permanent_neighbour(ifindex, via, mac)));
             batch.push(link::add_route(HOST_SIDE, ifindex, &route, source.copied()));
         }
         netlink.batch(batch)?;
         Ok(())
+    }
+
+    /// The host's routes to this node's pods.
+    fn routes_to_pods(&self, ipv6: bool) -> Vec<PodRoute> {
+        let next_hop = |net: &IpNet| match net {
+            IpNet::V4(_) => ipam::first_address(net),
+            IpNet::V6(_) => GATEWAY_LINK_LOCAL.into(),
+        };
+        self.setup
+            .pod_cidrs
+            .iter()
+            .filter(|net| ipv6 || matches!(net, IpNet::V4(_)))
+            .map(|net| PodRoute {
+                to: net.trunc(),
+                via: Some(next_hop(net)),
+                mtu: self.setup.path_mtu,
+            })
+            .collect()
+    }
+
+    /// Sets up the host's side again when somebody took it down, or took
+    /// addresses or routes away.
+    pub(crate) fn mend_host_side(&self) -> Result<(), HostPortError> {
+        let Some(host) = self.inventory().host else {
+            return Ok(());
+        };
+        let mut netlink = Netlink::open()?;
+        let up = |name: &str, netlink: &mut Netlink| {
+            netlink.link(name).map(|link| link.is_some_and(|l| l.up))
+        };
+        let ipv6 = netns::has_ipv6(HOST_SIDE);
+        let routes = link::routes(&mut netlink)?;
+        let routed = self.routes_to_pods(ipv6).iter().all(|wanted| {
+            routes
+                .iter()
+                .any(|r| r.to == wanted.to && r.oif == Some(host.ifindex))
+        });
+        let held: BTreeSet<IpAddr> = netlink.addresses()?.into_iter().map(|a| a.1).collect();
+        let mut wanted = self.setup.addresses.iter().filter(|a| ipv6 || a.is_ipv4());
+        if routed
+            && wanted.all(|address| held.contains(address))
+            && up(HOST_SIDE, &mut netlink)?
+            && up(SWITCH_SIDE, &mut netlink)?
+        {
+            return Ok(());
+        }
+        tracing::warn!("{HOST_SIDE} lost its link, a route or an address; setting it up again");
+        link::raise_host(&mut netlink, SWITCH_SIDE, host.port.ifindex)?;
+        self.set_up_host_side(&mut netlink, host.ifindex)
     }
 
     /// Follows which addresses the kernel holds. Returns whether forwarding

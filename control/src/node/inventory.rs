@@ -86,6 +86,12 @@ impl Inventory {
             .find(|live| live.port.is_some_and(|port| port.ifindex == ifindex))
     }
 
+    /// Whether an interface is an end of the host port.
+    pub fn is_host_port(&self, ifindex: u32) -> bool {
+        self.host
+            .is_some_and(|host| [host.ifindex, host.port.ifindex].contains(&ifindex))
+    }
+
     /// Name of a port's interface.
     pub fn port_name(&self, id: PortId) -> Option<String> {
         if self.host.is_some_and(|host| host.port.id == id) {

@@ -185,6 +185,15 @@ fn host_ends() -> Vec<String> {
     names
 }
 
+fn run(command: &str) {
+    let words: Vec<&str> = command.split(' ').collect();
+    let status = std::process::Command::new(words[0])
+        .args(&words[1..])
+        .status()
+        .unwrap();
+    assert!(status.success(), "{command}");
+}
+
 fn eventually(what: &str, mut probe: impl FnMut() -> bool) {
     for _ in 0..300 {
         if probe() {
@@ -241,13 +250,6 @@ fn check_sees_each_difference() {
     in_fresh_netns("check_sees_each_difference", || {
         let dir = tempfile::tempdir().unwrap();
         let node = Node::start(setup(dir.path()), Recorder::new() as _).unwrap();
-        let run = |arguments: &[&str]| {
-            let status = std::process::Command::new(arguments[0])
-                .args(&arguments[1..])
-                .status()
-                .unwrap();
-            assert!(status.success(), "{arguments:?}");
-        };
         let changes: [(&str, &str); 5] = [
             ("address", "ip address del 10.244.1.2/32 dev eth0"),
             ("route", "ip route del default"),
@@ -264,7 +266,7 @@ fn check_sees_each_difference() {
             let result = node.core.add(&add, pod.as_fd()).unwrap();
             let command = command.replace("10.244.1.2", &result.addresses[0].address.to_string());
             netns::run(pod.as_fd(), || {
-                run(&command.split(' ').collect::<Vec<_>>());
+                run(&command);
                 Ok::<(), netns::NetnsError>(())
             })
             .unwrap();
@@ -383,12 +385,33 @@ fn vanished_interfaces_lose_their_port() {
             switch.snapshot().host(address).is_none()
         });
         node.core.delete(&add.attachment).unwrap();
+        // Somebody takes the host's side down: its routes come back.
+        let netlink = &mut Netlink::open().unwrap();
+        let routed = || {
+            let routes = link::routes(&mut Netlink::open().unwrap()).unwrap();
+            routes.iter().any(|r| r.to.to_string() == "10.244.1.0/24")
+        };
+        let host = netlink.link("spinlane0").unwrap().unwrap();
+        run("ip link set spinlane0 down");
+        eventually("bringing the host's side up again", || {
+            routed()
+                && Netlink::open()
+                    .unwrap()
+                    .link("spinlane0")
+                    .unwrap()
+                    .unwrap()
+                    .up
+        });
+        run("ip address del 192.0.2.1/32 dev spinlane0");
+        eventually("setting the node's address again", || {
+            let addresses = Netlink::open().unwrap().addresses().unwrap();
+            let node: IpAddr = "192.0.2.1".parse().unwrap();
+            routed() && addresses.iter().any(|a| (a.0, a.1) == (host.index, node))
+        });
         // Somebody deletes the host port: it comes back.
         super::attach::delete_ours("spinlane0").unwrap();
         eventually("making the host port anew", || {
-            let routes = link::routes(&mut Netlink::open().unwrap()).unwrap();
-            switch.ports() == ["spinlane1"]
-                && routes.iter().any(|r| r.to.to_string() == "10.244.1.0/24")
+            switch.ports() == ["spinlane1"] && routed()
         });
     });
 }

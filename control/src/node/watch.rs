@@ -124,7 +124,7 @@ impl Watch {
                 return;
             }
         };
-        let mut addresses = false;
+        let (mut addresses, mut host) = (false, false);
         for message in &news {
             match message {
                 RouteNetlinkMessage::DelLink(_) => {
@@ -135,8 +135,16 @@ impl Watch {
                 RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
                     addresses = true;
                 }
+                RouteNetlinkMessage::NewLink(link) => {
+                    host |= self.core.inventory().is_host_port(link.header.index);
+                }
                 _ => {}
             }
+        }
+        if (host || addresses)
+            && let Err(error) = self.core.mend_host_side()
+        {
+            tracing::error!(%error, "nodes and pods do not reach each other");
         }
         if addresses {
             self.core.follow_addresses();
@@ -168,10 +176,7 @@ impl Core {
             let attachment = inventory
                 .by_ifindex(link.index)
                 .map(|live| live.endpoint.attachment.clone());
-            let host = inventory
-                .host
-                .is_some_and(|h| h.ifindex == link.index || h.port.ifindex == link.index);
-            (attachment, host)
+            (attachment, inventory.is_host_port(link.index))
         };
         if let Some(attachment) = attachment {
             tracing::info!(
