@@ -2,7 +2,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 CARGO ?= cargo
 
-.PHONY: all demo test bench fmt fmt-check lint doc packages root
+.PHONY: all demo test bench bpf fmt fmt-check lint doc packages root
 
 all: | packages
 	$(CARGO) build --release --workspace
@@ -41,3 +41,9 @@ packages:
 
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "this needs root: it makes network namespaces and loads XDP programs" >&2; exit 1; }
+
+# The XDP program's object, from its source; the recorded hash lets a test
+# notice when one changed without the other.
+bpf:
+	cd dataplane/bpf && clang -O2 -g -Wall -target bpf -c port.bpf.c -o port.bpf.o \
+		&& llvm-strip -g port.bpf.o && sha256sum port.bpf.c | cut -d' ' -f1 > port.bpf.sha256
