@@ -106,6 +106,51 @@ fn the_whole_file_is_read() {
     assert_eq!(config.metrics().listen, Some(Metrics::DEFAULT_LISTEN));
 }
 
+const SHIPPED: &str = include_str!("../../../deploy/spinlane.toml");
+
+#[test]
+fn the_shipped_file_holds_and_shows_every_key() {
+    assert_eq!(parsed(SHIPPED).unwrap().warnings(), [""; 0]);
+    let root = RawConfig::SHAPE;
+    for table in root.keys().filter(|table| *table != "source") {
+        for key in root.get(table).unwrap().keys() {
+            let shown = key == "addresses" || SHIPPED.contains(&format!("{key} = "));
+            assert!(shown, "{table}.{key} is not shown");
+        }
+    }
+}
+
+/// A line that is commented out shows the default, where there is one.
+#[test]
+fn the_shipped_file_shows_the_defaults() {
+    let defaults = parsed("").unwrap();
+    let examples = ["cluster-cidrs", "service-cidrs", "gateway"];
+    let mut table = "";
+    let mut shown = 0;
+    for line in SHIPPED.lines() {
+        if line.starts_with('[') {
+            table = line;
+        }
+        let Some(setting) = line
+            .strip_prefix("# ")
+            .filter(|_| ["[network]", "[lanes]", "[metrics]"].contains(&table))
+        else {
+            continue;
+        };
+        let key = setting.split(" = ").next().unwrap();
+        if setting.contains("[[") || examples.contains(&key) || key == setting {
+            table = if setting.contains("[[") { "" } else { table };
+            continue;
+        }
+        let config = parsed(&format!("{table}\n{setting}")).unwrap();
+        assert_eq!(config.network(), defaults.network(), "{setting}");
+        assert_eq!(config.lanes(), defaults.lanes(), "{setting}");
+        assert_eq!(config.metrics(), defaults.metrics(), "{setting}");
+        shown += 1;
+    }
+    assert_eq!(shown, 14, "lines that show a default");
+}
+
 #[test]
 fn an_empty_file_is_all_defaults() {
     let config = parsed("").unwrap();
