@@ -62,6 +62,13 @@ pub(crate) enum Command {
     Lifecycle(Lifecycle),
     /// The switch in a minute: pods, pings, TCP and small packets beside a Linux bridge
     Demo(Demo),
+    /// Join two devices by a forwarder on the `afxdp` crate
+    #[cfg(feature = "afxdp-baseline")]
+    #[command(hide = true)]
+    Forward {
+        /// The devices
+        devices: Vec<String>,
+    },
 }
 
 /// A time in seconds, as `2` or `0.5`.

@@ -59,6 +59,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
         Command::Demo(arguments) => {
             demo::run(arguments.pairs.into(), arguments.seconds, &stop)?;
         }
+        #[cfg(feature = "afxdp-baseline")]
+        Command::Forward { devices } => {
+            let [left, right] = &devices[..] else {
+                return Err(MeasureError::Unexpected {
+                    what: "forward".to_owned(),
+                    detail: "give two devices".to_owned(),
+                });
+            };
+            spinlane_perf::forwarder::forward([left, right], &stop)?;
+        }
     }
     Ok(ExitCode::SUCCESS)
 }

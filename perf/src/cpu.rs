@@ -31,10 +31,10 @@ fn parse_busy_ticks(stat: &str) -> Vec<u64> {
     stat.lines()
         .filter(|line| line.starts_with("cpu") && !line.starts_with("cpu "))
         .map(|line| {
-            // user nice system idle iowait irq softirq steal; guest is in user.
+            // user nice system idle iowait irq softirq; what follows is not ours.
             line.split_whitespace()
                 .skip(1)
-                .take(8)
+                .take(7)
                 .enumerate()
                 .filter(|(column, _)| !matches!(column, 3 | 4))
                 .filter_map(|(_, ticks)| ticks.parse::<u64>().ok())
@@ -111,7 +111,7 @@ mod tests {
         let text = "cpu  9 9 9 9 9 9 9 9 9 9\n\
                     cpu0 1 2 4 1000 2000 8 16 32 5 6\n\
                     cpu1 10 0 0 500 0 0 0 0 0 0\nintr 5\n";
-        assert_eq!(parse_busy_ticks(text), [63, 10]);
+        assert_eq!(parse_busy_ticks(text), [31, 10]);
     }
 
     #[test]

@@ -15,6 +15,8 @@ pub mod bpf;
 pub mod compare;
 pub mod cpu;
 pub mod demo;
+#[cfg(feature = "afxdp-baseline")]
+pub mod forwarder;
 pub mod generator;
 pub mod measure;
 pub mod node;

@@ -183,7 +183,7 @@ fn ratios(comparison: &Comparison) -> Table {
         for ratio in &outcome.ratios {
             let (low, high) = ratio.median.interval;
             let mut interval = format!("{low:.2} – {high:.2}");
-            if ratio.median.confidence < 0.95 {
+            if !ratio.median.is_certain() {
                 let _ = write!(interval, " ({:.0} %)", ratio.median.confidence * 100.0);
             }
             table.add_row(vec![
@@ -215,6 +215,7 @@ fn verdict(ratio: &Ratio, better: Better) -> Cell {
     match ratio.pass {
         Some(true) => Cell::new("pass").fg(Color::Green),
         Some(false) => Cell::new("miss").fg(Color::Red),
+        None if !ratio.median.is_certain() => Cell::new(""),
         None => {
             let (low, high) = ratio.median.interval;
             let (ahead, behind) = match better {

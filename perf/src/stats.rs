@@ -48,6 +48,12 @@ impl Median {
             count,
         })
     }
+
+    /// Whether the interval holds the median with 95 %.
+    #[must_use]
+    pub fn is_certain(&self) -> bool {
+        self.confidence >= 0.95
+    }
 }
 
 /// Probability that the median lies between the `rank`-th smallest and the

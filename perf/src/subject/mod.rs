@@ -5,6 +5,7 @@
 //! processes are stopped), so that a polling peer takes no core from it.
 
 mod bridge;
+mod forwarder;
 mod ovs;
 mod spinlane;
 
@@ -17,11 +18,15 @@ use spinlane_tests::{Namespace, Node, wait_for};
 use crate::measure::MeasureError;
 
 pub use bridge::LinuxBridge;
+pub use forwarder::Forwarder;
 pub use ovs::OpenVSwitch;
 pub use spinlane::Spinlane;
 
 /// Core of generators and pinned senders.
 pub const SENDER_CORE: usize = 0;
+/// Core of a peer's polling thread; Spinlane takes the last one by itself,
+/// which is the same where there are two.
+pub const LANE_CORE: usize = 1;
 
 /// Which switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
@@ -35,6 +40,8 @@ pub enum Kind {
     LinuxBridge,
     /// Open vSwitch's userspace datapath on AF_XDP.
     OvsAfxdp,
+    /// A forwarder on the `afxdp` crate, without any switching.
+    AfxdpCrate,
 }
 
 impl Kind {
@@ -46,6 +53,7 @@ impl Kind {
             Kind::SpinlaneBusy => "spinlane-busy",
             Kind::LinuxBridge => "linux-bridge",
             Kind::OvsAfxdp => "ovs-afxdp",
+            Kind::AfxdpCrate => "afxdp-crate",
         }
     }
 
@@ -60,6 +68,7 @@ impl Kind {
             Kind::SpinlaneBusy => Box::new(Spinlane::set_up("busy")?),
             Kind::LinuxBridge => Box::new(LinuxBridge::set_up()?),
             Kind::OvsAfxdp => Box::new(OpenVSwitch::set_up()?),
+            Kind::AfxdpCrate => Box::new(Forwarder::set_up()?),
         };
         subject.reach()?;
         Ok(subject)

@@ -10,11 +10,9 @@ use nix::sys::signal::Signal;
 use spinlane_tests::{Namespace, Process, lab_dir, wait_for};
 
 use crate::measure::{MeasureError, io_error};
-use crate::subject::{Kind, PeerPod, Pod, Subject, setting};
+use crate::subject::{Kind, LANE_CORE, PeerPod, Pod, Subject, setting};
 
 const HOST_ENDS: [&str; 2] = ["p1", "p2"];
-/// Core 1, the one that Spinlane's lane takes on two cores.
-const PMD_CORE_MASK: &str = "0x2";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 
 /// An `ovs-vswitchd` with two pods.
@@ -84,7 +82,7 @@ impl OpenVSwitch {
         let settings = vec![
             setting("version", control.version()?),
             setting("XDP mode", control.xdp_mode()?),
-            setting("polling thread", "core 1"),
+            setting("polling thread", format!("core {LANE_CORE}, never sleeps")),
             setting("route MTU", "1500"),
             setting("pod TX checksum, GSO", "off"),
         ];
@@ -190,7 +188,7 @@ impl Control<'_> {
             self.socket().exists().then_some(())
         })?;
         self.vsctl(&["--no-wait", "init"])?;
-        let mask = format!("other_config:pmd-cpu-mask={PMD_CORE_MASK}");
+        let mask = format!("other_config:pmd-cpu-mask={:#x}", 1u32 << LANE_CORE);
         self.vsctl(&["--no-wait", "set", "Open_vSwitch", ".", &mask])?;
         Ok(server)
     }
