@@ -152,7 +152,7 @@ async fn supervise(config: Config, options: AgentOptions) -> Result<(), AgentErr
         return Err(error);
     }
     tracing::info!(seconds = started.elapsed().as_secs_f64(), "pods can attach");
-    announce()?;
+    announce();
     ending.comes().await;
     // Nobody to tell when all servers ended by themselves.
     let _ = stop.send(true);
@@ -210,11 +210,13 @@ fn watch_over(what: &'static str, serving: impl Future<Output = io::Result<()>> 
     });
 }
 
-fn announce() -> Result<(), AgentError> {
+fn announce() {
     let mut stdout = io::stdout();
-    writeln!(stdout, "ready")
-        .and_then(|()| stdout.flush())
-        .map_err(failed("print \"ready\" on standard output"))
+    let said = writeln!(stdout, "ready").and_then(|()| stdout.flush());
+    if let Err(error) = said {
+        // Pods attach all the same.
+        tracing::warn!(%error, "nobody listens on standard output");
+    }
 }
 
 impl Running {

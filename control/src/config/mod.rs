@@ -8,8 +8,10 @@
 //! Defaults stand in the `validate` module; what they take from the machine is in
 //! [`Environment`].
 
+mod agreement;
 mod document;
 mod environment;
+mod place;
 mod raw;
 #[cfg(test)]
 mod tests;

@@ -10,7 +10,9 @@ use ipnet::IpNet;
 use spinlane_dataplane::types::{MacAddr, is_routable};
 use toml::Value;
 
-use super::document::{Complaint, Document, Step, nearest};
+use super::agreement::{agree, warnings};
+use super::document::{Document, nearest};
+use super::place::{At, Checked, at};
 use super::raw::{RawConfig, RawLanes, RawMetrics, RawNetwork, RawNode, RawSegment, RawSource};
 use super::{
     Config, Environment, Interface, Lanes, Metrics, Mode, Mtu, Network, Node, Offloads, PollMode,
@@ -24,7 +26,7 @@ const FRAMES: std::ops::RangeInclusive<i64> = 512..=1 << 20;
 /// VNIs have 24 bits (RFC 7348 section 5); 0 is no network.
 const VNIS: std::ops::RangeInclusive<i64> = 1..=(1 << 24) - 1;
 /// Smallest MTU of an IPv4 host (RFC 791) and of an IPv6 link (RFC 8200).
-const SMALLEST_MTU: [u32; 2] = [576, 1280];
+pub(super) const SMALLEST_MTU: [u32; 2] = [576, 1280];
 /// Longest IP packet.
 const LARGEST_MTU: i64 = 65535;
 /// One lane's index is a byte, and no node gives away so many cores.
@@ -34,63 +36,6 @@ const DEFAULT_MASQUERADE_PORTS: PortRange = PortRange {
     first: 61000,
     last: 65535,
 };
-
-type Checked<T> = Result<T, Complaint>;
-
-/// A place in the document, for complaints: a table's path and a key in it.
-#[derive(Clone, Copy)]
-struct At<'a> {
-    document: &'a Document<'a>,
-    path: &'a [Step<'a>],
-}
-
-impl<'a> At<'a> {
-    fn complain(&self, message: String) -> Complaint {
-        // The nearest place that the document has: the key, else its table.
-        let offset = (1..=self.path.len())
-            .rev()
-            .find_map(|len| self.document.offset(&self.path[..len]));
-        let message = format!("{}: {message}", self.name());
-        Complaint { offset, message }
-    }
-
-    fn name(&self) -> String {
-        let mut name = String::new();
-        for step in self.path {
-            match step {
-                Step::Key(key) if name.is_empty() => name.push_str(key),
-                Step::Key(key) => {
-                    name.push('.');
-                    name.push_str(key);
-                }
-                Step::Index(index) => name.push_str(&format!("[{index}]")),
-            }
-        }
-        name
-    }
-
-    fn is_set(&self) -> bool {
-        self.document.has(self.path)
-    }
-}
-
-macro_rules! at {
-    ($document:expr, $($step:expr),+) => {
-        At { document: $document, path: &[$(Step::from($step)),+] }
-    };
-}
-
-impl<'a> From<&'a str> for Step<'a> {
-    fn from(key: &'a str) -> Self {
-        Step::Key(key)
-    }
-}
-
-impl From<usize> for Step<'_> {
-    fn from(index: usize) -> Self {
-        Step::Index(index)
-    }
-}
 
 pub(super) fn validate(
     raw: &RawConfig,
@@ -333,7 +278,7 @@ fn cidrs(texts: Option<&[String]>, at: At<'_>) -> Checked<Vec<IpNet>> {
     Ok(nets)
 }
 
-fn overlap(a: &IpNet, b: &IpNet) -> bool {
+pub(super) fn overlap(a: &IpNet, b: &IpNet) -> bool {
     a.contains(b) || b.contains(a)
 }
 
@@ -617,139 +562,4 @@ fn metrics(raw: &RawMetrics, document: &Document<'_>) -> Checked<Metrics> {
         })?),
     };
     Ok(Metrics { listen })
-}
-
-/// What keys of different tables must agree on.
-fn agree(config: &Config, document: &Document<'_>) -> Checked<()> {
-    let (node, network) = (&config.node, &config.network);
-    let pods = at!(document, "node", "pod-cidrs");
-    for cidr in &node.pod_cidrs {
-        if let Some(service) = network.service_cidrs.iter().find(|s| overlap(s, cidr)) {
-            return Err(pods.complain(format!(
-                "{cidr} and network.service-cidrs {service} overlap: give services a range of their own"
-            )));
-        }
-        let mut of_family = network
-            .cluster_cidrs
-            .iter()
-            .filter(|c| c.max_prefix_len() == cidr.max_prefix_len())
-            .peekable();
-        if of_family.peek().is_some() && !of_family.any(|cluster| cluster.contains(cidr)) {
-            return Err(pods.complain(format!(
-                "{cidr} lies outside network.cluster-cidrs: widen those or choose a range inside"
-            )));
-        }
-        let held = node.addresses.iter().find(|a| cidr.contains(*a));
-        if let Some(address) = held.filter(|_| network.mode != Mode::L2) {
-            return Err(pods.complain(format!(
-                "{cidr} covers the node's own address {address}: pods need a range of their own"
-            )));
-        }
-    }
-    let at = at!(document, "network", "service-cidrs");
-    for service in &network.service_cidrs {
-        if let Some(cluster) = network.cluster_cidrs.iter().find(|c| overlap(c, service)) {
-            return Err(at.complain(format!(
-                "{service} and network.cluster-cidrs {cluster} overlap: give services a range of their own"
-            )));
-        }
-    }
-    let at = at!(document, "network", "cross-subnet");
-    if network.cross_subnet && network.mode != Mode::Routed {
-        return Err(at.complain(format!(
-            "has no meaning in mode {:?}: set network.mode = \"routed\"",
-            network.mode.name()
-        )));
-    }
-    agree_on_gateway(config, document)?;
-    agree_on_mtu(config, document)
-}
-
-fn agree_on_gateway(config: &Config, document: &Document<'_>) -> Checked<()> {
-    let (node, network) = (&config.node, &config.network);
-    let Some(gateway) = network.gateway.filter(|_| network.mode == Mode::L2) else {
-        return Ok(());
-    };
-    let mut ranges = node
-        .pod_cidrs
-        .iter()
-        .chain(&network.cluster_cidrs)
-        .peekable();
-    if ranges.peek().is_some() && !ranges.any(|range| range.contains(&gateway)) {
-        return Err(at!(document, "network", "gateway").complain(format!(
-            "{gateway} is neither in node.pod-cidrs nor in network.cluster-cidrs: pods could not reach it on their link"
-        )));
-    }
-    Ok(())
-}
-
-fn agree_on_mtu(config: &Config, document: &Document<'_>) -> Checked<()> {
-    let at = at!(document, "network", "mtu");
-    let v6 = config.node.pod_cidrs.iter().any(|c| c.addr().is_ipv6());
-    let smallest = SMALLEST_MTU[usize::from(v6)];
-    let (path, overhead) = (config.path_mtu(), config.overhead());
-    if path < smallest {
-        let family = if v6 { "IPv6" } else { "IPv4" };
-        return Err(at.complain(format!(
-            "leaves {path} bytes for {family} packets of pods, fewer than {smallest}: give at least {}",
-            smallest + overhead
-        )));
-    }
-    Ok(())
-}
-
-/// Keys that are read, checked, and change nothing in this version.
-const NOT_IN_FORCE: &[&[&str]] = &[
-    &["network", "cluster-cidrs"],
-    &["network", "service-cidrs"],
-    &["network", "vni"],
-    &["network", "vxlan-port"],
-    &["network", "masquerade"],
-    &["network", "masquerade-exclude"],
-    &["network", "masquerade-ports"],
-    &["network", "egress-addresses"],
-    &["network", "cross-subnet"],
-    &["network", "gateway"],
-    &["source", "kind"],
-    &["source", "path"],
-];
-
-fn warnings(raw: &RawConfig, document: &Document<'_>) -> Vec<String> {
-    let mut warnings = Vec::new();
-    let mut warn = |what: &str| {
-        warnings.push(format!(
-            "{what} is accepted but not yet in force in this version"
-        ));
-    };
-    if let Some(uplink) = raw.node.uplink.as_deref().filter(|u| *u != "none") {
-        warn(&format!(
-            "node.uplink = {uplink:?} (traffic with other nodes)"
-        ));
-    }
-    match raw.network.mode.as_deref() {
-        Some("vxlan") => warn("network.mode = \"vxlan\" (the tunnel between nodes; its MTU is)"),
-        Some("l2") => warn("network.mode = \"l2\" (pods of this node are routed)"),
-        _ => {}
-    }
-    for path in NOT_IN_FORCE {
-        let steps: Vec<_> = path.iter().map(|key| Step::Key(key)).collect();
-        let at = At {
-            document,
-            path: &steps,
-        };
-        if at.is_set() {
-            warn(&at.name());
-        }
-    }
-    for (index, segment) in raw.segments.iter().enumerate() {
-        if segment.vni.is_some() {
-            warn(&at!(document, "segments", index, "vni").name());
-        }
-        for (entry, station) in segment.stations.iter().flatten().enumerate() {
-            if station.vtep.is_some() {
-                warn(&at!(document, "segments", index, "static", entry, "vtep").name());
-            }
-        }
-    }
-    warnings
 }

@@ -1,0 +1,143 @@
+//! What keys of different tables must agree on, and which keys change nothing
+//! in this version.
+
+use super::document::{Document, Step};
+use super::place::{At, Checked, at};
+use super::raw::RawConfig;
+use super::validate::{SMALLEST_MTU, overlap};
+use super::{Config, Mode};
+
+/// What keys of different tables must agree on.
+pub(super) fn agree(config: &Config, document: &Document<'_>) -> Checked<()> {
+    let (node, network) = (&config.node, &config.network);
+    let pods = at!(document, "node", "pod-cidrs");
+    for cidr in &node.pod_cidrs {
+        if let Some(service) = network.service_cidrs.iter().find(|s| overlap(s, cidr)) {
+            return Err(pods.complain(format!(
+                "{cidr} and network.service-cidrs {service} overlap: give services a range of their own"
+            )));
+        }
+        let mut of_family = network
+            .cluster_cidrs
+            .iter()
+            .filter(|c| c.max_prefix_len() == cidr.max_prefix_len())
+            .peekable();
+        if of_family.peek().is_some() && !of_family.any(|cluster| cluster.contains(cidr)) {
+            return Err(pods.complain(format!(
+                "{cidr} lies outside network.cluster-cidrs: widen those or choose a range inside"
+            )));
+        }
+        let held = node.addresses.iter().find(|a| cidr.contains(*a));
+        if let Some(address) = held.filter(|_| network.mode != Mode::L2) {
+            return Err(pods.complain(format!(
+                "{cidr} covers the node's own address {address}: pods need a range of their own"
+            )));
+        }
+    }
+    let at = at!(document, "network", "service-cidrs");
+    for service in &network.service_cidrs {
+        if let Some(cluster) = network.cluster_cidrs.iter().find(|c| overlap(c, service)) {
+            return Err(at.complain(format!(
+                "{service} and network.cluster-cidrs {cluster} overlap: give services a range of their own"
+            )));
+        }
+    }
+    let at = at!(document, "network", "cross-subnet");
+    if network.cross_subnet && network.mode != Mode::Routed {
+        return Err(at.complain(format!(
+            "has no meaning in mode {:?}: set network.mode = \"routed\"",
+            network.mode.name()
+        )));
+    }
+    agree_on_gateway(config, document)?;
+    agree_on_mtu(config, document)
+}
+
+fn agree_on_gateway(config: &Config, document: &Document<'_>) -> Checked<()> {
+    let (node, network) = (&config.node, &config.network);
+    let Some(gateway) = network.gateway.filter(|_| network.mode == Mode::L2) else {
+        return Ok(());
+    };
+    let mut ranges = node
+        .pod_cidrs
+        .iter()
+        .chain(&network.cluster_cidrs)
+        .peekable();
+    if ranges.peek().is_some() && !ranges.any(|range| range.contains(&gateway)) {
+        return Err(at!(document, "network", "gateway").complain(format!(
+            "{gateway} is neither in node.pod-cidrs nor in network.cluster-cidrs: pods could not reach it on their link"
+        )));
+    }
+    Ok(())
+}
+
+fn agree_on_mtu(config: &Config, document: &Document<'_>) -> Checked<()> {
+    let at = at!(document, "network", "mtu");
+    let v6 = config.node.pod_cidrs.iter().any(|c| c.addr().is_ipv6());
+    let smallest = SMALLEST_MTU[usize::from(v6)];
+    let (path, overhead) = (config.path_mtu(), config.overhead());
+    if path < smallest {
+        let family = if v6 { "IPv6" } else { "IPv4" };
+        return Err(at.complain(format!(
+            "leaves {path} bytes for {family} packets of pods, fewer than {smallest}: give at least {}",
+            smallest + overhead
+        )));
+    }
+    Ok(())
+}
+
+/// Keys that are read, checked, and change nothing in this version.
+const NOT_IN_FORCE: &[&[&str]] = &[
+    &["network", "cluster-cidrs"],
+    &["network", "service-cidrs"],
+    &["network", "vni"],
+    &["network", "vxlan-port"],
+    &["network", "masquerade"],
+    &["network", "masquerade-exclude"],
+    &["network", "masquerade-ports"],
+    &["network", "egress-addresses"],
+    &["network", "cross-subnet"],
+    &["network", "gateway"],
+    &["source", "kind"],
+    &["source", "path"],
+];
+
+pub(super) fn warnings(raw: &RawConfig, document: &Document<'_>) -> Vec<String> {
+    let mut warnings = Vec::new();
+    let mut warn = |what: &str| {
+        warnings.push(format!(
+            "{what} is accepted but not yet in force in this version"
+        ));
+    };
+    if let Some(uplink) = raw.node.uplink.as_deref().filter(|u| *u != "none") {
+        warn(&format!(
+            "node.uplink = {uplink:?} (traffic with other nodes)"
+        ));
+    }
+    match raw.network.mode.as_deref() {
+        Some("vxlan") => warn("network.mode = \"vxlan\" (the tunnel between nodes; its MTU is)"),
+        Some("l2") => warn("network.mode = \"l2\" (pods of this node are routed)"),
+        _ => {}
+    }
+    for path in NOT_IN_FORCE {
+        let steps: Vec<_> = path.iter().map(|key| Step::Key(key)).collect();
+        let at = At {
+            document,
+            path: &steps,
+        };
+        if at.is_set() {
+            warn(&at.name());
+        }
+    }
+    for (index, segment) in raw.segments.iter().enumerate() {
+        if segment.vni.is_some() {
+            warn(&at!(document, "segments", index, "vni").name());
+        }
+        for (entry, station) in segment.stations.iter().flatten().enumerate() {
+            if station.vtep.is_some() {
+                warn(&at!(document, "segments", index, "static", entry, "vtep").name());
+            }
+        }
+    }
+    warnings
+}
