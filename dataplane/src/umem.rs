@@ -365,7 +365,7 @@ impl FramePool {
     }
 
     /// Chunks in the pool and in the depot that it trades with.
-    #[cfg(test)]
+    #[cfg(any(test, fuzzing))]
     pub(crate) fn total_free(&self) -> usize {
         self.free.len() + self.depot.free() as usize
     }
