@@ -122,8 +122,9 @@ pub enum Verdict {
         /// Checksum left to the receiver or its device.
         checksum: Option<TxChecksum>,
     },
-    /// A TCP super-frame that leaves by one port in segments of at most
-    /// `mtu` bytes of IP packet.
+    /// Leaves by one port in pieces of at most `mtu` bytes of IP packet: a
+    /// TCP super-frame in segments, another IPv4 packet in fragments
+    /// ([`crate::pipeline::segment::segment`] does both).
     Segment {
         /// The port.
         out: PortId,

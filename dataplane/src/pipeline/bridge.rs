@@ -241,7 +241,7 @@ fn guard_discovery(port: &PortEntry, packet: &[u8]) -> Result<(), DropReason> {
     let (view, options) =
         NeighborMessage::ref_from_prefix(message).map_err(|_| DropReason::Runt)?;
     let mac =
-        icmpv6::link_layer_option(options, option).map_err(|()| DropReason::SpoofedNeighbor)?;
+        icmpv6::link_layer_option(options, option).map_err(|_| DropReason::SpoofedNeighbor)?;
     let is_own = !claims_target || port.may_use(view.target().into());
     match is_own && mac.is_none_or(|mac| mac == port.mac) {
         true => Ok(()),

@@ -1,8 +1,16 @@
-//! Reads across the frames of one packet.
+//! Reads across the frames of one packet, and copies into new ones.
 
-use crate::frame::Batch;
-use crate::umem::Umem;
+use crate::drops::DropReason;
+use crate::frame::{Batch, FRAME_SIZE, HEADROOM, MAX_CHAIN};
+use crate::umem::{FramePool, Umem};
 use crate::wire::checksum::Sum;
+
+/// Bytes that a fresh frame takes behind its headroom.
+const FRAME_ROOM: usize = FRAME_SIZE - HEADROOM;
+
+/// Longest chain of headers, options and extensions included, that is copied
+/// to each piece of a packet.
+pub(super) const MAX_HEADERS: usize = 512;
 
 /// The sum of packet `index` from byte `from` to its end. `from` lies in the
 /// head frame.
@@ -22,4 +30,76 @@ pub(super) fn sum(umem: &Umem, batch: &Batch, index: usize, from: usize) -> Sum 
         summed += bytes.len();
     }
     sum
+}
+
+/// Takes frames from the pool, copies headers and `len` bytes of payload, and
+/// gives the sum of the payload, which begins at an even distance.
+pub(super) fn copy(
+    umem: &Umem,
+    pool: &mut FramePool,
+    headers: &[u8],
+    source: &mut Source<'_>,
+    len: usize,
+    out: &mut Batch,
+) -> Result<Sum, DropReason> {
+    let mut sum = Sum::ZERO;
+    let (mut copied, mut used) = (0, headers.len());
+    for number in 0..MAX_CHAIN {
+        let mut frame = pool.alloc().ok_or(DropReason::NoFrames)?;
+        let take = (FRAME_ROOM - used).min(len - copied);
+        if !frame.resize(used + take) {
+            pool.free(frame);
+            return Err(DropReason::Oversize);
+        }
+        let bytes = umem.bytes_mut(&mut frame);
+        if number == 0 {
+            bytes[..used].copy_from_slice(headers);
+        }
+        let payload = &mut bytes[used..];
+        source.read(payload);
+        sum = match copied % 2 {
+            0 => sum.bytes(payload),
+            _ => sum.odd_bytes(payload),
+        };
+        copied += take;
+        used = 0;
+        out.frames.push(Some(frame));
+        if copied == len {
+            return Ok(sum);
+        }
+    }
+    Err(DropReason::Oversize)
+}
+
+/// Reads the payload of a packet from frame to frame.
+pub(super) struct Source<'a> {
+    pieces: [&'a [u8]; MAX_CHAIN],
+    at: usize,
+}
+
+impl<'a> Source<'a> {
+    /// The bytes of packet `index` from `skip`, which lies in its head frame.
+    pub(super) fn new(umem: &'a Umem, batch: &'a Batch, index: usize, skip: usize) -> Source<'a> {
+        let mut pieces: [&[u8]; MAX_CHAIN] = [&[]; MAX_CHAIN];
+        for (piece, frame) in pieces.iter_mut().zip(batch.chain(index)) {
+            *piece = umem.bytes(frame);
+        }
+        pieces[0] = &pieces[0][skip..];
+        Source { pieces, at: 0 }
+    }
+
+    /// Fills `into`; the layout made sure that there are enough bytes.
+    fn read(&mut self, mut into: &mut [u8]) {
+        while !into.is_empty() && self.at < MAX_CHAIN {
+            let piece = &mut self.pieces[self.at];
+            let take = piece.len().min(into.len());
+            let (front, rest) = into.split_at_mut(take);
+            front.copy_from_slice(&piece[..take]);
+            *piece = &piece[take..];
+            into = rest;
+            if piece.is_empty() {
+                self.at += 1;
+            }
+        }
+    }
 }

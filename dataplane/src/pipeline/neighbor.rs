@@ -149,7 +149,7 @@ fn judge_discovery(
         return Err(DropReason::NeighborIgnored);
     }
     let mac = icmpv6::link_layer_option(options, icmpv6::OPTION_SOURCE)
-        .map_err(|()| DropReason::NeighborIgnored)?;
+        .map_err(|_| DropReason::NeighborIgnored)?;
     if !may_claim(snapshot, port, source) || mac.is_some_and(|mac| mac != port.mac) {
         return Err(DropReason::SpoofedNeighbor);
     }

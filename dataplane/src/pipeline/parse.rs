@@ -360,7 +360,7 @@ fn part(protocol: u8, offset: usize, more: bool, payload_len: usize) -> Result<P
     if offset == 0 && !more {
         return Ok(Part::Whole);
     }
-    let odd = more && (payload_len == 0 || payload_len % 8 != 0);
+    let odd = more && (payload_len == 0 || !payload_len.is_multiple_of(8));
     let too_far = offset + payload_len > usize::from(u16::MAX);
     let hidden = match protocol {
         protocol::TCP => offset == 8 || offset == 0 && payload_len < 16,

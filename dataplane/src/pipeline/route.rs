@@ -26,8 +26,8 @@ use crate::wire::{protocol, tunnel};
 enum Fit {
     /// As it is.
     Whole,
-    /// As a super-frame, cut into segments on the way out.
-    Segments,
+    /// Cut on the way out, into IP packets of at most so many bytes.
+    Pieces(u16),
     /// Not at all.
     TooBig,
 }
@@ -54,19 +54,20 @@ pub(super) fn forward<K: RoutedKey>(
     };
     let fit = match headers.ip_len <= u32::from(actions.mtu) {
         true => Fit::Whole,
-        false => fit(headers, actions, checksum),
+        false => fit::<K>(bytes, headers, actions, checksum),
     };
     if let Fit::TooBig = fit {
-        return too_big::<K>(round, batch, index, headers, actions, lane);
+        let (refusal, reason) = (Refusal::TooBig(actions.mtu), DropReason::TooBig);
+        return refuse::refuse::<K>(round, batch, index, headers, refusal, reason, lane);
     }
     bytes[..6].copy_from_slice(&actions.destination.0);
     bytes[6..12].copy_from_slice(&actions.source.0);
     take_hop::<K>(bytes);
     let out = PortId(actions.out);
     match fit {
-        Fit::Segments => Verdict::Segment {
+        Fit::Pieces(mtu) => Verdict::Segment {
             out,
-            mtu: u32::from(actions.segment_mtu),
+            mtu: u32::from(mtu),
         },
         Fit::Whole | Fit::TooBig => Verdict::Forward { out, checksum },
     }
@@ -116,33 +117,30 @@ pub(super) fn partial_checksum<K: RoutedKey>(
     tunnel::partial_checksum(bytes, ethertype, L3).map(|partial| partial.field)
 }
 
-/// A packet longer than the path: only a TCP super-frame, which its sender
-/// left for a device to cut, passes. It shows by its partial checksum.
-fn fit(headers: &Headers, actions: &Actions, checksum: Option<TxChecksum>) -> Fit {
-    let is_super_frame = headers.protocol == protocol::TCP && checksum.is_some();
-    match is_super_frame {
-        false => Fit::TooBig,
-        true if actions.has(Actions::SUPER_FRAMES) => Fit::Whole,
-        true => Fit::Segments,
-    }
-}
-
-fn too_big<K: RoutedKey>(
-    round: &Round<'_>,
-    batch: &mut Batch,
-    index: usize,
+/// A packet longer than the path. A TCP super-frame, which its sender left for
+/// a device to cut, shows by its partial checksum; any other IPv4 packet is
+/// fragmented where its sender allows (RFC 1812, section 5.2.6).
+fn fit<K: RoutedKey>(
+    bytes: &[u8],
     headers: &Headers,
     actions: &Actions,
-    lane: &mut Lane,
-) -> Verdict {
-    let bytes = round.umem.bytes(batch.head(index));
+    checksum: Option<TxChecksum>,
+) -> Fit {
+    let own_field = usize::from(headers.transport);
+    let is_super_frame = headers.protocol == protocol::TCP
+        && checksum.is_some_and(|field| usize::from(field.start) == own_field);
+    if is_super_frame {
+        return match actions.has(Actions::SUPER_FRAMES) {
+            true => Fit::Whole,
+            false => Fit::Pieces(actions.segment_mtu),
+        };
+    }
     let may_fragment = !K::IS_V6
         && Ipv4Header::ref_from_prefix(&bytes[L3..]).is_ok_and(|(h, _)| !h.dont_fragment());
-    if may_fragment {
-        return Verdict::Drop(DropReason::Oversize);
+    match may_fragment {
+        true => Fit::Pieces(actions.mtu),
+        false => Fit::TooBig,
     }
-    let (refusal, reason) = (Refusal::TooBig(actions.mtu), DropReason::TooBig);
-    refuse::refuse::<K>(round, batch, index, headers, refusal, reason, lane)
 }
 
 /// Notices a pod that forwards for others: it answers fragmentation-needed to

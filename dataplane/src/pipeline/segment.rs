@@ -1,15 +1,18 @@
-//! Cuts a TCP super-frame into packets that fit the path, as a network card
-//! with segmentation offload would.
+//! Cuts a packet into pieces that fit the path: a TCP super-frame into
+//! segments, as a network card with segmentation offload would, any other
+//! IPv4 packet into fragments ([`super::fragment`]).
 //!
-//! Sequence numbers, IP identification, lengths and checksums are each
+//! Of segments, sequence numbers, IP identification, lengths and checksums are each
 //! segment's own; PSH and FIN are on the last one only (RFC 9293), CWR on the
 //! first one only (RFC 3168, section 6.1.2), options are copied.
 
 use zerocopy::FromBytes;
 use zerocopy::big_endian::U16;
 
+use super::chain::{self, MAX_HEADERS, Source};
+use super::fragment;
 use crate::drops::DropReason;
-use crate::frame::{Batch, FRAME_SIZE, HEADROOM, MAX_CHAIN, Packet, Verdict};
+use crate::frame::{Batch, Packet, Verdict};
 use crate::umem::{FramePool, Umem};
 use crate::wire::checksum::{self, Sum, pseudo_header};
 use crate::wire::ethernet::{self, EtherType};
@@ -17,13 +20,7 @@ use crate::wire::ipv4::Ipv4Header;
 use crate::wire::ipv6::{self, Ipv6Header};
 use crate::wire::protocol;
 use crate::wire::tcp::{TcpHeader, flags};
-
-/// Bytes that a fresh frame takes behind its headroom.
-const FRAME_ROOM: usize = FRAME_SIZE - HEADROOM;
-
-/// Longest chain of headers, options and extensions included, that is copied
-/// to each segment.
-const MAX_HEADERS: usize = 512;
+use crate::wire::tunnel;
 
 /// Where the headers of the super-frame lie.
 struct Layout {
@@ -34,9 +31,9 @@ struct Layout {
     end: usize,
 }
 
-/// Cuts packet `index` of `batch` into segments of at most `mtu` bytes of IP
+/// Cuts packet `index` of `batch` into pieces of at most `mtu` bytes of IP
 /// packet, which are pushed to `out`; their verdicts are the caller's to set.
-/// The super-frame itself stays where it is.
+/// They need no checksum of the receiver. The packet itself stays where it is.
 ///
 /// On `Err` nothing is added to `out`, and every frame taken from `pool` is
 /// back there.
@@ -49,7 +46,11 @@ pub fn segment(
     out: &mut Batch,
 ) -> Result<(), DropReason> {
     let (frames, packets) = (out.frames.len(), out.packets.len());
-    let done = cut(umem, pool, batch, index, mtu, out);
+    let head = umem.bytes(batch.head(index));
+    let done = match is_super_frame(head) {
+        true => cut(umem, pool, batch, index, mtu, out),
+        false => fragment::cut(umem, pool, batch, index, mtu, out),
+    };
     if done.is_err() {
         for frame in out.frames.drain(frames..).flatten() {
             pool.free(frame);
@@ -57,6 +58,14 @@ pub fn segment(
         out.packets.truncate(packets);
     }
     done
+}
+
+/// A TCP packet whose sender left its checksum, and so its cutting, to a
+/// device.
+fn is_super_frame(head: &[u8]) -> bool {
+    let partial = ethernet::payload(head)
+        .and_then(|(ethertype, at)| tunnel::partial_checksum(head, ethertype, at));
+    partial.is_some_and(|partial| partial.is_own_tcp)
 }
 
 fn cut(
@@ -91,7 +100,7 @@ fn cut(
             is_last,
         };
         let first = out.frames.len();
-        let sum = copy(umem, pool, headers, &mut source, len, out)?;
+        let sum = chain::copy(umem, pool, headers, &mut source, len, out)?;
         let frame = out.frames[first].as_mut().ok_or(DropReason::NoFrames)?;
         finish(umem.bytes_mut(frame), &layout, &piece, len, sum);
         out.packets.push(Packet {
@@ -159,45 +168,6 @@ struct Piece {
     is_last: bool,
 }
 
-/// Takes frames from the pool, copies headers and `len` bytes of payload, and
-/// gives the sum of the payload, which begins at an even distance.
-fn copy(
-    umem: &Umem,
-    pool: &mut FramePool,
-    headers: &[u8],
-    source: &mut Source<'_>,
-    len: usize,
-    out: &mut Batch,
-) -> Result<Sum, DropReason> {
-    let mut sum = Sum::ZERO;
-    let (mut copied, mut used) = (0, headers.len());
-    for number in 0..MAX_CHAIN {
-        let mut frame = pool.alloc().ok_or(DropReason::NoFrames)?;
-        let take = (FRAME_ROOM - used).min(len - copied);
-        if !frame.resize(used + take) {
-            pool.free(frame);
-            return Err(DropReason::Oversize);
-        }
-        let bytes = umem.bytes_mut(&mut frame);
-        if number == 0 {
-            bytes[..used].copy_from_slice(headers);
-        }
-        let payload = &mut bytes[used..];
-        source.read(payload);
-        sum = match copied % 2 {
-            0 => sum.bytes(payload),
-            _ => sum.odd_bytes(payload),
-        };
-        copied += take;
-        used = 0;
-        out.frames.push(Some(frame));
-        if copied == len {
-            return Ok(sum);
-        }
-    }
-    Err(DropReason::Oversize)
-}
-
 /// Makes the copied headers this segment's own.
 fn finish(bytes: &mut [u8], layout: &Layout, piece: &Piece, len: usize, payload: Sum) {
     let ip_len = layout.payload - layout.network + len;
@@ -256,37 +226,4 @@ fn number(tcp: &mut TcpHeader, piece: &Piece) {
         }
     }
     tcp.flags &= !clear;
-}
-
-/// Reads the payload of a packet from frame to frame.
-struct Source<'a> {
-    pieces: [&'a [u8]; MAX_CHAIN],
-    at: usize,
-}
-
-impl<'a> Source<'a> {
-    /// The bytes of packet `index` from `skip`, which lies in its head frame.
-    fn new(umem: &'a Umem, batch: &'a Batch, index: usize, skip: usize) -> Source<'a> {
-        let mut pieces: [&[u8]; MAX_CHAIN] = [&[]; MAX_CHAIN];
-        for (piece, frame) in pieces.iter_mut().zip(batch.chain(index)) {
-            *piece = umem.bytes(frame);
-        }
-        pieces[0] = &pieces[0][skip..];
-        Source { pieces, at: 0 }
-    }
-
-    /// Fills `into`; the layout made sure that there are enough bytes.
-    fn read(&mut self, mut into: &mut [u8]) {
-        while !into.is_empty() && self.at < MAX_CHAIN {
-            let piece = &mut self.pieces[self.at];
-            let take = piece.len().min(into.len());
-            let (front, rest) = into.split_at_mut(take);
-            front.copy_from_slice(&piece[..take]);
-            *piece = &piece[take..];
-            into = rest;
-            if piece.is_empty() {
-                self.at += 1;
-            }
-        }
-    }
 }

@@ -124,20 +124,26 @@ pub const OPTION_SOURCE: u8 = 1;
 /// Option type: target link-layer address.
 pub const OPTION_TARGET: u8 = 2;
 
-/// The link-layer address that options of type `wanted` name. `Err` when the
-/// options are malformed (RFC 4861, section 4.6) or name two.
-pub fn link_layer_option(mut options: &[u8], wanted: u8) -> Result<Option<MacAddr>, ()> {
+/// Options of a neighbour discovery message that are malformed (RFC 4861,
+/// section 4.6) or contradict each other.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadOptions;
+
+/// The link-layer address that options of type `wanted` name.
+pub fn link_layer_option(mut options: &[u8], wanted: u8) -> Result<Option<MacAddr>, BadOptions> {
     let mut found = None;
     while !options.is_empty() {
-        let units = *options.get(1).ok_or(())?;
+        let units = *options.get(1).ok_or(BadOptions)?;
         if units == 0 {
-            return Err(());
+            return Err(BadOptions);
         }
-        let (option, rest) = options.split_at_checked(usize::from(units) * 8).ok_or(())?;
+        let (option, rest) = options
+            .split_at_checked(usize::from(units) * 8)
+            .ok_or(BadOptions)?;
         if option[0] == wanted {
-            let (option, _) = LinkLayerOption::ref_from_prefix(option).map_err(|_| ())?;
+            let (option, _) = LinkLayerOption::ref_from_prefix(option).map_err(|_| BadOptions)?;
             if units != 1 || found.replace(option.mac).is_some() {
-                return Err(());
+                return Err(BadOptions);
             }
         }
         options = rest;

@@ -1,6 +1,7 @@
 //! The packet logic in memory: packets built by etherparse go in, verdicts
 //! and rewritten frames come out.
 
+mod fragments;
 mod plain;
 mod segments;
 mod super_frames;
