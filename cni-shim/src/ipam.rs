@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use rscni_plugin::types::{Args, CNIResult};
+use rscni_plugin::version::SpecVersion;
 use serde_json::Value;
 use spinlane_api::cni::{Delegated, Failure, code};
 
@@ -115,15 +116,10 @@ impl<'a> Ipam<'a> {
     /// # Errors
     /// [`Error::Refused`] with the plugin's own error.
     pub fn newer_verb(&self, verb: &str) -> Result<(), Error> {
-        match self.exchange(verb, self.input.raw()) {
-            Err(Error::Refused(failure))
-                if failure.code == code::INCOMPATIBLE_VERSION
-                    || failure.code == code::INVALID_ENVIRONMENT =>
-            {
-                Ok(())
-            }
-            other => other.map(drop),
+        if !self.known_versions().contains(&SpecVersion::CURRENT) {
+            return Ok(());
         }
+        self.exchange(verb, self.input.raw()).map(drop)
     }
 
     fn leased(&self, output: &[u8]) -> Result<Leased, Error> {
@@ -164,17 +160,25 @@ impl<'a> Ipam<'a> {
 
     /// The configuration in the newest version of ours that the plugin knows.
     fn older_config(&self) -> Option<Vec<u8>> {
-        let versions = self.exchange("VERSION", self.input.raw()).ok()?;
-        let versions: Value = serde_json::from_slice(&versions).ok()?;
-        let known = versions["supportedVersions"].as_array()?;
-        let newest = crate::VERSIONS
-            .iter()
-            .rev()
-            .map(ToString::to_string)
-            .find(|ours| known.iter().any(|theirs| theirs == ours.as_str()))?;
+        let newest = self.known_versions().into_iter().max()?;
         let mut config = self.input.document().clone();
-        config["cniVersion"] = Value::String(newest);
+        config["cniVersion"] = Value::String(newest.to_string());
         Some(config.to_string().into_bytes())
+    }
+
+    /// Versions of ours that the plugin knows; none when it does not say.
+    fn known_versions(&self) -> Vec<SpecVersion> {
+        let Ok(answer) = self.exchange("VERSION", self.input.raw()) else {
+            return Vec::new();
+        };
+        let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
+        answer["supportedVersions"]
+            .as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|version| version.as_str()?.parse().ok())
+            .filter(|version| crate::VERSIONS.contains(version))
+            .collect()
     }
 
     fn exchange(&self, verb: &str, config: &[u8]) -> Result<Vec<u8>, Error> {

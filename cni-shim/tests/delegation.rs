@@ -7,6 +7,7 @@ use spinlane_api::cni::{Failure, Request, Response};
 use stage::{Stage, added, call};
 
 const POOL: &str = r#"case $CNI_COMMAND in
+VERSION) echo '{"cniVersion":"1.1.0","supportedVersions":["1.0.0","1.1.0"]}';;
 ADD) echo '{"cniVersion":"1.1.0","ips":[{"address":"10.9.0.5/24","gateway":"10.9.0.1"}],"routes":[{"dst":"0.0.0.0/0"}],"dns":{"nameservers":["10.9.0.53"]}}';;
 esac"#;
 
@@ -57,7 +58,10 @@ fn add_takes_addresses_and_del_gives_them_back() {
     collected["cni.dev/valid-attachments"] = json!([]);
     assert!(run("GC", &collected).status.success());
     assert!(run("STATUS", &config).status.success());
-    assert_eq!(stage.ipam_calls(), ["ADD", "CHECK", "DEL", "GC", "STATUS"]);
+    assert_eq!(
+        stage.ipam_calls(),
+        ["ADD", "CHECK", "DEL", "VERSION", "GC", "VERSION", "STATUS"]
+    );
     assert_eq!(
         stage.ipam_input()["ipam"]["colour"],
         "red",
@@ -165,7 +169,7 @@ esac"#,
     assert_eq!(
         stage.ipam_calls(),
         [
-            "ADD", "VERSION", "ADD", "DEL", "VERSION", "DEL", "GC", "STATUS"
+            "ADD", "VERSION", "ADD", "DEL", "VERSION", "DEL", "VERSION", "VERSION"
         ]
     );
 }
