@@ -9,128 +9,21 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use ipnet::IpNet;
-use spinlane_api::cni::{
-    AddRequest, AddResult, Address, Attachment, Failure, Interface, Route, code,
-};
-use spinlane_dataplane::types::{MacAddr, is_routable};
+use spinlane_api::cni::{AddRequest, AddResult, Attachment, Interface, Route};
+use spinlane_dataplane::types::MacAddr;
 
-use super::endpoint::{Endpoint, PodRoute, State, host_ifname};
+use super::addressing::{choose_addresses, give_back, pod_routes};
+use super::endpoint::{Endpoint, State, host_ifname};
+pub use super::error::AttachError;
 use super::inventory::{BoundPort, Inventory, Live};
-use super::ipam::{IpamError, Lease, ScopeName};
-use super::link::{self, LinkError, SUPER_FRAME_MTU, Veth, host_prefix_len};
-use super::netlink::{Netlink, NetlinkError, delete_link};
+use super::ipam::ScopeName;
+use super::link::{self, LinkError, SUPER_FRAME_MTU, Veth};
+use super::netlink::{Netlink, delete_link};
 use super::netns::{self, NetnsError};
-use super::plan::GATEWAY_LINK_LOCAL;
 use super::setup::pod_mac;
-use super::steering::{self, POD_END, PodEnd, SteeringError};
-use super::store::{Change, StoreError};
-use super::switch::SwitchError;
+use super::steering::{self, POD_END, PodEnd};
+use super::store::Change;
 use super::{Core, announce, unix_s};
-
-/// Gateway of a routed pod whose node has no range of that family: any
-/// address that nobody else uses does, the switch answers for it.
-const FALLBACK_GATEWAY_V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(169, 254, 1, 1));
-
-/// Why a request failed.
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    /// The request contradicts itself or the configuration.
-    #[error("{0}")]
-    Invalid(String),
-    /// The runtime repeats an ADD.
-    #[error(
-        "interface {ifname} of container {container} is attached to network {network} already: delete that attachment first"
-    )]
-    AlreadyAttached {
-        /// Its network.
-        network: String,
-        /// Its container.
-        container: String,
-        /// Its interface.
-        ifname: String,
-    },
-    /// No port left.
-    #[error("all {0} ports of the switch are in use: delete pods")]
-    NoPort(usize),
-    /// No address.
-    #[error(transparent)]
-    Ipam(#[from] IpamError),
-    /// Not recorded.
-    #[error(transparent)]
-    Store(#[from] StoreError),
-    /// Not wired.
-    #[error(transparent)]
-    Link(#[from] LinkError),
-    /// Not steered.
-    #[error(transparent)]
-    Steering(#[from] SteeringError),
-    /// Not bound.
-    #[error("cannot bind interface {interface} to the switch: {source}")]
-    Switch {
-        /// The host's end.
-        interface: String,
-        /// Why not.
-        source: SwitchError,
-    },
-    /// CHECK found a difference.
-    #[error("{0}")]
-    Differs(String),
-    /// The agent is on its way out.
-    #[error("the agent is stopping: try again")]
-    Stopping,
-    /// ADD could not be served (STATUS).
-    #[error("no pod can be attached: {0}")]
-    NotAvailable(String),
-}
-
-impl From<NetlinkError> for AttachError {
-    fn from(error: NetlinkError) -> Self {
-        AttachError::Link(error.into())
-    }
-}
-
-impl From<NetnsError> for AttachError {
-    fn from(error: NetnsError) -> Self {
-        AttachError::Link(error.into())
-    }
-}
-
-impl AttachError {
-    /// As the plugin reports it.
-    pub fn failure(&self) -> Failure {
-        let code = match self {
-            AttachError::Invalid(_) => code::INVALID_CONFIG,
-            AttachError::AlreadyAttached { .. } | AttachError::Link(LinkError::NameTaken(_)) => {
-                code::INVALID_ENVIRONMENT
-            }
-            AttachError::NoPort(_)
-            | AttachError::Ipam(IpamError::Exhausted { .. })
-            | AttachError::Switch {
-                source: SwitchError::Exhausted(_),
-                ..
-            } => code::EXHAUSTED,
-            AttachError::Ipam(_) => code::INVALID_CONFIG,
-            AttachError::Link(LinkError::Netns(NetnsError::Open { .. } | NetnsError::Enter(_))) => {
-                code::UNKNOWN_CONTAINER
-            }
-            AttachError::Store(StoreError::Closed) | AttachError::Stopping => code::TRY_AGAIN,
-            AttachError::Store(_)
-            | AttachError::Link(_)
-            | AttachError::Steering(_)
-            | AttachError::Switch { .. } => code::IO_FAILURE,
-            AttachError::Differs(_) => code::DIFFERS,
-            AttachError::NotAvailable(_) => code::NOT_AVAILABLE,
-        };
-        // "What: why": the first part is the message, the rest the details.
-        let text = self.to_string();
-        let (msg, details) = text.split_once(": ").unwrap_or((&text, ""));
-        Failure {
-            code,
-            msg: msg.to_owned(),
-            details: details.to_owned(),
-        }
-    }
-}
 
 impl Core {
     /// ADD.
@@ -214,12 +107,9 @@ impl Core {
             ));
         }
         let mut inventory = self.inventory();
-        let addresses = choose_addresses(&mut inventory, request, &scope)?;
-        let addresses = self.with_gateways(addresses, request);
+        let addresses = choose_addresses(&mut inventory.ipam, &self.setup, request, unix_s())?;
         if mtu < 1280 && addresses.iter().any(|a| a.address.is_ipv6()) {
-            for address in &addresses {
-                inventory.ipam.release(&scope, address.address, 0);
-            }
+            give_back(&mut inventory.ipam, &scope, &addresses);
             return Err(AttachError::Invalid(format!(
                 "mtu {mtu} of the network configuration is less than the 1280 that IPv6 needs"
             )));
@@ -254,25 +144,6 @@ impl Core {
             },
         );
         Ok(endpoint)
-    }
-
-    /// On the routed network the switch is the gateway, whatever a delegated
-    /// plugin says; in a segment the plugin's word stands.
-    fn with_gateways(&self, mut addresses: Vec<Address>, request: &AddRequest) -> Vec<Address> {
-        if request.segment.is_some() {
-            return addresses;
-        }
-        for address in &mut addresses {
-            address.prefix_len = host_prefix_len(address.address);
-            let fallback = if address.address.is_ipv6() {
-                GATEWAY_LINK_LOCAL.into()
-            } else {
-                FALLBACK_GATEWAY_V4
-            };
-            let ours = self.setup.gateway(address.address.is_ipv6());
-            address.gateway = ours.or(address.gateway).or(Some(fallback));
-        }
-        addresses
     }
 
     fn recording(&self, endpoint: &Endpoint) -> Vec<Change> {
@@ -590,155 +461,6 @@ fn validate(attachment: &Attachment) -> Result<(), AttachError> {
         }
     }
     Ok(())
-}
-
-/// Holds the addresses of a request; all or none.
-fn choose_addresses(
-    inventory: &mut Inventory,
-    request: &AddRequest,
-    scope: &ScopeName,
-) -> Result<Vec<Address>, AttachError> {
-    let mut chosen: Vec<Address> = Vec::new();
-    let outcome = hold_addresses(inventory, request, scope, &mut chosen);
-    if let Err(error) = outcome {
-        for address in &chosen {
-            inventory.ipam.release(scope, address.address, 0);
-        }
-        return Err(error);
-    }
-    Ok(chosen)
-}
-
-fn hold_addresses(
-    inventory: &mut Inventory,
-    request: &AddRequest,
-    scope: &ScopeName,
-    chosen: &mut Vec<Address>,
-) -> Result<(), AttachError> {
-    let from_lease = |lease: Lease| Address {
-        address: lease.address,
-        prefix_len: lease.range.prefix_len(),
-        gateway: None,
-    };
-    if let Some(delegated) = &request.delegated {
-        for address in &delegated.addresses {
-            usable(address.address)?;
-            inventory.ipam.hold(scope, address.address)?;
-            chosen.push(address.clone());
-        }
-        return Ok(());
-    }
-    let ranges = inventory.ipam.has_ranges(scope);
-    for text in &request.ips {
-        let (address, len) = parse_ip(text)?;
-        usable(address)?;
-        if ranges {
-            chosen.push(from_lease(inventory.ipam.request(scope, address)?));
-        } else {
-            inventory.ipam.hold(scope, address)?;
-            chosen.push(Address {
-                address,
-                prefix_len: len,
-                gateway: None,
-            });
-        }
-    }
-    if !ranges && (scope.is_some() || !chosen.is_empty()) {
-        // A segment without ranges is a plain wire.
-        return Ok(());
-    }
-    let missing: Vec<bool> = [false, true]
-        .into_iter()
-        .filter(|v6| chosen.iter().all(|a| a.address.is_ipv6() != *v6))
-        .collect();
-    let leases = inventory
-        .ipam
-        .allocate_families(scope, &missing, unix_s())?;
-    chosen.extend(leases.into_iter().map(from_lease));
-    Ok(())
-}
-
-fn usable(address: IpAddr) -> Result<(), AttachError> {
-    if is_routable(address) {
-        return Ok(());
-    }
-    Err(AttachError::Invalid(format!(
-        "address {address} is loopback, multicast, unspecified or reserved: no pod can have it"
-    )))
-}
-
-fn parse_ip(text: &str) -> Result<(IpAddr, u8), AttachError> {
-    let refuse = || {
-        AttachError::Invalid(format!(
-            "{text:?} of the ips capability is no address: write 10.244.1.5 or 10.244.1.5/24"
-        ))
-    };
-    match text.parse::<IpNet>() {
-        Ok(net) => Ok((net.addr(), net.prefix_len())),
-        Err(_) => {
-            let address: IpAddr = text.parse().map_err(|_| refuse())?;
-            Ok((address, host_prefix_len(address)))
-        }
-    }
-}
-
-/// The routes that a pod gets.
-fn pod_routes(addresses: &[Address], request: &AddRequest, mtu: u32) -> Vec<PodRoute> {
-    let mut routes: Vec<PodRoute> = Vec::new();
-    let mut push = |to: IpNet, via: Option<IpAddr>| {
-        if !routes.iter().any(|r| r.to == to) {
-            routes.push(PodRoute { to, via, mtu });
-        }
-    };
-    for address in addresses {
-        if request.segment.is_some() {
-            if address.prefix_len < host_prefix_len(address.address)
-                && let Ok(net) = IpNet::new(address.address, address.prefix_len)
-            {
-                push(net.trunc(), None);
-            }
-            continue;
-        }
-        let Some(gateway) = address.gateway else {
-            continue;
-        };
-        let next_hop = if gateway.is_ipv6() {
-            GATEWAY_LINK_LOCAL.into()
-        } else {
-            gateway
-        };
-        if gateway != IpAddr::V6(GATEWAY_LINK_LOCAL) {
-            push(IpNet::from(gateway), None);
-        }
-        push(default_net(gateway.is_ipv6()), Some(next_hop));
-    }
-    let delegated = request.delegated.as_ref();
-    for route in delegated.map(|d| d.routes.as_slice()).unwrap_or_default() {
-        let Ok(to) = route.dst.parse::<IpNet>() else {
-            continue;
-        };
-        let v6 = matches!(to, IpNet::V6(_));
-        let of_family = |a: &&Address| a.address.is_ipv6() == v6;
-        let Some(address) = addresses.iter().find(of_family) else {
-            continue;
-        };
-        let via = match request.segment {
-            // Every next hop of a routed pod is the switch.
-            None if v6 => Some(GATEWAY_LINK_LOCAL.into()),
-            None => address.gateway,
-            Some(_) => route.gw.or(address.gateway),
-        };
-        push(to.trunc(), via);
-    }
-    routes
-}
-
-fn default_net(v6: bool) -> IpNet {
-    if v6 {
-        IpNet::V6(ipnet::Ipv6Net::default())
-    } else {
-        IpNet::V4(ipnet::Ipv4Net::default())
-    }
 }
 
 fn result(endpoint: Endpoint, request: &AddRequest) -> AddResult {

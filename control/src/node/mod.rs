@@ -2,7 +2,7 @@
 //! the agent; and the plan that turns them into the snapshot of the lanes.
 //!
 //! The way of an ADD: [`cni_server`] reads the request and the pod's
-//! namespace → [`attach`] takes addresses ([`ipam`]) and a port, records the
+//! namespace → [`attach`] takes addresses ([`addressing`], [`ipam`]) and a port, records the
 //! endpoint ([`store`]), makes and sets up the interface ([`link`],
 //! [`offload`], [`steering`]), binds it to the data path ([`switch`]),
 //! publishes the snapshot ([`inventory`] → [`plan`]) and answers. [`watch`]
@@ -13,12 +13,14 @@
 //! Everything here blocks and runs on threads of its own. Threads that enter
 //! a pod's namespace never come back from it ([`netns`]).
 
+pub mod addressing;
 pub mod announce;
 pub mod attach;
 pub mod check;
 pub mod cleanup;
 pub mod cni_server;
 pub mod endpoint;
+pub mod error;
 pub mod fdb;
 pub mod host_port;
 pub mod inventory;
