@@ -5,6 +5,8 @@ use std::net::Ipv6Addr;
 use zerocopy::big_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
+use super::protocol;
+
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 40;
 
@@ -98,8 +100,21 @@ pub enum WalkError {
 /// Walks the extension headers of `packet`, which begins with the IPv6 header
 /// and may be cut short. Behind the header of a later fragment nothing is
 /// walked: what follows is payload.
+#[inline]
 pub fn walk(packet: &[u8]) -> Result<Upper, WalkError> {
-    let mut protocol = *packet.get(6).ok_or(WalkError::Truncated)?;
+    let protocol = *packet.get(6).ok_or(WalkError::Truncated)?;
+    match protocol {
+        // Nearly all packets.
+        protocol::TCP | protocol::UDP if packet.len() >= HEADER_LEN => Ok(Upper {
+            protocol,
+            offset: HEADER_LEN,
+            fragment: None,
+        }),
+        _ => walk_from(packet, protocol),
+    }
+}
+
+fn walk_from(packet: &[u8], mut protocol: u8) -> Result<Upper, WalkError> {
     let mut offset = HEADER_LEN;
     let mut fragment = None;
     for count in 0..=MAX_EXTENSIONS {
