@@ -8,7 +8,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::measure::MeasureError;
+use crate::cpu::Busy;
+use crate::measure::{MeasureError, io_error};
 use crate::progress::Progress;
 use crate::scenario::{Bar, Better, Run, Sample, Scenario};
 use crate::stats::{Median, ratios};
@@ -67,6 +68,8 @@ pub struct Machine {
     pub cpu: String,
     /// Cores that this process may use.
     pub cores: usize,
+    /// Cores' worth of other work while every subject stood still.
+    pub other_work: f64,
 }
 
 /// A subject of a run.
@@ -311,7 +314,7 @@ impl Field {
             started_at_s: SystemTime::now()
                 .duration_since(UNIX_EPOCH)
                 .map_or(0, |since| since.as_secs()),
-            machine: machine(),
+            machine: machine()?,
             pairs: plan.pairs,
             seconds: plan.run.duration.as_secs_f64(),
             v6: plan.run.v6,
@@ -402,18 +405,24 @@ fn measure(
     result
 }
 
-fn machine() -> Machine {
+/// Looks at the machine while nothing of ours runs.
+fn machine() -> Result<Machine, MeasureError> {
+    let stat = "reading /proc/stat";
+    let busy = Busy::start().map_err(io_error(stat))?;
+    thread::sleep(Duration::from_millis(500));
+    let other_work = busy.finish().map_err(io_error(stat))?.iter().sum();
     let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
     let cpuinfo = read("/proc/cpuinfo");
     let model = cpuinfo
         .lines()
         .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
         .map_or("unknown", |(_, model)| model);
-    Machine {
+    Ok(Machine {
         kernel: read("/proc/sys/kernel/osrelease").trim().to_owned(),
         cpu: model.to_owned(),
         cores: thread::available_parallelism().map_or(1, usize::from),
-    }
+        other_work,
+    })
 }
 
 #[cfg(test)]

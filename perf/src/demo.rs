@@ -14,7 +14,7 @@ use spinlane_tests::{Node, wait_for};
 use crate::compare::{Comparison, Field, Outcome, Plan, steps};
 use crate::measure::MeasureError;
 use crate::progress::Progress;
-use crate::report::{figure, quantity, table};
+use crate::report::{figure, other_work, quantity, table};
 use crate::scenario::{Better, Run, Scenario};
 use crate::stop::Stop;
 use crate::subject::{Kind, LinuxBridge, Spinlane, Subject, ping};
@@ -83,6 +83,9 @@ fn show(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureErro
          counts the packets, the receiver the bytes.\n",
         duration.as_secs_f64()
     );
+    if let Some(warning) = other_work(&comparison) {
+        println!("{warning}\n");
+    }
     if let Some(agent) = field.resume(Kind::Spinlane).and_then(Subject::agent) {
         counters(agent)?;
     }

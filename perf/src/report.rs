@@ -87,6 +87,9 @@ pub fn comparison(comparison: &Comparison) -> String {
             "wherever the scheduler puts them"
         },
     );
+    if let Some(warning) = other_work(comparison) {
+        let _ = writeln!(text, "{warning}");
+    }
     let _ = writeln!(text, "\n{}", figures(comparison));
     if comparison.scenarios.iter().any(|o| !o.ratios.is_empty()) {
         let _ = writeln!(text, "\n{}", ratios(comparison));
@@ -112,6 +115,19 @@ pub fn comparison(comparison: &Comparison) -> String {
         }
     }
     text.trim_end().to_owned()
+}
+
+/// A warning when the machine had other work, which weighs more on switches
+/// that need a core of their own than on those that run in the sender's.
+#[must_use]
+pub fn other_work(comparison: &Comparison) -> Option<String> {
+    let work = comparison.machine.other_work;
+    (work > 0.1).then(|| {
+        format!(
+            "This machine is at work elsewhere ({work:.1} cores): polling switches look worse \
+             than they are."
+        )
+    })
 }
 
 /// Medians, one column a subject.
