@@ -15,7 +15,8 @@
 //! ```
 //!
 //! As in pcap-filter(7), `and` and `or` bind equally and from the left, and a
-//! value alone repeats the qualifiers of the one before (`port 80 or 443`).
+//! value alone repeats the qualifiers of the one before (`port 80 or 443`), or is
+//! a host when there is none.
 //! Unlike there, `vlan` does not shift what follows: tags are looked through.
 
 mod decode;

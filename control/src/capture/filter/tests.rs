@@ -137,6 +137,99 @@ fn expressions_match_what_they_say() {
     }
 }
 
+/// tcpdump's own answers, for packets and expressions that mean the same to
+/// both.
+#[test]
+fn tcpdump_agrees() {
+    use pcap_file::pcap::{PcapPacket, PcapWriter};
+    let plain_udp6 = packet(hex(&format!(
+        "{MACS} 86dd 60000000 0008 11 40 fd000000000000000000000000000002 fd000000000000000000000000000003 \
+         14e90035 0008 0000"
+    )));
+    let untagged_arp = packet(hex(
+        "ffffffffffff 0a580af40102 0806 0001 0800 0604 0001 0a580af40102 0af40102 000000000000 0af40101",
+    ));
+    let packets = [tcp(), plain_udp6, untagged_arp, fragment()];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("c.pcap");
+    let mut writer = PcapWriter::new(std::fs::File::create(&path).unwrap()).unwrap();
+    for (second, packet) in (1..).zip(&packets) {
+        let time = std::time::Duration::from_secs(second);
+        let len = u32::try_from(packet.data.len()).unwrap();
+        writer
+            .write_packet(&PcapPacket::new(time, len, &packet.data))
+            .unwrap();
+    }
+    drop(writer);
+    for expression in [
+        "ip",
+        "ip6",
+        "arp",
+        "tcp",
+        "udp",
+        "host 10.244.1.2",
+        "src 10.244.1.2",
+        "dst host 10.244.1.2",
+        "src or dst host 10.244.1.1",
+        "src and dst net 10.244.1.2/31",
+        "ip host 10.244.1.2",
+        "arp host 10.244.1.2",
+        "host fd00::2",
+        "net 10.0.0.0/8",
+        "dst net 10.244.1.0 mask 255.255.255.254",
+        "net fd00::/64",
+        "port 80",
+        "udp port 80",
+        "tcp dst port 80",
+        "src port 80",
+        "port 80 or 53",
+        "udp src port 53 or dst port 53",
+        "portrange 50-79",
+        "portrange 40000-40000",
+        "ip proto 6",
+        "ip6 proto \\udp",
+        "ether host 0a:58:0a:f4:01:02",
+        "ether src 0a:58:0a:f4:01:02 and ip6",
+        "ether proto 0x0806",
+        "ether broadcast or ether multicast",
+        "less 42",
+        "greater 62",
+        "! tcp and !udp",
+        "not (tcp or arp)",
+        "arp or tcp and port 80",
+        "arp or (tcp and port 80)",
+        "tcp && port 80 || arp",
+        "not port 80",
+        "ip and not host 10.244.1.9 and (port 80 or udp)",
+    ] {
+        let output = std::process::Command::new("tcpdump")
+            .args(["-tt", "-n", "-r", path.to_str().unwrap(), expression])
+            .output();
+        let Ok(output) = output else {
+            assert!(std::env::var_os("CI").is_none(), "tcpdump is missing");
+            eprintln!("SKIPPED: tcpdump is not installed");
+            return;
+        };
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let theirs: Vec<usize> = text
+            .lines()
+            .filter_map(|l| l.split('.').next()?.parse().ok())
+            .collect();
+        let filter = Filter::parse(expression).unwrap();
+        let ours: Vec<usize> = (1..)
+            .zip(&packets)
+            .filter(|(_, packet)| filter.matches(packet))
+            .map(|(second, _)| second)
+            .collect();
+        assert_eq!(
+            ours,
+            theirs,
+            "{expression}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+    }
+}
+
 #[test]
 fn errors_show_the_word_and_what_fits() {
     let cases = [
