@@ -86,7 +86,6 @@ impl Umem {
         if unsafe { libc::ftruncate(memfd.as_raw_fd(), bytes as libc::off_t) } != 0 {
             return Err(failed(io::Error::last_os_error()));
         }
-        let populate = if huge { libc::MAP_POPULATE } else { 0 };
         // SAFETY: a fresh shared mapping of an owned file; the kernel chooses
         // the address, nothing is replaced.
         let base = unsafe {
@@ -94,7 +93,7 @@ impl Umem {
                 std::ptr::null_mut(),
                 bytes,
                 libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_SHARED | populate,
+                libc::MAP_SHARED | libc::MAP_POPULATE,
                 memfd.as_raw_fd(),
                 0,
             )

@@ -324,8 +324,7 @@ impl Inner {
                 shared: Arc::clone(&shared),
                 events: Arc::clone(&self.event_alarm),
                 wedged: wedged.clone(),
-            })
-            .map_err(failed)?;
+            });
             let thread = std::thread::Builder::new()
                 .name(format!("lane-{index}"))
                 .spawn(move || {

@@ -11,7 +11,6 @@ mod emit;
 mod ports;
 mod rest;
 
-use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
@@ -114,9 +113,9 @@ struct Window {
 }
 
 impl Lane {
-    pub(crate) fn new(parts: LaneParts) -> io::Result<Lane> {
-        let rest = Rest::new(parts.poll, &parts.shared.alarm)?;
-        Ok(Lane {
+    pub(crate) fn new(parts: LaneParts) -> Lane {
+        let rest = Rest::new(parts.poll, &parts.shared.alarm);
+        Lane {
             frames_low: parts.umem.chunks() as u64 / 4,
             umem: parts.umem,
             owners: parts.owners,
@@ -134,7 +133,7 @@ impl Lane {
             rest,
             housekeeping_due: Nanos(0),
             window: Window::default(),
-        })
+        }
     }
 
     /// Runs until told to stop; returns the ports.
@@ -155,7 +154,9 @@ impl Lane {
             }
             if self.rest.is_due(packets, now) {
                 self.update_gauges();
-                self.rest.sleep(&self.shared.counters, self.ports.waits());
+                let waits = self.ports.waits();
+                self.rest
+                    .sleep(&self.shared.alarm, &self.shared.counters, waits);
             }
         }
     }
@@ -168,7 +169,10 @@ impl Lane {
         let frames_short = self.pool.depot_free() < self.frames_low;
         let mut packets = 0;
         for at in 0..self.ports.len() {
-            let Some(in_port) = self.ports.receive(at, &mut self.batch, &self.owners) else {
+            let Some(in_port) = self
+                .ports
+                .receive(at, &mut self.batch, &self.umem, &self.owners)
+            else {
                 continue;
             };
             packets += self.batch.len();

@@ -3,7 +3,7 @@
 use crate::frame::Batch;
 use crate::port::LanePort;
 use crate::types::PortId;
-use crate::umem::{FramePool, OwnerTable};
+use crate::umem::{FramePool, OwnerTable, Umem};
 use crate::xsk::queue::Flush;
 
 /// What still keeps a lane from sleeping long.
@@ -63,11 +63,16 @@ impl LanePorts {
         &mut self,
         at: usize,
         batch: &mut Batch,
+        umem: &Umem,
         owners: &OwnerTable,
     ) -> Option<PortId> {
         let id = self.polled[at];
         let port = self.by_id[id.index()].as_deref_mut()?;
-        if port.queue.receive(batch, id, owners, Batch::MAX_PACKETS) == 0 {
+        if port
+            .queue
+            .receive(batch, id, umem, owners, Batch::MAX_PACKETS)
+            == 0
+        {
             return None;
         }
         port.active = true;

@@ -145,6 +145,7 @@ impl Queue {
         &mut self,
         batch: &mut Batch,
         in_port: PortId,
+        umem: &Umem,
         owners: &OwnerTable,
         max: usize,
     ) -> u32 {
@@ -164,6 +165,9 @@ impl Queue {
                 (taken..taken + count).filter_map(|at| {
                     let desc = rx.peek(at);
                     let frame = Frame::new(desc.addr, desc.len);
+                    if at == taken {
+                        umem.prefetch(&frame);
+                    }
                     // A chunk that is not ours is the kernel's error; using it
                     // would give it two owners.
                     owners.take(frame.chunk(), tag).then_some(frame)
