@@ -177,6 +177,7 @@ impl Core {
         netns: BorrowedFd<'_>,
         recorded: super::store::Pending,
     ) -> Result<(), AttachError> {
+        let attachment = &endpoint.attachment;
         let mut netlink = Netlink::open()?;
         let veth = Veth {
             host: &endpoint.host_ifname,
@@ -188,19 +189,23 @@ impl Core {
         };
         let ifindex = link::create(&mut netlink, veth, netns)?;
         let port = self.bind(&endpoint.attachment, &endpoint.host_ifname, ifindex)?;
+        let mut endpoint = endpoint.clone();
+        if port.binding.native {
+            without_offloads(&mut endpoint);
+        }
         link::raise_host(&mut netlink, &endpoint.host_ifname, ifindex)?;
         let steering = match POD_END {
             PodEnd::Unsteered => None,
             PodEnd::LaneCores => Some((veth.queues, self.setup.lane_cores.as_slice())),
         };
-        let routes = netns::run(netns, || link::configure_pod(endpoint, steering))?;
+        let routes = netns::run(netns, || link::configure_pod(&endpoint, steering))?;
         recorded.wait()?;
         let mut inventory = self.inventory();
-        if let Some(live) = inventory.endpoints.get_mut(&endpoint.attachment) {
-            live.endpoint.routes = routes;
+        if let Some(live) = inventory.endpoints.get_mut(attachment) {
+            live.endpoint = Endpoint { routes, ..endpoint };
             live.port = Some(port);
         }
-        inventory.fix_stations(&self.setup, &endpoint.attachment, self.now_s());
+        inventory.fix_stations(&self.setup, attachment, self.now_s());
         inventory.touch();
         Ok(())
     }
@@ -429,6 +434,14 @@ impl Drop for Undo<'_> {
             );
         }
     }
+}
+
+/// A driver's XDP program takes segmentation from the pod's end, and nobody
+/// carries checksums across: such a pod lives with plain packets.
+fn without_offloads(endpoint: &mut Endpoint) {
+    endpoint.offloads = false;
+    endpoint.super_frames = false;
+    endpoint.device_mtu = endpoint.mtu;
 }
 
 /// Deletes an interface of ours; fine when there is none.

@@ -169,6 +169,17 @@ pub fn set_up(name: &str, index: u32) -> Request {
     )
 }
 
+/// `ip link set NAME mtu MTU`.
+fn set_mtu(name: &str, index: u32, mtu: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::Mtu(mtu)];
+    Request::plain(
+        format!("set the MTU of {name} to {mtu}"),
+        RouteNetlinkMessage::SetLink(message),
+    )
+}
+
 /// Sets up the pod's end, its receive queues steered to CPUs if given, and
 /// brings it up; runs on a thread inside the pod's namespace. Returns the endpoint's routes without those that the pod has
 /// already by another interface.
@@ -197,7 +208,11 @@ pub fn configure_pod(
         .filter(|route| !taken.contains(&route.to))
         .cloned()
         .collect();
-    let mut batch = vec![set_up(name, link.index)];
+    let mut batch = Vec::new();
+    if link.mtu != endpoint.device_mtu {
+        batch.push(set_mtu(name, link.index, endpoint.device_mtu));
+    }
+    batch.push(set_up(name, link.index));
     for address in &endpoint.addresses {
         let (ip, len) = (address.address, kernel_prefix_len(endpoint, address));
         batch.push(add_address(name, link.index, ip, len));

@@ -31,6 +31,7 @@ struct Recorded {
     waiting: Vec<Event>,
     refuse: bool,
     panic: bool,
+    native: bool,
 }
 
 impl Recorder {
@@ -62,9 +63,9 @@ impl Switch for Recorder {
     }
 
     fn attach(&self, id: PortId, _ifindex: u32, name: &str) -> Result<Binding, SwitchError> {
-        let (refuse, panic) = {
+        let (refuse, panic, native) = {
             let state = self.state.lock().unwrap();
-            (state.refuse, state.panic)
+            (state.refuse, state.panic, state.native)
         };
         assert!(!panic, "the switch was told to panic");
         if refuse {
@@ -73,7 +74,7 @@ impl Switch for Recorder {
         let before = self.state.lock().unwrap().ports.insert(id.0, name.into());
         assert_eq!(before, None, "port {id:?} is attached twice");
         Ok(Binding {
-            native: false,
+            native,
             zero_copy: false,
             lanes: 1,
         })
@@ -531,5 +532,31 @@ fn cleanup_removes_everything_once() {
         assert!(super::reconcile::our_links().unwrap().is_empty());
         assert!(!run.exists() && !state.exists());
         assert!(super::cleanup::cleanup(&run, &state).unwrap().is_empty());
+    });
+}
+
+#[test]
+fn a_native_port_goes_without_super_frames() {
+    in_fresh_netns("a_native_port_goes_without_super_frames", || {
+        let dir = tempfile::tempdir().unwrap();
+        let switch = Recorder::new();
+        let node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
+        switch.state.lock().unwrap().native = true;
+        let (add, pod) = (request("c1", "eth0"), new_netns());
+        let result = node.core.add(&add, pod.as_fd()).unwrap();
+        assert_eq!(result.interfaces[1].mtu, Some(1450));
+        node.core
+            .check(&check_of(&add, &result), pod.as_fd())
+            .unwrap();
+        let (id, row) = node.ports().pop().unwrap();
+        assert!(!row.super_frames);
+        assert!(!switch.snapshot().port(id).unwrap().super_frames);
+        let active = netns::run(pod.as_fd(), || {
+            Ok::<_, netns::NetnsError>(super::offload::active("eth0").unwrap())
+        });
+        let active = active.unwrap();
+        for name in super::offload::NEEDED {
+            assert!(!active.contains(*name), "{name} is on in {active:?}");
+        }
     });
 }
