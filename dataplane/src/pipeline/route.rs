@@ -103,11 +103,7 @@ pub(super) fn partial_checksum<K: RoutedKey>(
     if own.is_some() || headers.protocol == protocol::TCP {
         return own;
     }
-    let port = match bytes.get(transport + 2..transport + 4) {
-        Some(port) => u16::from_be_bytes([port[0], port[1]]),
-        None => 0,
-    };
-    if !tunnel::may_encapsulate(headers.protocol, port) {
+    if !tunnel::may_encapsulate(headers.protocol, bytes.get(transport..).unwrap_or_default()) {
         return None;
     }
     let ethertype = match K::IS_V6 {

@@ -72,14 +72,55 @@ pub fn partial_field(
     })
 }
 
-/// Whether packets of this protocol and UDP destination port may hold another
-/// network header that is worth looking at.
+/// Whether a packet of this protocol, whose transport header and payload are
+/// `transport`, may hold another network header that is worth looking at.
 #[inline]
-pub const fn may_encapsulate(protocol: u8, destination_port: u16) -> bool {
+pub fn may_encapsulate(protocol: u8, transport: &[u8]) -> bool {
     match protocol {
-        protocol::UDP => matches!(destination_port, 4789 | 8472 | GENEVE_PORT),
+        protocol::UDP => udp_tunnel(transport).is_some(),
         protocol::GRE | protocol::IPIP | protocol::IPV6 => true,
         _ => false,
+    }
+}
+
+/// A tunnel over UDP.
+enum UdpTunnel {
+    Vxlan,
+    Geneve,
+}
+
+/// Which tunnel a UDP packet belongs to: by its port, and VXLAN on any port by
+/// its header too, because people choose ports for it (RFC 7348, section 5:
+/// the I flag, a VNI, and zeros).
+#[inline]
+fn udp_tunnel(transport: &[u8]) -> Option<UdpTunnel> {
+    let &[
+        _,
+        _,
+        high,
+        low,
+        _,
+        _,
+        _,
+        _,
+        flags,
+        r1,
+        r2,
+        r3,
+        _,
+        _,
+        _,
+        r4,
+        ..,
+    ] = transport
+    else {
+        return None;
+    };
+    match u16::from_be_bytes([high, low]) {
+        GENEVE_PORT => Some(UdpTunnel::Geneve),
+        port if VXLAN_PORTS.contains(&port) => Some(UdpTunnel::Vxlan),
+        _ if (flags, r1, r2, r3, r4) == (0x08, 0, 0, 0, 0) => Some(UdpTunnel::Vxlan),
+        _ => None,
     }
 }
 
@@ -165,20 +206,15 @@ fn inner(frame: &[u8], protocol: u8, start: usize) -> Option<(EtherType, usize)>
             within(frame, EtherType([*header.get(2)?, *header.get(3)?]), at)
         }
         protocol::UDP => {
-            let port = u16::from_be_bytes([*header.get(2)?, *header.get(3)?]);
             let tunnel = start + udp::HEADER_LEN;
-            if VXLAN_PORTS.contains(&port) {
-                within(frame, EtherType::TRANSPARENT_ETHERNET, tunnel + 8)
-            } else if port == GENEVE_PORT {
-                let geneve = frame.get(tunnel..tunnel + 8)?;
-                let options = usize::from(geneve[0] & 0x3f) * 4;
-                within(
-                    frame,
-                    EtherType([geneve[2], geneve[3]]),
-                    tunnel + 8 + options,
-                )
-            } else {
-                None
+            match udp_tunnel(header)? {
+                UdpTunnel::Vxlan => within(frame, EtherType::TRANSPARENT_ETHERNET, tunnel + 8),
+                UdpTunnel::Geneve => {
+                    let geneve = frame.get(tunnel..tunnel + 8)?;
+                    let options = usize::from(geneve[0] & 0x3f) * 4;
+                    let ethertype = EtherType([geneve[2], geneve[3]]);
+                    within(frame, ethertype, tunnel + 8 + options)
+                }
             }
         }
         _ => None,
@@ -192,4 +228,85 @@ fn within(frame: &[u8], ethertype: EtherType, at: usize) -> Option<(EtherType, u
     }
     let (ethertype, payload) = ethernet::payload(frame.get(at..)?)?;
     Some((ethertype, at + payload))
+}
+
+#[cfg(test)]
+mod tests {
+    use etherparse::PacketBuilder;
+
+    use super::*;
+    use crate::wire::ethernet::HEADER_LEN as L3;
+
+    /// A TCP packet whose checksum is left to a device, as frame bytes, and
+    /// where the checksum's coverage starts.
+    fn unfinished(payload: &[u8]) -> (Vec<u8>, usize) {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([192, 168, 0, 1], [192, 168, 0, 2], 64)
+            .tcp(1000, 2000, 7, 1000)
+            .write(&mut frame, payload)
+            .unwrap();
+        let start = L3 + 20;
+        let len = (frame.len() - start) as u16;
+        let pseudo = pseudo_header(&frame[L3 + 12..L3 + 20], protocol::TCP, len).fold();
+        frame[start + 16..start + 18].copy_from_slice(&pseudo.to_be_bytes());
+        (frame, start)
+    }
+
+    fn over_udp(port: u16, tunnel_header: [u8; 8], inner: &[u8]) -> Vec<u8> {
+        let mut frame = Vec::new();
+        PacketBuilder::ethernet2([6; 6], [8; 6])
+            .ipv4([10, 0, 0, 1], [10, 0, 0, 2], 64)
+            .udp(50_000, port)
+            .write(&mut frame, &[&tunnel_header[..], inner].concat())
+            .unwrap();
+        frame
+    }
+
+    #[test]
+    fn the_inner_field_is_found_in_tunnels_over_udp() {
+        let (inner, start) = unfinished(b"payload");
+        let outer = L3 + 20 + 8 + 8;
+        let vxlan = [0x08, 0, 0, 0, 0, 0, 7, 0];
+        let policy = [0x88, 0, 0, 9, 0, 0, 7, 0];
+        let geneve = [0, 0, 0x65, 0x58, 0, 0, 7, 0];
+        for (name, port, header, found) in [
+            ("VXLAN, IANA's port", 4789, vxlan, true),
+            ("VXLAN, Linux's port", 8472, vxlan, true),
+            ("VXLAN with more flags", 4789, policy, true),
+            ("VXLAN, a port of one's own", 4790, vxlan, true),
+            ("more flags on any port", 4790, policy, false),
+            ("Geneve", 6081, geneve, true),
+            ("Geneve's header elsewhere", 53, geneve, false),
+        ] {
+            let frame = over_udp(port, header, &inner);
+            let partial = partial_checksum(&frame, EtherType::IPV4, L3);
+            assert_eq!(
+                partial.map(|partial| usize::from(partial.field.start)),
+                found.then_some(outer + start),
+                "{name}"
+            );
+            assert_eq!(
+                may_encapsulate(protocol::UDP, &frame[L3 + 20..]),
+                found,
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_finished_inner_checksum_is_left_alone() {
+        let mut inner = Vec::new();
+        PacketBuilder::ethernet2([2; 6], [4; 6])
+            .ipv4([192, 168, 0, 1], [192, 168, 0, 2], 64)
+            .tcp(1000, 2000, 7, 1000)
+            .write(&mut inner, b"payload")
+            .unwrap();
+        let frame = over_udp(4790, [0x08, 0, 0, 0, 0, 0, 7, 0], &inner);
+        assert_eq!(partial_checksum(&frame, EtherType::IPV4, L3), None);
+        for len in 0..frame.len() {
+            // Cut off anywhere: nothing found, nothing read outside.
+            assert_eq!(partial_checksum(&frame[..len], EtherType::IPV4, L3), None);
+        }
+    }
 }
