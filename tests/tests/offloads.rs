@@ -36,24 +36,46 @@ fn tcp_crosses_a_tunnel_between_two_pods() -> Result<()> {
     let (a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
     let kinds = [
         (
-            "vxlan",
-            "type vxlan id 7 dstport 4790 remote REMOTE local LOCAL",
+            "vxlan 4789",
+            "type vxlan id 7 dstport 4789 remote REMOTE local LOCAL",
         ),
+        (
+            "vxlan 4790",
+            "type vxlan id 8 dstport 4790 remote REMOTE local LOCAL",
+        ),
+        (
+            "vxlan with checksum",
+            "type vxlan id 9 dstport 4791 udpcsum remote REMOTE local LOCAL",
+        ),
+        ("geneve", "type geneve id 7 remote REMOTE"),
         ("gre", "type gretap remote REMOTE local LOCAL"),
         ("ipip", "type ipip remote REMOTE local LOCAL"),
     ];
     for (number, (kind, options)) in kinds.into_iter().enumerate() {
+        let mut made = true;
         for (pod, other, host) in [(&a, &b, 1), (&b, &a, 2)] {
             let options = options
                 .replace("REMOTE", &other.v4()?.to_string())
                 .replace("LOCAL", &pod.v4()?.to_string());
-            // What the path's 1450 or more leave after any of the headers.
-            pod.namespace()
-                .ip(&format!("link add tun{number} mtu 1350 {options}"))?;
+            // What the path leaves after the longest of the headers.
+            let add = format!("link add tun{number} mtu 1350 {options}");
+            match pod.namespace().ip(&add) {
+                // Not every kernel has every kind.
+                Err(error) if error.to_string().contains("Unknown device type") => {
+                    assert!(!kind.starts_with("vxlan"), "{kind}: {error}");
+                    made = false;
+                    break;
+                }
+                other => other.map(drop)?,
+            }
             pod.namespace().ip(&format!("link set tun{number} up"))?;
             pod.namespace().ip(&format!(
                 "addr add 192.168.{number}.{host}/24 dev tun{number}"
             ))?;
+        }
+        if !made {
+            eprintln!("this kernel has no {kind} devices");
+            continue;
         }
         let far = format!("192.168.{number}.2").parse().expect("an address");
         let pings = traffic::ping(a.namespace(), far, 2)?;
