@@ -83,3 +83,24 @@ async fn a_taken_address_is_named() {
         "{text}"
     );
 }
+
+#[tokio::test]
+async fn the_dashboard_asks_for_metrics_that_there_are() {
+    const DASHBOARD: &str = include_str!("../../../deploy/grafana-dashboard.json");
+    serde_json::from_str::<serde_json::Value>(DASHBOARD).unwrap();
+    let (_, text) = get(switch(), "/metrics").await;
+    let is_name = |c: char| c.is_ascii_lowercase() || c == '_';
+    let asked: Vec<_> = DASHBOARD
+        .match_indices("spinlane_")
+        .map(|(at, _)| DASHBOARD[at..].split(|c| !is_name(c)).next().unwrap())
+        .collect();
+    assert!(asked.len() > 10, "{asked:?}");
+    for name in asked {
+        assert!(
+            text.lines()
+                .any(|line| line.starts_with(&format!("{name}{{"))
+                    || line.starts_with(&format!("{name} "))),
+            "{name} is not served"
+        );
+    }
+}
