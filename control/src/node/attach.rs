@@ -479,12 +479,7 @@ fn validate(attachment: &Attachment) -> Result<(), AttachError> {
 fn result(endpoint: Endpoint, request: &AddRequest) -> AddResult {
     AddResult {
         interfaces: vec![
-            Interface {
-                name: endpoint.host_ifname.clone(),
-                mac: host_mac(&endpoint.host_ifname),
-                mtu: Some(endpoint.device_mtu),
-                sandbox: None,
-            },
+            host_end(&endpoint.host_ifname),
             Interface {
                 name: endpoint.attachment.ifname.clone(),
                 mac: endpoint.mac.clone(),
@@ -505,14 +500,19 @@ fn result(endpoint: Endpoint, request: &AddRequest) -> AddResult {
     }
 }
 
-/// MAC of the host's end as the kernel chose it; empty when it is gone.
-fn host_mac(name: &str) -> String {
+/// The host's end as the kernel has it; nothing is known of one that is gone.
+fn host_end(name: &str) -> Interface {
     let link = Netlink::open().and_then(|mut netlink| netlink.link(name));
-    link.ok()
-        .flatten()
-        .and_then(|link| <[u8; 6]>::try_from(link.mac).ok())
-        .map(|mac| MacAddr(mac).to_string())
-        .unwrap_or_default()
+    let link = link.ok().flatten();
+    let mac = link
+        .as_ref()
+        .and_then(|link| <[u8; 6]>::try_from(link.mac.as_slice()).ok());
+    Interface {
+        name: name.to_owned(),
+        mac: mac.map(|mac| MacAddr(mac).to_string()).unwrap_or_default(),
+        mtu: link.map(|link| link.mtu),
+        sandbox: None,
+    }
 }
 
 /// Opens the namespace of a stored endpoint.

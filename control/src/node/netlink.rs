@@ -13,14 +13,21 @@ use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{LinkAttribute, LinkMessage};
 use netlink_sys::{Socket, SocketAddr};
 use rtnetlink::packet_core::{
-    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage,
-    NetlinkPayload,
+    NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
+    NetlinkMessage, NetlinkPayload,
 };
 
 /// How long the kernel may take for one batch.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Room for one datagram of a dump.
 const BUFFER_BYTES: usize = 64 * 1024;
+
+/// How often a list that changes is read.
+const DUMP_ATTEMPTS: usize = 5;
+/// `linux/netlink.h`: the list changed meanwhile.
+const NLM_F_DUMP_INTR: u16 = 0x10;
+
+type Received = (NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>);
 
 /// What went wrong at the kernel's door.
 #[derive(Debug, thiserror::Error)]
@@ -162,8 +169,8 @@ impl Netlink {
         let (mut answers, mut refusal) = (Vec::new(), None);
         let mut missing = pending.len();
         while missing > 0 {
-            for (header_sequence, payload) in self.receive().map_err(exchange)? {
-                let position = header_sequence.wrapping_sub(first) as usize;
+            for (header, payload) in self.receive().map_err(exchange)? {
+                let position = header.sequence_number.wrapping_sub(first) as usize;
                 let Some((what, tolerated)) = pending.get(position) else {
                     continue;
                 };
@@ -194,12 +201,29 @@ impl Netlink {
         self.batch(vec![request])
     }
 
-    /// Everything of a kind.
+    /// Everything of a kind. A list that changed while it was read is read
+    /// again.
     pub fn dump(
         &mut self,
         what: &str,
         message: RouteNetlinkMessage,
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        let mut answers = Vec::new();
+        for _ in 0..DUMP_ATTEMPTS {
+            let (list, interrupted) = self.dump_once(what, message.clone())?;
+            answers = list;
+            if !interrupted {
+                break;
+            }
+        }
+        Ok(answers)
+    }
+
+    fn dump_once(
+        &mut self,
+        what: &str,
+        message: RouteNetlinkMessage,
+    ) -> Result<(Vec<RouteNetlinkMessage>, bool), NetlinkError> {
         let exchange = |source| NetlinkError::Exchange {
             what: what.to_owned(),
             source,
@@ -213,9 +237,11 @@ impl Netlink {
             self.sequence,
         );
         self.socket.send(&bytes, 0).map_err(exchange)?;
-        let mut answers = Vec::new();
+        let (mut answers, mut interrupted) = (Vec::new(), false);
         loop {
-            for (sequence, payload) in self.receive().map_err(exchange)? {
+            for (header, payload) in self.receive().map_err(exchange)? {
+                interrupted |= header.flags & NLM_F_DUMP_INTR != 0;
+                let sequence = header.sequence_number;
                 if sequence != self.sequence {
                     continue;
                 }
@@ -227,7 +253,7 @@ impl Netlink {
                             source: io::Error::from_raw_os_error(error.raw_code().abs()),
                         });
                     }
-                    NetlinkPayload::Done(_) => return Ok(answers),
+                    NetlinkPayload::Done(_) => return Ok((answers, interrupted)),
                     _ => {}
                 }
             }
@@ -294,7 +320,7 @@ impl Netlink {
             .collect())
     }
 
-    fn receive(&mut self) -> io::Result<Vec<(u32, NetlinkPayload<RouteNetlinkMessage>)>> {
+    fn receive(&mut self) -> io::Result<Vec<Received>> {
         self.buffer.clear();
         let length = loop {
             match self.socket.recv(&mut self.buffer, 0) {
@@ -306,14 +332,14 @@ impl Netlink {
         let mut rest = self.buffer.get(..length).unwrap_or_default();
         let mut messages = Vec::new();
         while rest.len() >= 16 {
-            let (claimed, sequence) = (read_u32(rest, 0) as usize, read_u32(rest, 8));
+            let claimed = read_u32(rest, 0) as usize;
             let Some(one) = rest.get(..claimed.max(16)) else {
                 return Err(io::Error::from(io::ErrorKind::InvalidData));
             };
             // What the decoder does not understand is no answer to us: newer
             // kernels may say more than it knows.
             if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(one) {
-                messages.push((sequence, message.payload));
+                messages.push(message.into_parts());
             }
             rest = rest
                 .get(claimed.max(16).next_multiple_of(4)..)
