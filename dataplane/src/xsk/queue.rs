@@ -57,7 +57,8 @@ pub(crate) struct Queue {
     tag: OwnerTag,
     /// Chunks posted for filling and not yet received.
     posted: u32,
-    /// Level that the fill ring is kept at; follows use.
+    /// Level that the fill ring is kept at; follows use. 0 before the first
+    /// fill, which empties nothing.
     fill_target: u32,
     /// A packet of several chunks came since the last refill.
     streaming: bool,
@@ -73,7 +74,7 @@ impl Queue {
             socket,
             tag: next_tag(),
             posted: 0,
-            fill_target: FILL_MIN,
+            fill_target: 0,
             streaming: false,
             outstanding: 0,
             unpublished: false,
@@ -120,6 +121,7 @@ impl Queue {
         if self.posted * 4 < self.fill_target && !frames_short {
             self.fill_target = (self.fill_target * 2).min(FILL_MAX);
         }
+        self.fill_target = self.fill_target.max(FILL_MIN);
         let before = self.posted;
         while self.posted < self.fill_target && self.socket.fill.room(1) > 0 {
             let Some(frame) = pool.alloc() else { break };
