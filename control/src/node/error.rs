@@ -51,6 +51,18 @@ pub enum AttachError {
         /// Why not.
         source: SwitchError,
     },
+    /// The number of lanes changed since the interface was made.
+    #[error(
+        "interface {interface} has {has} queues and the switch needs {needs}: the number of lanes changed, delete the pod or go back to the lanes that it was made for"
+    )]
+    Queues {
+        /// The host's end.
+        interface: String,
+        /// What it was made with.
+        has: u32,
+        /// What the lanes need.
+        needs: u32,
+    },
     /// CHECK found a difference.
     #[error("{0}")]
     Differs(String),
@@ -96,6 +108,7 @@ impl AttachError {
             AttachError::Store(_)
             | AttachError::Link(_)
             | AttachError::Steering(_)
+            | AttachError::Queues { .. }
             | AttachError::Switch { .. } => code::IO_FAILURE,
             AttachError::Differs(_) => code::DIFFERS,
             AttachError::NotAvailable(_) => code::NOT_AVAILABLE,

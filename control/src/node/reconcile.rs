@@ -165,6 +165,16 @@ impl Core {
         endpoint: &Endpoint,
         link: &Link,
     ) -> Result<(), super::attach::AttachError> {
+        let needs = self.switch.veth_queues();
+        if link.rx_queues != needs {
+            // With fewer a lane has no way to the pod, with more some of the
+            // pod's packets find no lane.
+            return Err(super::attach::AttachError::Queues {
+                interface: link.name.clone(),
+                has: link.rx_queues,
+                needs,
+            });
+        }
         self.bind(&endpoint.attachment, &link.name, link.index)?;
         if !link.up {
             link::raise_host(&mut Netlink::open()?, &link.name, link.index)?;

@@ -32,6 +32,7 @@ struct Recorded {
     refuse: bool,
     panic: bool,
     native: bool,
+    more_queues: u32,
 }
 
 impl Recorder {
@@ -59,7 +60,7 @@ impl Recorder {
 
 impl Switch for Recorder {
     fn veth_queues(&self) -> u32 {
-        2
+        2 + self.state.lock().unwrap().more_queues
     }
 
     fn attach(&self, id: PortId, _ifindex: u32, name: &str) -> Result<Binding, SwitchError> {
@@ -558,5 +559,29 @@ fn a_native_port_goes_without_super_frames() {
         for name in super::offload::NEEDED {
             assert!(!active.contains(*name), "{name} is on in {active:?}");
         }
+    });
+}
+
+#[test]
+fn pods_made_for_other_lanes_are_not_half_attached() {
+    in_fresh_netns("pods_made_for_other_lanes_are_not_half_attached", || {
+        let dir = tempfile::tempdir().unwrap();
+        let mut node = Node::start(setup(dir.path()), Recorder::new() as _).unwrap();
+        let (add, pod) = (request("c1", "eth0"), new_netns());
+        node.core.add(&add, pod.as_fd()).unwrap();
+        node.stop();
+        drop(node);
+        let switch = Recorder::new();
+        switch.state.lock().unwrap().more_queues = 1;
+        let node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
+        // The host port is made anew with the queues that it needs now.
+        assert_eq!(switch.ports(), ["spinlane1"]);
+        assert_eq!(node.endpoints(), 0);
+        node.core.delete(&add.attachment).unwrap();
+        let add = request("c2", "eth0");
+        let result = node.core.add(&add, pod.as_fd()).unwrap();
+        node.core
+            .check(&check_of(&add, &result), pod.as_fd())
+            .unwrap();
     });
 }
