@@ -222,7 +222,7 @@ mod tests {
             segments: vec![],
             path_mtu: 1450,
             offloads: true,
-            lane_cores: vec![],
+            receive_cpus: vec![],
             run_dir: "/nowhere".into(),
             state_dir: "/nowhere".into(),
         }

@@ -21,7 +21,7 @@ use super::link::{self, LinkError, SUPER_FRAME_MTU, Veth};
 use super::netlink::{Netlink, delete_link};
 use super::netns::{self, NetnsError};
 use super::setup::pod_mac;
-use super::steering::{self, POD_END, PodEnd};
+use super::steering;
 use super::store::Change;
 use super::{Core, announce, unix_s};
 
@@ -194,11 +194,7 @@ impl Core {
             without_offloads(&mut endpoint);
         }
         link::raise_host(&mut netlink, &endpoint.host_ifname, ifindex)?;
-        let steering = match POD_END {
-            PodEnd::Unsteered => None,
-            PodEnd::LaneCores => Some((veth.queues, self.setup.lane_cores.as_slice())),
-        };
-        let routes = netns::run(netns, || link::configure_pod(&endpoint, steering))?;
+        let routes = netns::run(netns, || link::configure_pod(&endpoint, veth.queues))?;
         recorded.wait()?;
         let mut inventory = self.inventory();
         if let Some(live) = inventory.endpoints.get_mut(attachment) {
@@ -225,7 +221,7 @@ impl Core {
             .take()
             .ok_or(AttachError::NoPort(limit))?;
         let queues = self.switch.veth_queues();
-        let bound = steering::apply(&self.sysfs, name, queues, &self.setup.lane_cores)
+        let bound = steering::apply(&self.sysfs, name, ifindex, queues, &self.setup.receive_cpus)
             .map_err(AttachError::from)
             .and_then(|()| {
                 self.switch

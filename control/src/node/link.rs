@@ -180,13 +180,10 @@ fn set_mtu(name: &str, index: u32, mtu: u32) -> Request {
     )
 }
 
-/// Sets up the pod's end, its receive queues steered to CPUs if given, and
-/// brings it up; runs on a thread inside the pod's namespace. Returns the endpoint's routes without those that the pod has
-/// already by another interface.
-pub fn configure_pod(
-    endpoint: &Endpoint,
-    steering: Option<(u32, &[usize])>,
-) -> Result<Vec<PodRoute>, LinkError> {
+/// Sets up the pod's end, which has `queues` transmit queues, and brings it
+/// up; runs on a thread inside the pod's namespace. Returns the endpoint's
+/// routes without those that the pod has already by another interface.
+pub fn configure_pod(endpoint: &Endpoint, queues: u32) -> Result<Vec<PodRoute>, LinkError> {
     let name = &endpoint.attachment.ifname;
     let mut netlink = Netlink::open()?;
     let link = netlink
@@ -196,8 +193,8 @@ pub fn configure_pod(
         netns::set(&key, &value)?;
     }
     set_offloads(name, endpoint.offloads)?;
-    if let Some((queues, cores)) = steering {
-        steering::apply(&Sysfs::open()?, name, queues, cores)?;
+    if queues > 1 {
+        steering::spare_first_queue(&Sysfs::open()?, name, queues)?;
     }
     // What another interface of the pod reaches already stays there: the
     // first network has the default route and the gateway.

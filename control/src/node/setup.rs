@@ -8,7 +8,8 @@ use spinlane_dataplane::types::MacAddr;
 
 use super::endpoint::fnv1a;
 use super::ipam::first_address;
-use crate::config::{Config, Offloads, Segment};
+use super::steering;
+use crate::config::{Config, Offloads, Segment, allowed_cores};
 
 /// The settings of one node.
 #[derive(Debug, Clone)]
@@ -25,8 +26,8 @@ pub struct Setup {
     pub path_mtu: u32,
     /// Whether pods keep their offloads and get super-frames.
     pub offloads: bool,
-    /// CPUs of the lanes.
-    pub lane_cores: Vec<usize>,
+    /// CPUs that take frames in.
+    pub receive_cpus: Vec<usize>,
     /// Sockets.
     pub run_dir: PathBuf,
     /// The store.
@@ -43,7 +44,7 @@ impl Setup {
             segments: config.segments().to_vec(),
             path_mtu: config.path_mtu(),
             offloads: config.lanes().offloads == Offloads::Auto,
-            lane_cores: config.lanes().cores.clone(),
+            receive_cpus: steering::receive_cpus(&allowed_cores(), &config.lanes().cores),
             run_dir: run_dir.to_path_buf(),
             state_dir: state_dir.to_path_buf(),
         }

@@ -144,7 +144,7 @@ fn setup(dir: &Path) -> Setup {
         }],
         path_mtu: 1450,
         offloads: true,
-        lane_cores: vec![0],
+        receive_cpus: vec![0],
         run_dir: dir.join("run"),
         state_dir: dir.join("state"),
     }
