@@ -175,9 +175,15 @@ impl IdleResult {
     /// For people.
     #[must_use]
     pub fn text(&self) -> String {
+        // The kernel counts in hundredths of a second.
+        let least = 1.0 / self.seconds;
+        let share = match self.core_percent {
+            used if used < least => format!("less than {least:.2} %"),
+            used => format!("{used:.2} %"),
+        };
         format!(
-            "agent with {} idle pods: {:.2} % of a core over {:.0} s (bar: < 2 %)",
-            self.pods, self.core_percent, self.seconds
+            "agent with {} idle pods: {share} of a core over {:.0} s (bar: < 2 %)",
+            self.pods, self.seconds
         )
     }
 }
@@ -373,6 +379,20 @@ mod tests {
         assert_eq!(kib_line(text, "MemFree"), Some(1_024_000));
         assert_eq!(kib_line(text, "Mem"), None);
         assert_eq!(kib_line(text, "HugePages_Total"), None);
+    }
+
+    #[test]
+    fn idle_says_what_it_cannot_see() {
+        let text = |core_percent| {
+            IdleResult {
+                pods: 20,
+                seconds: 10.0,
+                core_percent,
+            }
+            .text()
+        };
+        assert!(text(0.0).contains("less than 0.10 %"), "{}", text(0.0));
+        assert!(text(1.5).contains(" 1.50 %"), "{}", text(1.5));
     }
 
     #[test]
