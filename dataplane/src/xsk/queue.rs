@@ -17,8 +17,9 @@ use crate::types::PortId;
 use crate::umem::{FramePool, OwnerTable, OwnerTag, Umem};
 use crate::xsk::socket::{RING_SIZE, Socket};
 
-/// Chunks that an idle port keeps posted: two super-frames' worth.
-pub(crate) const FILL_MIN: u32 = 2 * MAX_CHAIN as u32 + 4;
+/// Chunks that an idle port keeps posted: three super-frames' worth, or the
+/// 47 fragments of the longest datagram on a path of 1450 bytes, and some.
+pub(crate) const FILL_MIN: u32 = 3 * MAX_CHAIN as u32 + 10;
 
 /// Chunks that a port keeps posted from its first super-frame on: a sender
 /// doubles its window from round trip to round trip, faster than a level that
