@@ -4,7 +4,7 @@
 //! [`Pod`]s to it by invoking the real CNI plugin as a container runtime
 //! would, and sends [`traffic`] between them. Everything lives in namespaces
 //! that the lab makes, and everything goes away with the values that stand
-//! for it: by `Drop` when a test ends or panics, and by a [watcher](watch)
+//! for it: by `Drop` when a test ends or panics, and by a watcher
 //! process when the whole program is killed.
 //!
 //! Programs come from the directory of the test executable (`target/debug`

@@ -37,7 +37,7 @@ fn beside_executable() -> Result<PathBuf> {
 }
 
 /// Directory of this process's lab files, made when it is not there. The
-/// [watcher](crate::watch) removes it when the process is gone.
+/// watcher removes it when the process is gone.
 ///
 /// # Errors
 /// When the directory cannot be made.

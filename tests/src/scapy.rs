@@ -5,7 +5,8 @@ use crate::namespace::Namespace;
 
 /// Sends packets out of `interface` inside a namespace. Each of `packets` is a
 /// scapy expression for a whole frame and how often it is sent; `prelude` is
-/// Python that goes before (addresses, for example).
+/// Python that goes before (addresses, for example). They are paced, so that
+/// a queue of the receiver that is short loses none.
 ///
 /// # Errors
 /// [`crate::LabError::Command`] when scapy cannot make or send one.
@@ -16,7 +17,7 @@ pub fn send(
     packets: &[(String, u32)],
 ) -> Result<()> {
     let mut script = format!(
-        "import logging; logging.getLogger('scapy.runtime').setLevel(logging.ERROR)\n\
+        "import logging, time; logging.getLogger('scapy.runtime').setLevel(logging.ERROR)\n\
          from scapy.all import *\n\
          conf.verb = 0\n\
          out = conf.L2socket(iface={interface:?})\n\
@@ -24,7 +25,7 @@ pub fn send(
     );
     for (expression, count) in packets {
         script.push_str(&format!(
-            "for _ in range({count}): out.send({expression})\n"
+            "for _ in range({count}): out.send({expression}); time.sleep(0.001)\n"
         ));
     }
     // Debian's python, which has Debian's scapy.

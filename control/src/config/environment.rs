@@ -126,7 +126,7 @@ mod tests {
         let lo = lo.expect("every namespace has a loopback interface");
         assert_eq!(lo.mtu, 65536);
         assert!(!lo.default_route);
-        assert_eq!(lo.addresses, [IpAddr::from([0; 4]); 0]);
+        assert!(lo.addresses.is_empty());
     }
 
     #[test]
