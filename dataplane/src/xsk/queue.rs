@@ -26,6 +26,10 @@ pub(crate) const FILL_MIN: u32 = 3 * MAX_CHAIN as u32 + 10;
 /// only follows use, and what finds no chunk is lost.
 const FILL_STREAM: u32 = 16 * MAX_CHAIN as u32;
 
+/// Chunks that may be missing before a port is topped up: an idle one still
+/// holds the fragments of a longest datagram then.
+const REFILL_LOT: u32 = 16;
+
 /// Chunks that the busiest port keeps posted.
 pub(crate) const FILL_MAX: u32 = RING_SIZE;
 
@@ -110,13 +114,13 @@ impl Queue {
         self.socket.rx.available() + self.socket.tx.pending()
     }
 
-    /// Tops the fill ring up when it fell below half its level. A level that
-    /// one round emptied doubles, unless frames are short.
+    /// Tops the fill ring up when a lot is missing. A level that one round
+    /// brought below a quarter doubles, unless frames are short.
     pub(crate) fn refill(&mut self, pool: &mut FramePool, owners: &OwnerTable, frames_short: bool) {
         if std::mem::take(&mut self.streaming) && !frames_short {
             self.fill_target = self.fill_target.max(FILL_STREAM);
         }
-        if self.posted * 2 > self.fill_target {
+        if self.posted + REFILL_LOT > self.fill_target {
             return;
         }
         if self.posted * 4 < self.fill_target && !frames_short {
