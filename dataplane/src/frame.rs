@@ -151,7 +151,7 @@ pub enum Verdict {
     Drop(DropReason),
 }
 
-/// A packet of a batch: a run of [`Batch::frames`].
+/// A packet of a batch: a run of `Batch::frames`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Packet {
     /// Index of its head frame in the batch.

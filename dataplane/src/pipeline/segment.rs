@@ -1,6 +1,6 @@
 //! Cuts a packet into pieces that fit the path: a TCP super-frame into
 //! segments, as a network card with segmentation offload would, any other
-//! IPv4 packet into fragments ([`super::fragment`]).
+//! IPv4 packet into fragments (`fragment`).
 //!
 //! Of segments, sequence numbers, IP identification, lengths and checksums are each
 //! segment's own; PSH and FIN are on the last one only (RFC 9293), CWR on the
