@@ -145,8 +145,10 @@ impl Node {
         // Subscribed first, so that nothing that changes from now on is
         // missed.
         let watch = watch::Watch::subscribe(Arc::clone(&core))?;
-        core.reconcile(contents)?;
+        // First, because the node needs its port more than any one pod does,
+        // should the frames not suffice for all.
         core.start_host_port()?;
+        core.reconcile(contents)?;
         core.publish();
         core.carry_out_pending_deletions();
         let server = cni_server::Server::bind(Arc::clone(&core))?;

@@ -117,16 +117,17 @@ impl Queue {
     /// Tops the fill ring up when a lot is missing. A level that one round
     /// brought below a quarter doubles, unless frames are short.
     pub(crate) fn refill(&mut self, pool: &mut FramePool, owners: &OwnerTable, frames_short: bool) {
+        let is_first = self.fill_target == 0;
+        self.fill_target = self.fill_target.max(FILL_MIN);
         if std::mem::take(&mut self.streaming) && !frames_short {
             self.fill_target = self.fill_target.max(FILL_STREAM);
         }
         if self.posted + REFILL_LOT > self.fill_target {
             return;
         }
-        if self.posted * 4 < self.fill_target && !frames_short {
+        if self.posted * 4 < self.fill_target && !is_first && !frames_short {
             self.fill_target = (self.fill_target * 2).min(FILL_MAX);
         }
-        self.fill_target = self.fill_target.max(FILL_MIN);
         let before = self.posted;
         while self.posted < self.fill_target && self.socket.fill.room(1) > 0 {
             let Some(frame) = pool.alloc() else { break };
