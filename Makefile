@@ -2,7 +2,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 CARGO ?= cargo
 
-.PHONY: all demo test bench bpf fmt fmt-check lint doc packages root
+.PHONY: all demo test loom bench bpf fmt fmt-check lint doc packages root
 
 all: | packages
 	$(CARGO) build --release --workspace
@@ -17,6 +17,11 @@ demo: root | packages
 test: root | packages
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace --no-fail-fast
+
+# What threads share, in every order of its steps.
+loom: | packages
+	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom \
+		$(CARGO) test -p spinlane-dataplane --lib loom_
 
 # The comparison table of the measurements, on this machine.
 bench: root | packages

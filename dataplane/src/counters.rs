@@ -4,11 +4,10 @@
 //! instruction), readers add the copies up. A reader may see one packet's
 //! counters half done; over time they are exact.
 
-use std::sync::atomic::{AtomicU64, Ordering};
-
 use crossbeam::utils::CachePadded;
 
 use crate::drops::DropReason;
+use crate::sync::{AtomicU64, Ordering};
 
 /// A counter with one writer.
 #[derive(Debug, Default)]
@@ -107,5 +106,29 @@ impl LaneCounters {
             frames_filling: Counter::default(),
             events_lost: Counter::default(),
         })
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use loom::sync::Arc;
+
+    use super::Counter;
+
+    #[test]
+    fn readers_see_a_counter_grow_to_its_sum() {
+        loom::model(|| {
+            let counter = Arc::new(Counter::default());
+            let written = Arc::clone(&counter);
+            let writer = loom::thread::spawn(move || {
+                written.add(1);
+                written.add(2);
+            });
+            let (early, late) = (counter.get(), counter.get());
+            assert!([0, 1, 3].contains(&early), "never written: {early}");
+            assert!(early <= late, "went back from {early} to {late}");
+            writer.join().unwrap();
+            assert_eq!(counter.get(), 3);
+        });
     }
 }

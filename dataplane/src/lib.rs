@@ -9,19 +9,31 @@
 //! Dependencies point one way: `types ← wire ← tables ← pipeline ← lane` and
 //! `xsk ← port ← lane`. There is no tokio and no serde here, and no
 //! allocation, lock, log or system clock per packet.
+//!
+//! `--cfg loom` leaves what threads share, for the tests named `loom_`.
 #![deny(unsafe_code)]
+#![cfg_attr(loom, allow(dead_code))] // what it leaves out used the rest
 
 pub mod counters;
 pub mod drops;
+#[cfg(not(loom))]
 pub mod engine;
+#[cfg(not(loom))]
 pub mod event;
 pub mod frame;
+#[cfg(not(loom))]
 mod lane;
+#[cfg(not(loom))]
 pub mod pipeline;
+#[cfg(not(loom))]
 mod port;
+#[cfg(not(loom))]
 pub mod snapshot;
+mod sync;
+#[cfg(not(loom))]
 pub mod tables;
 pub mod types;
 pub mod umem;
+#[cfg(not(loom))]
 pub mod wire;
 mod xsk;

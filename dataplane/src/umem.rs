@@ -18,11 +18,11 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 
 use crossbeam::queue::ArrayQueue;
 
 use crate::frame::{FRAME_SIZE, Frame, HEADROOM};
+use crate::sync::{AtomicU32, AtomicU64, Ordering};
 
 /// Chunks that a pool gives to or takes from the depot at a time.
 pub const TRADE_BATCH: usize = 64;
@@ -391,7 +391,7 @@ pub fn in_memory(chunks: usize) -> Result<(Arc<Umem>, FramePool), UmemError> {
     Ok((umem, FramePool::new(depot)))
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -443,5 +443,53 @@ mod tests {
     fn sizes_outside_the_range_are_refused() {
         assert!(matches!(Umem::new(511), Err(UmemError::Size(511))));
         assert!(matches!(Umem::new((1 << 20) + 1), Err(UmemError::Size(_))));
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use std::num::NonZeroU32;
+
+    use loom::sync::mpsc::channel;
+    use loom::thread;
+
+    use super::*;
+
+    fn tag(n: u32) -> OwnerTag {
+        OwnerTag(NonZeroU32::new(n).unwrap())
+    }
+
+    fn chunks(owners: &OwnerTable, tag: OwnerTag) -> Vec<usize> {
+        owners.reclaim(tag).map(|frame| frame.chunk()).collect()
+    }
+
+    /// One lane closes its queue while a chunk that it had before is already
+    /// on another lane's: the engine finds what the closed queue still held,
+    /// all of it and nothing else.
+    #[test]
+    fn a_closed_queue_gives_back_what_it_held() {
+        loom::model(|| {
+            let owners = loom::sync::Arc::new(OwnerTable::new(2));
+            let (closed, told) = channel();
+            let (trade, traded) = channel();
+            let table = loom::sync::Arc::clone(&owners);
+            let first = thread::spawn(move || {
+                table.give(0, tag(1));
+                table.give(1, tag(1));
+                assert!(table.take(0, tag(1)));
+                trade.send(0).unwrap();
+                closed.send(()).unwrap();
+            });
+            let table = loom::sync::Arc::clone(&owners);
+            let second = thread::spawn(move || {
+                table.give(traded.recv().unwrap(), tag(2));
+            });
+            told.recv().unwrap();
+            assert_eq!(chunks(&owners, tag(1)), [1]);
+            first.join().unwrap();
+            second.join().unwrap();
+            assert_eq!(chunks(&owners, tag(2)), [0]);
+            assert_eq!(chunks(&owners, tag(1)), []);
+        });
     }
 }

@@ -6,6 +6,8 @@
 //! include/uapi/linux/if_xdp.h; behaviour: net/xdp/xsk.c (Linux 6.18).
 #![allow(unsafe_code)] // system calls and memory shared with the kernel
 
+#[cfg(not(loom))]
 pub(crate) mod queue;
 pub(crate) mod ring;
+#[cfg(not(loom))]
 pub(crate) mod socket;

@@ -18,7 +18,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
+
+use crate::sync::{AtomicU32, Ordering, UnsafeCell};
 
 /// A mapping of a socket's ring; unmapped with the value.
 #[derive(Debug)]
@@ -35,12 +36,34 @@ impl Drop for RingMap {
     }
 }
 
+/// A place in the array: whose turn it is stands in the cursors.
+#[repr(transparent)]
+struct Slot<T>(UnsafeCell<T>);
+
+impl<T: Copy> Slot<T> {
+    /// # Safety
+    /// The place is this side's to write, and it is aligned and mapped.
+    #[inline]
+    unsafe fn write(&self, entry: T) {
+        // SAFETY: nobody else reads or writes the place, says the caller.
+        self.0.with_mut(|place| unsafe { place.write(entry) });
+    }
+
+    /// # Safety
+    /// The place holds an entry that the other side does not write meanwhile.
+    #[inline]
+    unsafe fn read(&self) -> T {
+        // SAFETY: nobody writes the place, says the caller.
+        self.0.with(|place| unsafe { place.read() })
+    }
+}
+
 /// Cursors and entries, wherever they lie.
 #[derive(Debug)]
 struct Shared<T> {
     producer: NonNull<AtomicU32>,
     consumer: NonNull<AtomicU32>,
-    entries: NonNull<T>,
+    entries: NonNull<Slot<T>>,
     mask: u32,
     _map: Option<RingMap>,
 }
@@ -102,9 +125,12 @@ impl<T: Copy> Shared<T> {
     }
 
     #[inline]
-    fn entry(&self, cursor: u32) -> NonNull<T> {
+    fn slot(&self, cursor: u32) -> &Slot<T> {
         // SAFETY: the mask keeps the index inside the array.
-        unsafe { self.entries.add((cursor & self.mask) as usize) }
+        let slot = unsafe { self.entries.add((cursor & self.mask) as usize) };
+        // SAFETY: points into the live mapping, aligned by the kernel; a slot
+        // allows that the other side writes it behind the reference.
+        unsafe { slot.as_ref() }
     }
 }
 
@@ -166,7 +192,7 @@ impl<T: Copy> Producer<T> {
         );
         // SAFETY: the entry lies between the cursors of this side, which the
         // kernel does not read before publish().
-        unsafe { self.shared.entry(self.head).write(entry) };
+        unsafe { self.shared.slot(self.head).write(entry) };
         self.head = self.head.wrapping_add(1);
     }
 
@@ -221,7 +247,7 @@ impl<T: Copy> Consumer<T> {
         debug_assert!(ahead < self.head.wrapping_sub(self.tail), "ring underrun");
         // SAFETY: the entry lies between the cursors, where the kernel does
         // not write until release().
-        unsafe { self.shared.entry(self.tail.wrapping_add(ahead)).read() }
+        unsafe { self.shared.slot(self.tail.wrapping_add(ahead)).read() }
     }
 
     /// Gives the next `count` entries back.
@@ -233,7 +259,7 @@ impl<T: Copy> Consumer<T> {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -257,7 +283,7 @@ mod tests {
             let shared = |memory: &mut Memory| Shared {
                 producer: NonNull::from(&*memory.producer),
                 consumer: NonNull::from(&*memory.consumer),
-                entries: NonNull::new(memory.entries.as_mut_ptr()).unwrap(),
+                entries: NonNull::from(memory.entries.as_mut_slice()).cast(),
                 mask: memory.entries.len() as u32 - 1,
                 _map: None,
             };
@@ -303,5 +329,114 @@ mod tests {
         assert_eq!(rx.available(), 4);
         rx.release(1);
         assert_eq!(tx.room(1), 1);
+    }
+}
+
+#[cfg(all(test, loom))]
+mod loom_tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
+    use super::*;
+
+    /// Entries of two words, so that half an entry would show.
+    type Entry = [u32; 2];
+
+    const SIZE: usize = 2;
+    const PUSHED: u32 = 3;
+
+    /// A ring in plain memory, one end for each of two threads.
+    struct Memory {
+        producer: Box<AtomicU32>,
+        consumer: Box<AtomicU32>,
+        slots: Box<[Slot<Entry>]>,
+    }
+
+    impl Memory {
+        fn at(cursor: u32) -> Memory {
+            let slot = |_| Slot(UnsafeCell::new([0; 2]));
+            Memory {
+                producer: Box::new(AtomicU32::new(cursor)),
+                consumer: Box::new(AtomicU32::new(cursor)),
+                slots: (0..SIZE).map(slot).collect(),
+            }
+        }
+
+        /// Both are used up before the memory goes.
+        fn ends(&self) -> (Producer<Entry>, Consumer<Entry>) {
+            let shared = || Shared {
+                producer: NonNull::from(&*self.producer),
+                consumer: NonNull::from(&*self.consumer),
+                entries: NonNull::from(&*self.slots).cast(),
+                mask: SIZE as u32 - 1,
+                _map: None,
+            };
+            (Producer::over(shared()), Consumer::over(shared()))
+        }
+    }
+
+    fn drain(rx: &mut Consumer<Entry>, seen: &mut Vec<Entry>) {
+        let count = rx.available();
+        seen.extend((0..count).map(|ahead| rx.peek(ahead)));
+        if count > 0 {
+            rx.release(count);
+        }
+    }
+
+    /// Every order of steps: what is published is seen whole, once and in
+    /// order, and a place is written again only after it was read.
+    #[test]
+    fn entries_arrive_whole_and_once_across_the_wrap() {
+        // Whether the orders that matter came up at all.
+        let went_round = Arc::new(AtomicBool::new(false));
+        let was_full = Arc::new(AtomicBool::new(false));
+        let (round, full) = (Arc::clone(&went_round), Arc::clone(&was_full));
+        loom::model(move || {
+            let memory = Memory::at(u32::MAX);
+            let (mut tx, mut rx) = memory.ends();
+            let producer = loom::thread::spawn(move || {
+                let mut pushed = 0;
+                while pushed < PUSHED && tx.room(1) > 0 {
+                    pushed += 1;
+                    tx.push([pushed; 2]);
+                    tx.publish();
+                }
+                pushed
+            });
+            let mut seen = Vec::new();
+            drain(&mut rx, &mut seen);
+            drain(&mut rx, &mut seen);
+            let pushed = producer.join().unwrap();
+            drain(&mut rx, &mut seen);
+            let expected: Vec<Entry> = (1..=pushed).map(|value| [value; 2]).collect();
+            assert_eq!(seen, expected);
+            let flag = if pushed == PUSHED { &round } else { &full };
+            flag.store(true, SeqCst);
+        });
+        assert!(went_round.load(SeqCst), "no order reused a place");
+        assert!(was_full.load(SeqCst), "no order found the ring full");
+    }
+
+    /// Several entries behind one publish, as a lane writes chains.
+    #[test]
+    fn a_chain_appears_as_one() {
+        loom::model(|| {
+            let memory = Memory::at(u32::MAX);
+            let (mut tx, mut rx) = memory.ends();
+            let producer = loom::thread::spawn(move || {
+                tx.push([1; 2]);
+                tx.push([2; 2]);
+                tx.publish();
+            });
+            let mut seen = Vec::new();
+            drain(&mut rx, &mut seen);
+            assert!(
+                seen.is_empty() || seen.len() == SIZE,
+                "half a chain: {seen:?}"
+            );
+            producer.join().unwrap();
+            drain(&mut rx, &mut seen);
+            assert_eq!(seen, [[1; 2], [2; 2]]);
+        });
     }
 }
