@@ -24,6 +24,8 @@ pub mod frame;
 #[cfg(not(loom))]
 mod lane;
 #[cfg(not(loom))]
+mod packet_socket;
+#[cfg(not(loom))]
 pub mod pipeline;
 #[cfg(not(loom))]
 mod port;

@@ -16,6 +16,7 @@ use aya::{Ebpf, EbpfLoader};
 use crossbeam::utils::CachePadded;
 
 use crate::counters::PortCounters;
+use crate::packet_socket::PacketSocket;
 use crate::types::PortId;
 use crate::xsk::queue::Queue;
 use crate::xsk::socket::{KernelDrops, kernel_drops};
@@ -143,6 +144,9 @@ pub(crate) struct LanePort {
     pub(crate) id: PortId,
     pub(crate) queue: Queue,
     pub(crate) counters: Arc<CachePadded<PortCounters>>,
+    /// For super-frames that the receiver wants described; absent where the
+    /// kernel refused it.
+    pub(crate) bulk: Option<PacketSocket>,
     /// Descriptors wait for a flush.
     pub(crate) dirty: bool,
     /// The kernel refuses its next descriptor for ever.
@@ -152,10 +156,11 @@ pub(crate) struct LanePort {
 }
 
 impl LanePort {
-    pub(crate) fn new(id: PortId, queue: Queue) -> LanePort {
+    pub(crate) fn new(id: PortId, queue: Queue, bulk: Option<PacketSocket>) -> LanePort {
         LanePort {
             id,
             queue,
+            bulk,
             counters: Arc::default(),
             dirty: false,
             wedged: false,

@@ -23,6 +23,7 @@ use arc_swap::ArcSwap;
 use crate::counters::LaneCounters;
 use crate::event::Event;
 use crate::lane::{Alarm, CaptureQueue, Command, Lane, LaneParts, LaneShared};
+use crate::packet_socket::PacketSocket;
 use crate::pipeline::{FlowCapacity, FlowRecord, LaneState};
 use crate::port::{LanePort, PortHandle, ProgramError, ProgramLoader};
 use crate::snapshot::Snapshot;
@@ -363,7 +364,13 @@ impl Inner {
             .collect();
         let parts: Vec<_> = queues
             .into_iter()
-            .map(|queue| Box::new(LanePort::new(spec.id, queue)))
+            .map(|queue| {
+                Box::new(LanePort::new(
+                    spec.id,
+                    queue,
+                    PacketSocket::open(spec.ifindex).ok(),
+                ))
+            })
             .collect();
         let counters = parts
             .iter()

@@ -7,10 +7,11 @@ use crate::counters::LaneCounters;
 use crate::drops::DropReason;
 use crate::frame::{Batch, Frame, Packet, TxChecksum, Verdict};
 use crate::lane::ports::LanePorts;
-use crate::pipeline::segment::segment;
+use crate::pipeline::segment::{Offload, offload, segment};
 use crate::snapshot::Snapshot;
 use crate::types::{PortId, SegmentId};
 use crate::umem::{FramePool, OwnerTable, Umem};
+use crate::xsk::queue::Flush;
 
 /// The last stage of a round.
 pub(super) struct Emitter<'a> {
@@ -94,7 +95,14 @@ impl Emitter<'_> {
         self.ports.mark_dirty(out);
     }
 
+    /// Sends a packet in pieces of at most `mtu` bytes: by the kernel where
+    /// that can, which then cuts it as late as possible, else cut here.
     fn segment(&mut self, batch: &mut Batch, index: usize, out: PortId, mtu: u32) {
+        if let Some(offload) = offload(self.umem, batch, index, mtu)
+            && self.send_whole(batch, index, out, &offload)
+        {
+            return self.free(batch, index);
+        }
         let mut scratch = std::mem::take(self.scratch);
         match segment(self.umem, self.pool, batch, index, mtu, &mut scratch) {
             Ok(()) => {
@@ -107,6 +115,29 @@ impl Emitter<'_> {
         }
         scratch.clear();
         *self.scratch = scratch;
+    }
+
+    /// Leaves a super-frame to the kernel; `false` when it does not take it.
+    fn send_whole(&mut self, batch: &Batch, index: usize, out: PortId, offload: &Offload) -> bool {
+        let Some(port) = self.ports.get(out) else {
+            return false;
+        };
+        let Some(bulk) = &port.bulk else {
+            return false;
+        };
+        // What was written to the ring before must not be overtaken.
+        if port.dirty && port.queue.flush() != Flush::Sent {
+            return false;
+        }
+        if bulk.send(self.umem, batch.chain(index), offload).is_err() {
+            return false;
+        }
+        port.counters.tx_packets.add(1);
+        port.counters
+            .tx_bytes
+            .add(u64::from(batch.packets()[index].len));
+        self.counters.tx_packets.add(1);
+        true
     }
 
     fn flood(

@@ -12,7 +12,7 @@ use zerocopy::big_endian::U16;
 use super::chain::{self, MAX_HEADERS, Source};
 use super::fragment;
 use crate::drops::DropReason;
-use crate::frame::{Batch, Packet, Verdict};
+use crate::frame::{Batch, Packet, TxChecksum, Verdict};
 use crate::umem::{FramePool, Umem};
 use crate::wire::checksum::{self, Sum, pseudo_header};
 use crate::wire::ethernet::{self, EtherType};
@@ -21,6 +21,9 @@ use crate::wire::ipv6::{self, Ipv6Header};
 use crate::wire::protocol;
 use crate::wire::tcp::{TcpHeader, flags};
 use crate::wire::tunnel;
+
+/// Where a TCP header has its checksum (RFC 9293, section 3.1).
+const TCP_CHECKSUM_OFFSET: u16 = 16;
 
 /// Where the headers of the super-frame lie.
 struct Layout {
@@ -58,6 +61,46 @@ pub fn segment(
         out.packets.truncate(packets);
     }
     done
+}
+
+/// A TCP super-frame as the kernel's own segmentation wants it described: what
+/// a port can leave to the kernel need not be cut here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offload {
+    /// IPv6 rather than IPv4.
+    pub is_v6: bool,
+    /// CWR is set, which only the first segment may carry (RFC 3168).
+    pub is_congestion_window_reduced: bool,
+    /// Bytes of all headers, Ethernet's included.
+    pub header_len: u16,
+    /// Bytes of payload that a segment carries at most.
+    pub segment_len: u16,
+    /// The partial checksum.
+    pub checksum: TxChecksum,
+}
+
+/// Describes packet `index` for cutting to `mtu` bytes of IP packet; `None`
+/// for all that is no plain TCP super-frame.
+pub fn offload(umem: &Umem, batch: &Batch, index: usize, mtu: u32) -> Option<Offload> {
+    let head = umem.bytes(batch.head(index));
+    if !is_super_frame(head) {
+        return None;
+    }
+    let len = batch.packets()[index].len as usize;
+    let layout = layout(head, len).ok()?;
+    let (tcp, _) = TcpHeader::ref_from_prefix(head.get(layout.transport..)?).ok()?;
+    let segment_len = (mtu as usize + layout.network).checked_sub(layout.payload)?;
+    let is_plain = layout.end == len && tcp.flags & (flags::SYN | flags::URG) == 0;
+    (is_plain && segment_len > 0).then_some(Offload {
+        is_v6: layout.is_v6,
+        is_congestion_window_reduced: tcp.flags & flags::CWR != 0,
+        header_len: layout.payload as u16,
+        segment_len: segment_len as u16,
+        checksum: TxChecksum {
+            start: layout.transport as u16,
+            offset: TCP_CHECKSUM_OFFSET,
+        },
+    })
 }
 
 /// A TCP packet whose sender left its checksum, and so its cutting, to a

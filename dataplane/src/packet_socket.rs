@@ -1,0 +1,168 @@
+//! A packet socket that sends super-frames for the kernel to cut.
+//!
+//! The transmit ring cannot say how long the segments of a super-frame are
+//! (`gso_size`), which a receiver that forwards needs to know. A packet socket
+//! can, by the header of a virtual network device before the frame
+//! (`PACKET_VNET_HDR`, net/packet/af_packet.c; `struct virtio_net_hdr`,
+//! include/uapi/linux/virtio_net.h). The kernel copies the frame once, as it
+//! does for the ring, and cuts it where it has to be cut, if anywhere.
+//!
+//! The socket receives nothing: its protocol is 0.
+#![allow(unsafe_code)] // system calls, and the addresses of frames in them
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+
+use crate::frame::{Frame, MAX_CHAIN};
+use crate::pipeline::segment::Offload;
+use crate::umem::Umem;
+
+/// Many super-frames may wait in the receiving pod's backlog.
+const SEND_BUFFER_BYTES: libc::c_int = 32 << 20;
+
+/// Bytes of `struct virtio_net_hdr`.
+const HEADER_BYTES: usize = 10;
+
+const NEEDS_CHECKSUM: u8 = 1;
+const GSO_TCPV4: u8 = 1;
+const GSO_TCPV6: u8 = 4;
+const GSO_ECN: u8 = 0x80;
+
+/// A socket that sends on one device.
+#[derive(Debug)]
+pub(crate) struct PacketSocket(OwnedFd);
+
+impl PacketSocket {
+    /// Opens a socket that sends on device `ifindex`, past its queue
+    /// discipline.
+    pub(crate) fn open(ifindex: u32) -> io::Result<PacketSocket> {
+        // SAFETY: plain system call.
+        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: socket() just made the descriptor; nobody else has it.
+        let socket = PacketSocket(unsafe { OwnedFd::from_raw_fd(fd) });
+        socket.set(libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
+        socket.set(libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)?;
+        socket.set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER_BYTES)?;
+        let address = libc::sockaddr_ll {
+            sll_family: libc::AF_PACKET as u16,
+            sll_protocol: 0,
+            sll_ifindex: ifindex as i32,
+            sll_hatype: 0,
+            sll_pkttype: 0,
+            sll_halen: 0,
+            sll_addr: [0; 8],
+        };
+        // SAFETY: the address is a live sockaddr_ll of the given length.
+        let bound = unsafe {
+            libc::bind(
+                socket.0.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
+            )
+        };
+        if bound == 0 {
+            Ok(socket)
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    fn set(&self, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
+        // SAFETY: the value is live and of the given length.
+        let done = unsafe {
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                level,
+                option,
+                (&raw const value).cast(),
+                size_of::<libc::c_int>() as libc::socklen_t,
+            )
+        };
+        if done == 0 {
+            Ok(())
+        } else {
+            Err(io::Error::last_os_error())
+        }
+    }
+
+    /// Sends a super-frame; the kernel has its own copy when this returns.
+    pub(crate) fn send<'a>(
+        &self,
+        umem: &Umem,
+        frames: impl Iterator<Item = &'a Frame>,
+        offload: &Offload,
+    ) -> io::Result<()> {
+        let header = header(offload);
+        let mut parts = [libc::iovec {
+            iov_base: std::ptr::null_mut(),
+            iov_len: 0,
+        }; MAX_CHAIN + 1];
+        let bytes = std::iter::once(&header[..]).chain(frames.map(|frame| umem.bytes(frame)));
+        let mut count = 0;
+        for (part, bytes) in parts.iter_mut().zip(bytes) {
+            part.iov_base = bytes.as_ptr().cast_mut().cast();
+            part.iov_len = bytes.len();
+            count += 1;
+        }
+        // SAFETY: all-zero is a valid msghdr: no address, no parts, no control.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = parts.as_mut_ptr();
+        message.msg_iovlen = count;
+        // SAFETY: the parts point to the header and to the bytes of frames that
+        // the caller holds; the kernel only reads them.
+        let sent =
+            unsafe { libc::sendmsg(self.0.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT) };
+        if sent < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// `struct virtio_net_hdr`: flags `u8`, type `u8`, then header length, segment
+/// length, checksum start and checksum offset, `u16` of the host's order.
+fn header(offload: &Offload) -> [u8; HEADER_BYTES] {
+    let mut bytes = [0; HEADER_BYTES];
+    bytes[0] = NEEDS_CHECKSUM;
+    bytes[1] = if offload.is_v6 { GSO_TCPV6 } else { GSO_TCPV4 };
+    if offload.is_congestion_window_reduced {
+        bytes[1] |= GSO_ECN;
+    }
+    bytes[2..4].copy_from_slice(&offload.header_len.to_ne_bytes());
+    bytes[4..6].copy_from_slice(&offload.segment_len.to_ne_bytes());
+    bytes[6..8].copy_from_slice(&offload.checksum.start.to_ne_bytes());
+    bytes[8..10].copy_from_slice(&offload.checksum.offset.to_ne_bytes());
+    bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::frame::TxChecksum;
+
+    #[test]
+    fn the_header_has_the_kernels_layout() {
+        let mut offload = Offload {
+            is_v6: false,
+            is_congestion_window_reduced: false,
+            header_len: 66,
+            segment_len: 1448,
+            checksum: TxChecksum {
+                start: 34,
+                offset: 16,
+            },
+        };
+        let words = |bytes: [u8; HEADER_BYTES]| {
+            let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
+            (bytes[0], bytes[1], word(2), word(4), word(6), word(8))
+        };
+        assert_eq!(words(header(&offload)), (1, 1, 66, 1448, 34, 16));
+        offload.is_v6 = true;
+        offload.is_congestion_window_reduced = true;
+        assert_eq!(words(header(&offload)), (1, 0x84, 66, 1448, 34, 16));
+    }
+}
