@@ -1,11 +1,12 @@
-//! A packet socket that sends super-frames for the kernel to cut.
+//! A packet socket that sends super-frames.
 //!
-//! The transmit ring cannot say how long the segments of a super-frame are
-//! (`gso_size`), which a receiver that forwards needs to know. A packet socket
-//! can, by the header of a virtual network device before the frame
-//! (`PACKET_VNET_HDR`, net/packet/af_packet.c; `struct virtio_net_hdr`,
-//! include/uapi/linux/virtio_net.h). The kernel copies the frame once, as it
-//! does for the ring, and cuts it where it has to be cut, if anywhere.
+//! For a packet of many chunks it is the better way out than the transmit
+//! ring. The kernel copies the packet once either way, but into a few large
+//! pieces rather than a page for each chunk; and the header of a virtual
+//! network device before the packet (`PACKET_VNET_HDR`, net/packet/af_packet.c;
+//! `struct virtio_net_hdr`, include/uapi/linux/virtio_net.h) can say how long
+//! its segments are (`gso_size`), which a receiver that forwards needs to
+//! know. The kernel then cuts it where it has to be cut, if anywhere.
 //!
 //! The socket receives nothing: its protocol is 0.
 #![allow(unsafe_code)] // system calls, and the addresses of frames in them
@@ -19,6 +20,10 @@ use crate::umem::Umem;
 
 /// Many super-frames may wait in the receiving pod's backlog.
 const SEND_BUFFER_BYTES: libc::c_int = 32 << 20;
+
+/// Bytes of a whole packet that the kernel keeps in one piece with its own
+/// structure: its headers, for it to read.
+const LINEAR_BYTES: u16 = 128;
 
 /// Bytes of `struct virtio_net_hdr`.
 const HEADER_BYTES: usize = 10;
@@ -128,12 +133,15 @@ impl PacketSocket {
 fn header(offload: &Offload) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
     bytes[0] = NEEDS_CHECKSUM;
-    bytes[1] = if offload.is_v6 { GSO_TCPV6 } else { GSO_TCPV4 };
-    if offload.is_congestion_window_reduced {
-        bytes[1] |= GSO_ECN;
+    let header_len = offload.cut.map_or(LINEAR_BYTES, |cut| cut.header_len);
+    bytes[2..4].copy_from_slice(&header_len.to_ne_bytes());
+    if let Some(cut) = offload.cut {
+        bytes[1] = if cut.is_v6 { GSO_TCPV6 } else { GSO_TCPV4 };
+        if cut.is_congestion_window_reduced {
+            bytes[1] |= GSO_ECN;
+        }
+        bytes[4..6].copy_from_slice(&cut.segment_len.to_ne_bytes());
     }
-    bytes[2..4].copy_from_slice(&offload.header_len.to_ne_bytes());
-    bytes[4..6].copy_from_slice(&offload.segment_len.to_ne_bytes());
     bytes[6..8].copy_from_slice(&offload.checksum.start.to_ne_bytes());
     bytes[8..10].copy_from_slice(&offload.checksum.offset.to_ne_bytes());
     bytes
@@ -143,26 +151,34 @@ fn header(offload: &Offload) -> [u8; HEADER_BYTES] {
 mod tests {
     use super::*;
     use crate::frame::TxChecksum;
+    use crate::pipeline::segment::Cut;
 
     #[test]
     fn the_header_has_the_kernels_layout() {
-        let mut offload = Offload {
-            is_v6: false,
-            is_congestion_window_reduced: false,
-            header_len: 66,
-            segment_len: 1448,
-            checksum: TxChecksum {
-                start: 34,
-                offset: 16,
-            },
-        };
-        let words = |bytes: [u8; HEADER_BYTES]| {
+        let words = |offload: &Offload| {
+            let bytes = header(offload);
             let word = |at: usize| u16::from_ne_bytes([bytes[at], bytes[at + 1]]);
             (bytes[0], bytes[1], word(2), word(4), word(6), word(8))
         };
-        assert_eq!(words(header(&offload)), (1, 1, 66, 1448, 34, 16));
-        offload.is_v6 = true;
-        offload.is_congestion_window_reduced = true;
-        assert_eq!(words(header(&offload)), (1, 0x84, 66, 1448, 34, 16));
+        let checksum = TxChecksum {
+            start: 34,
+            offset: 16,
+        };
+        let whole = Offload {
+            checksum,
+            cut: None,
+        };
+        assert_eq!(words(&whole), (1, 0, LINEAR_BYTES, 0, 34, 16));
+        let cut = |is_v6, is_congestion_window_reduced| Offload {
+            checksum,
+            cut: Some(Cut {
+                is_v6,
+                is_congestion_window_reduced,
+                header_len: 66,
+                segment_len: 1448,
+            }),
+        };
+        assert_eq!(words(&cut(false, false)), (1, 1, 66, 1448, 34, 16));
+        assert_eq!(words(&cut(true, true)), (1, 0x84, 66, 1448, 34, 16));
     }
 }

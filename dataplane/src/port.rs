@@ -144,8 +144,7 @@ pub(crate) struct LanePort {
     pub(crate) id: PortId,
     pub(crate) queue: Queue,
     pub(crate) counters: Arc<CachePadded<PortCounters>>,
-    /// For super-frames that the receiver wants described; absent where the
-    /// kernel refused it.
+    /// The way out for super-frames; absent where the kernel refused it.
     pub(crate) bulk: Option<PacketSocket>,
     /// Descriptors wait for a flush.
     pub(crate) dirty: bool,

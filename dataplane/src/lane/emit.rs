@@ -51,6 +51,20 @@ impl Emitter<'_> {
         out: PortId,
         checksum: Option<TxChecksum>,
     ) {
+        if batch.packets()[index].frames > 1
+            && let Some(checksum) = checksum
+            && self.send_bulk(
+                batch,
+                index,
+                out,
+                &Offload {
+                    checksum,
+                    cut: None,
+                },
+            )
+        {
+            return self.free(batch, index);
+        }
         match self.admit(batch, index, out, checksum) {
             Ok(()) => self.send(batch.packets()[index].len, out, checksum, batch.take(index)),
             Err(reason) => self.drop(batch, index, reason),
@@ -99,7 +113,7 @@ impl Emitter<'_> {
     /// that can, which then cuts it as late as possible, else cut here.
     fn segment(&mut self, batch: &mut Batch, index: usize, out: PortId, mtu: u32) {
         if let Some(offload) = offload(self.umem, batch, index, mtu)
-            && self.send_whole(batch, index, out, &offload)
+            && self.send_bulk(batch, index, out, &offload)
         {
             return self.free(batch, index);
         }
@@ -117,8 +131,9 @@ impl Emitter<'_> {
         *self.scratch = scratch;
     }
 
-    /// Leaves a super-frame to the kernel; `false` when it does not take it.
-    fn send_whole(&mut self, batch: &Batch, index: usize, out: PortId, offload: &Offload) -> bool {
+    /// Sends a packet of many chunks by the port's packet socket; `false` when
+    /// that does not take it.
+    fn send_bulk(&mut self, batch: &Batch, index: usize, out: PortId, offload: &Offload) -> bool {
         let Some(port) = self.ports.get(out) else {
             return false;
         };

@@ -63,10 +63,19 @@ pub fn segment(
     done
 }
 
+/// What the kernel can be left to do for a packet with a partial checksum.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offload {
+    /// The partial checksum.
+    pub checksum: TxChecksum,
+    /// Where and how to cut it; `None` leaves it whole.
+    pub cut: Option<Cut>,
+}
+
 /// A TCP super-frame as the kernel's own segmentation wants it described: what
 /// a port can leave to the kernel need not be cut here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Offload {
+pub struct Cut {
     /// IPv6 rather than IPv4.
     pub is_v6: bool,
     /// CWR is set, which only the first segment may carry (RFC 3168).
@@ -75,8 +84,6 @@ pub struct Offload {
     pub header_len: u16,
     /// Bytes of payload that a segment carries at most.
     pub segment_len: u16,
-    /// The partial checksum.
-    pub checksum: TxChecksum,
 }
 
 /// Describes packet `index` for cutting to `mtu` bytes of IP packet; `None`
@@ -92,14 +99,16 @@ pub fn offload(umem: &Umem, batch: &Batch, index: usize, mtu: u32) -> Option<Off
     let segment_len = (mtu as usize + layout.network).checked_sub(layout.payload)?;
     let is_plain = layout.end == len && tcp.flags & (flags::SYN | flags::URG) == 0;
     (is_plain && segment_len > 0).then_some(Offload {
-        is_v6: layout.is_v6,
-        is_congestion_window_reduced: tcp.flags & flags::CWR != 0,
-        header_len: layout.payload as u16,
-        segment_len: segment_len as u16,
         checksum: TxChecksum {
             start: layout.transport as u16,
             offset: TCP_CHECKSUM_OFFSET,
         },
+        cut: Some(Cut {
+            is_v6: layout.is_v6,
+            is_congestion_window_reduced: tcp.flags & flags::CWR != 0,
+            header_len: layout.payload as u16,
+            segment_len: segment_len as u16,
+        }),
     })
 }
 
