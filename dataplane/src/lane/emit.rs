@@ -7,10 +7,11 @@ use crate::counters::LaneCounters;
 use crate::drops::DropReason;
 use crate::frame::{Batch, Frame, Packet, TxChecksum, Verdict};
 use crate::lane::ports::LanePorts;
-use crate::pipeline::segment::{Offload, offload, segment};
-use crate::snapshot::Snapshot;
+use crate::pipeline::segment::{Offload, is_super_frame, offload, segment};
+use crate::snapshot::{PortEntry, Snapshot};
 use crate::types::{PortId, SegmentId};
 use crate::umem::{FramePool, OwnerTable, Umem};
+use crate::wire::ethernet;
 use crate::xsk::queue::Flush;
 
 /// The last stage of a round.
@@ -109,26 +110,36 @@ impl Emitter<'_> {
         self.ports.mark_dirty(out);
     }
 
-    /// Sends a packet in pieces of at most `mtu` bytes: by the kernel where
-    /// that can, which then cuts it as late as possible, else cut here.
     fn segment(&mut self, batch: &mut Batch, index: usize, out: PortId, mtu: u32) {
+        match self.send_pieces(batch, index, out, mtu) {
+            Ok(()) => self.free(batch, index),
+            Err(reason) => self.drop(batch, index, reason),
+        }
+    }
+
+    /// Sends a packet in pieces of at most `mtu` bytes: by the kernel where
+    /// that can, which then cuts it as late as possible, else cut here. The
+    /// packet stays in the batch.
+    fn send_pieces(
+        &mut self,
+        batch: &Batch,
+        index: usize,
+        out: PortId,
+        mtu: u32,
+    ) -> Result<(), DropReason> {
         if let Some(offload) = offload(self.umem, batch, index, mtu)
             && self.send_bulk(batch, index, out, &offload)
         {
-            return self.free(batch, index);
+            return Ok(());
         }
         let mut scratch = std::mem::take(self.scratch);
-        match segment(self.umem, self.pool, batch, index, mtu, &mut scratch) {
-            Ok(()) => {
-                for at in 0..scratch.len() {
-                    self.forward(&mut scratch, at, out, None);
-                }
-                self.free(batch, index);
-            }
-            Err(reason) => self.drop(batch, index, reason),
+        let cut = segment(self.umem, self.pool, batch, index, mtu, &mut scratch);
+        for at in 0..scratch.len() {
+            self.forward(&mut scratch, at, out, None);
         }
         scratch.clear();
         *self.scratch = scratch;
+        cut
     }
 
     /// Sends a packet of many chunks by the port's packet socket; `false` when
@@ -166,33 +177,44 @@ impl Emitter<'_> {
         let Some(segment) = snapshot.segment(segment) else {
             return self.drop(batch, index, DropReason::NoSegment);
         };
-        let from = batch.packets()[index].in_port;
+        let packet = batch.packets()[index];
+        let length = Length::of(self.umem, batch, index, checksum);
+        let from = snapshot.port(packet.in_port);
         let mut targets = segment
             .members
             .iter()
             .copied()
-            .filter(|&port| port != from)
+            .filter(|&port| port != packet.in_port)
             .peekable();
-        if targets.peek().is_none() {
-            return self.free(batch, index);
-        }
         while let Some(out) = targets.next() {
-            // The last one gets the packet itself.
-            if targets.peek().is_none() {
-                return self.forward(batch, index, out, checksum);
-            }
-            let copied = self
-                .admit(batch, index, out, checksum)
-                .and_then(|()| self.copy(batch, index));
-            match copied {
-                Ok(()) => {
-                    let mut frames = std::mem::take(self.copies);
-                    self.send(batch.packets()[index].len, out, checksum, frames.drain(..));
-                    *self.copies = frames;
-                }
-                Err(reason) => self.count_drop(&batch.packets()[index], reason),
+            let is_last = targets.peek().is_none();
+            let sent = match length.delivery(from, snapshot.port(out)) {
+                // The last one gets the packet itself.
+                Delivery::Whole if is_last => return self.forward(batch, index, out, checksum),
+                Delivery::Whole => self.send_copy(batch, index, out, checksum),
+                Delivery::Pieces(mtu) => self.send_pieces(batch, index, out, mtu),
+                Delivery::TooLong => Err(DropReason::Oversize),
+            };
+            if let Err(reason) = sent {
+                self.count_drop(&packet, reason);
             }
         }
+        self.free(batch, index);
+    }
+
+    fn send_copy(
+        &mut self,
+        batch: &Batch,
+        index: usize,
+        out: PortId,
+        checksum: Option<TxChecksum>,
+    ) -> Result<(), DropReason> {
+        self.admit(batch, index, out, checksum)?;
+        self.copy(batch, index)?;
+        let mut frames = std::mem::take(self.copies);
+        self.send(batch.packets()[index].len, out, checksum, frames.drain(..));
+        *self.copies = frames;
+        Ok(())
     }
 
     /// Copies a packet into fresh frames in `copies`, whole or not at all.
@@ -257,5 +279,97 @@ impl Emitter<'_> {
 
     fn free(&mut self, batch: &mut Batch, index: usize) {
         batch.take(index).for_each(|frame| self.pool.free(frame));
+    }
+}
+
+/// How a member of a segment gets a flooded packet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Delivery {
+    Whole,
+    /// In segments of at most so many bytes of IP packet.
+    Pieces(u32),
+    /// Not at all: a bridge does not cut what its sender did not leave to it.
+    TooLong,
+}
+
+/// What of a flooded packet decides how each member gets it.
+#[derive(Debug, Clone, Copy)]
+struct Length {
+    /// Bytes behind the Ethernet header.
+    network: u32,
+    is_super_frame: bool,
+}
+
+impl Length {
+    fn of(umem: &Umem, batch: &Batch, index: usize, checksum: Option<TxChecksum>) -> Length {
+        let head = umem.bytes(batch.head(index));
+        let header = ethernet::payload(head).map_or(0, |(_, at)| at as u32);
+        Length {
+            network: batch.packets()[index].len.saturating_sub(header),
+            is_super_frame: checksum.is_some() && is_super_frame(head),
+        }
+    }
+
+    /// As the bridge decides for a known destination. A port that the
+    /// snapshot lacks is left to the look-up of its queue.
+    fn delivery(self, from: Option<&PortEntry>, out: Option<&PortEntry>) -> Delivery {
+        let (Some(from), Some(out)) = (from, out) else {
+            return Delivery::Whole;
+        };
+        let mtu = from.mtu.min(out.mtu);
+        if self.network <= mtu || (self.is_super_frame && out.super_frames) {
+            Delivery::Whole
+        } else if self.is_super_frame {
+            Delivery::Pieces(out.segment_mtu.min(mtu))
+        } else {
+            Delivery::TooLong
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::snapshot::Role;
+    use crate::types::MacAddr;
+
+    fn member(mtu: u32, segment_mtu: u32, super_frames: bool) -> PortEntry {
+        PortEntry {
+            id: PortId(1),
+            role: Role::SegmentPod(SegmentId(0)),
+            mac: MacAddr([2, 0, 0, 0, 0, 1]),
+            addresses: Vec::new(),
+            mtu,
+            super_frames,
+            segment_mtu,
+            partial_checksums: true,
+        }
+    }
+
+    #[test]
+    fn each_member_gets_a_flooded_packet_as_it_takes_it() {
+        let from = member(1500, 1500, true);
+        let delivery = |network, is_super_frame, out: &PortEntry| {
+            let length = Length {
+                network,
+                is_super_frame,
+            };
+            length.delivery(Some(&from), Some(out))
+        };
+        let (takes, plain, small) = (
+            member(1500, 1500, true),
+            member(1500, 1400, false),
+            member(1300, 1300, false),
+        );
+        assert_eq!(delivery(64_000, true, &takes), Delivery::Whole);
+        assert_eq!(delivery(64_000, true, &plain), Delivery::Pieces(1400));
+        assert_eq!(delivery(64_000, true, &small), Delivery::Pieces(1300));
+        assert_eq!(delivery(1500, true, &plain), Delivery::Whole);
+        assert_eq!(delivery(1501, true, &plain), Delivery::Pieces(1400));
+        assert_eq!(delivery(1300, false, &small), Delivery::Whole);
+        assert_eq!(delivery(1301, false, &small), Delivery::TooLong);
+        // Longer than the sender's own path, cut to what that takes.
+        let jumbo = member(9000, 9000, false);
+        assert_eq!(delivery(64_000, true, &jumbo), Delivery::Pieces(1500));
     }
 }

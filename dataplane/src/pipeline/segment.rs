@@ -114,7 +114,7 @@ pub fn offload(umem: &Umem, batch: &Batch, index: usize, mtu: u32) -> Option<Off
 
 /// A TCP packet whose sender left its checksum, and so its cutting, to a
 /// device.
-fn is_super_frame(head: &[u8]) -> bool {
+pub(crate) fn is_super_frame(head: &[u8]) -> bool {
     let partial = ethernet::payload(head)
         .and_then(|(ethertype, at)| tunnel::partial_checksum(head, ethertype, at));
     partial.is_some_and(|partial| partial.is_own_tcp)
