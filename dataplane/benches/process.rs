@@ -45,6 +45,7 @@ fn snapshot(role: Role) -> Snapshot {
         addresses: vec![address.into(), std::net::Ipv6Addr::from(v6).into()],
         mtu: 1450,
         super_frames: true,
+        device_mtu: 65535,
         segment_mtu: 1450,
         partial_checksums: true,
     };

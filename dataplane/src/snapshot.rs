@@ -79,6 +79,10 @@ pub struct PortEntry {
     /// Whether frames longer than `mtu` may be delivered whole. When `false`
     /// the switch segments to `segment_mtu`.
     pub super_frames: bool,
+    /// MTU of the far end's device in bytes. A super-frame up to that length may
+    /// arrive in one piece that tells where to cut it, where `super_frames`
+    /// does not hold.
+    pub device_mtu: u32,
     /// Longest IP packet after segmentation, at most `mtu`.
     pub segment_mtu: u32,
     /// Whether frames from this port may carry a partial checksum: veths, not

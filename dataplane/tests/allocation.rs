@@ -55,6 +55,7 @@ fn snapshot() -> Snapshot {
             addresses: vec![V4[address].into(), V6[address].into()],
             mtu: 1450,
             super_frames: true,
+            device_mtu: 65535,
             segment_mtu: 1450,
             partial_checksums: true,
         })

@@ -22,7 +22,7 @@ use spinlane_dataplane::types::{MacAddr, is_routable};
 use super::attach::AttachError;
 use super::endpoint::{ALIAS_PREFIX, PodRoute};
 use super::inventory::BoundHost;
-use super::link::{self, LinkError, SUPER_FRAME_MTU, Veth, host_prefix_len};
+use super::link::{self, LinkError, Veth, host_prefix_len};
 use super::netlink::{Netlink, NetlinkError, Request, delete_link};
 use super::netns::{self, NetnsError};
 use super::plan::GATEWAY_LINK_LOCAL;
@@ -65,11 +65,7 @@ impl Core {
         let alias = format!("{ALIAS_PREFIX}host port");
         let mac = hashed_mac(format!("{HOST_SIDE} {}", self.setup.name).as_bytes());
         let queues = self.switch.veth_queues();
-        let mtu = if self.setup.offloads {
-            SUPER_FRAME_MTU
-        } else {
-            self.setup.path_mtu
-        };
+        let mtu = self.setup.device_mtu();
         let fits = |link: &super::netlink::Link| link.mtu == mtu && link.rx_queues == queues;
         let (host, switch) = (netlink.link(HOST_SIDE)?, netlink.link(SWITCH_SIDE)?);
         let switch_index = match (&host, &switch) {

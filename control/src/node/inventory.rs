@@ -164,6 +164,7 @@ impl Inventory {
                 addresses: endpoint.ips().collect(),
                 mtu: endpoint.mtu,
                 super_frames: endpoint.super_frames,
+                device_mtu: endpoint.device_mtu,
                 segment_mtu: endpoint.segment_mtu,
             });
         }
@@ -193,6 +194,7 @@ impl Inventory {
                 mac: host.mac,
                 mtu: setup.path_mtu,
                 super_frames: setup.offloads,
+                device_mtu: setup.device_mtu(),
             }),
             local: self.local.clone(),
             segments,

@@ -33,6 +33,8 @@ pub struct PodPort {
     pub mtu: u32,
     /// Whether super-frames are delivered whole.
     pub super_frames: bool,
+    /// MTU of the pod's device in bytes.
+    pub device_mtu: u32,
     /// Longest packet after segmentation, in bytes.
     pub segment_mtu: u32,
 }
@@ -48,6 +50,8 @@ pub struct HostPort {
     pub mtu: u32,
     /// Whether super-frames are delivered whole.
     pub super_frames: bool,
+    /// MTU of `spinlane0` in bytes.
+    pub device_mtu: u32,
 }
 
 /// A segment and its stations.
@@ -122,6 +126,7 @@ fn ports(desired: &Desired) -> Vec<Option<PortEntry>> {
         },
         mtu: pod.mtu,
         super_frames: pod.super_frames,
+        device_mtu: pod.device_mtu,
         segment_mtu: pod.segment_mtu,
         partial_checksums: true,
     });
@@ -132,6 +137,7 @@ fn ports(desired: &Desired) -> Vec<Option<PortEntry>> {
         addresses: Vec::new(),
         mtu: host.mtu,
         super_frames: host.super_frames,
+        device_mtu: host.device_mtu,
         segment_mtu: host.mtu,
         partial_checksums: true,
     });
@@ -264,6 +270,7 @@ mod tests {
             addresses: vec![address.parse().unwrap()],
             mtu: 1450,
             super_frames: true,
+            device_mtu: 65535,
             segment_mtu: 1450,
         }
     }
@@ -283,6 +290,7 @@ mod tests {
                 mac: MacAddr([2, 0, 0, 0, 0, 0]),
                 mtu: 1450,
                 super_frames: true,
+                device_mtu: 65535,
             }),
             local: ["192.0.2.7".parse().unwrap()].into(),
             segments: vec![SegmentState::default()],

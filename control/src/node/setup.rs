@@ -8,6 +8,7 @@ use spinlane_dataplane::types::MacAddr;
 
 use super::endpoint::fnv1a;
 use super::ipam::first_address;
+use super::link::SUPER_FRAME_MTU;
 use super::steering;
 use crate::config::{Config, Offloads, Segment, allowed_cores};
 
@@ -47,6 +48,16 @@ impl Setup {
             receive_cpus: steering::receive_cpus(&allowed_cores(), &config.lanes().cores),
             run_dir: run_dir.to_path_buf(),
             state_dir: state_dir.to_path_buf(),
+        }
+    }
+
+    /// MTU of the devices that super-frames may reach, or the path's where
+    /// there are none.
+    pub fn device_mtu(&self) -> u32 {
+        if self.offloads {
+            SUPER_FRAME_MTU
+        } else {
+            self.path_mtu
         }
     }
 

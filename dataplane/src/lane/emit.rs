@@ -17,6 +17,7 @@ use crate::xsk::queue::Flush;
 /// The last stage of a round.
 pub(super) struct Emitter<'a> {
     pub(super) umem: &'a Umem,
+    pub(super) snapshot: &'a Snapshot,
     pub(super) owners: &'a OwnerTable,
     pub(super) pool: &'a mut FramePool,
     pub(super) ports: &'a mut LanePorts,
@@ -28,7 +29,7 @@ pub(super) struct Emitter<'a> {
 
 impl Emitter<'_> {
     /// Carries every verdict out and leaves the batch empty.
-    pub(super) fn emit(mut self, batch: &mut Batch, snapshot: &Snapshot) {
+    pub(super) fn emit(mut self, batch: &mut Batch) {
         self.counters.rx_packets.add(batch.len() as u64);
         for index in 0..batch.len() {
             let packet = batch.packets()[index];
@@ -36,7 +37,7 @@ impl Emitter<'_> {
                 Verdict::Forward { out, checksum } => self.forward(batch, index, out, checksum),
                 Verdict::Segment { out, mtu } => self.segment(batch, index, out, mtu),
                 Verdict::Flood { segment, checksum } => {
-                    self.flood(batch, index, snapshot, segment, checksum);
+                    self.flood(batch, index, segment, checksum);
                 }
                 Verdict::Reply { dropped } => self.reply(batch, index, dropped),
                 Verdict::Drop(reason) => self.drop(batch, index, reason),
@@ -127,7 +128,8 @@ impl Emitter<'_> {
         out: PortId,
         mtu: u32,
     ) -> Result<(), DropReason> {
-        if let Some(offload) = offload(self.umem, batch, index, mtu)
+        if self.device_takes(out, batch.packets()[index].len)
+            && let Some(offload) = offload(self.umem, batch, index, mtu)
             && self.send_bulk(batch, index, out, &offload)
         {
             return Ok(());
@@ -140,6 +142,12 @@ impl Emitter<'_> {
         scratch.clear();
         *self.scratch = scratch;
         cut
+    }
+
+    /// Whether a packet of `len` bytes of frame fits the far end's device.
+    fn device_takes(&self, out: PortId, len: u32) -> bool {
+        let device_mtu = self.snapshot.port(out).map_or(0, |port| port.device_mtu);
+        len <= device_mtu + ethernet::HEADER_LEN as u32
     }
 
     /// Sends a packet of many chunks by the port's packet socket; `false` when
@@ -170,10 +178,10 @@ impl Emitter<'_> {
         &mut self,
         batch: &mut Batch,
         index: usize,
-        snapshot: &Snapshot,
         segment: SegmentId,
         checksum: Option<TxChecksum>,
     ) {
+        let snapshot = self.snapshot;
         let Some(segment) = snapshot.segment(segment) else {
             return self.drop(batch, index, DropReason::NoSegment);
         };
@@ -341,6 +349,7 @@ mod tests {
             addresses: Vec::new(),
             mtu,
             super_frames,
+            device_mtu: mtu,
             segment_mtu,
             partial_checksums: true,
         }

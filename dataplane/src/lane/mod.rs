@@ -181,6 +181,7 @@ impl Lane {
             capture::deliver(&self.captures, copies, &self.umem, &self.batch, snapshot);
             Emitter {
                 umem: &self.umem,
+                snapshot,
                 owners: &self.owners,
                 pool: &mut self.pool,
                 ports: &mut self.ports,
@@ -188,7 +189,7 @@ impl Lane {
                 scratch: &mut self.scratch,
                 copies: &mut self.copies,
             }
-            .emit(&mut self.batch, snapshot);
+            .emit(&mut self.batch);
             self.ports
                 .refill(in_port, &mut self.pool, &self.owners, frames_short);
         }
@@ -242,6 +243,7 @@ impl Lane {
     fn keep_house(&mut self, now: Nanos) {
         self.housekeeping_due = Nanos(now.0 + HOUSEKEEPING_NANOS);
         self.ports.relax_idle();
+        self.ports.refill_all(&mut self.pool, &self.owners);
         for port in self.ports.take_wedged() {
             // Nobody listens only while the engine stops.
             let _ = self.wedged.send(port);

@@ -145,6 +145,14 @@ impl LanePorts {
         })
     }
 
+    /// Tops every port up: one that found no chunk to post receives nothing
+    /// that would make it try again.
+    pub(super) fn refill_all(&mut self, pool: &mut FramePool, owners: &OwnerTable) {
+        for port in self.by_id.iter_mut().flatten() {
+            port.queue.refill(pool, owners, true);
+        }
+    }
+
     /// Lets the fill levels of ports without traffic sink.
     pub(super) fn relax_idle(&mut self) {
         for port in self.by_id.iter_mut().flatten() {

@@ -69,6 +69,7 @@ fn entry(port: u16, role: Role) -> PortEntry {
         addresses: vec![IpAddr::V4(v4(port)), IpAddr::V6(v6(port))],
         mtu: MTU,
         super_frames: port != SMALL && port != BLUE_SMALL,
+        device_mtu: 65535,
         segment_mtu: MTU,
         partial_checksums: true,
     }
