@@ -148,6 +148,8 @@ pub(crate) struct LanePort {
     pub(crate) bulk: Option<PacketSocket>,
     /// Descriptors wait for a flush.
     pub(crate) dirty: bool,
+    /// The device is gone or down: what was sent may never be completed.
+    pub(crate) gone: bool,
     /// The kernel refuses its next descriptor for ever.
     pub(crate) wedged: bool,
     /// Packets came since the last housekeeping.
@@ -162,6 +164,7 @@ impl LanePort {
             bulk,
             counters: Arc::default(),
             dirty: false,
+            gone: false,
             wedged: false,
             active: false,
         }

@@ -243,6 +243,9 @@ impl Engine {
 
     /// Every lane's flows. Asks the lanes and waits for their answers.
     pub fn flows(&self) -> Vec<FlowRecord> {
+        if self.inner.stopping.load(Ordering::Acquire) {
+            return Vec::new();
+        }
         let answers: Vec<Receiver<_>> = self
             .inner
             .lanes
@@ -329,7 +332,9 @@ impl Inner {
             let thread = std::thread::Builder::new()
                 .name(format!("lane-{index}"))
                 .spawn(move || {
-                    core_affinity::set_for_current(core_affinity::CoreId { id: core });
+                    if !core_affinity::set_for_current(core_affinity::CoreId { id: core }) {
+                        tracing::warn!(lane = index, core, "cannot pin the lane to its CPU");
+                    }
                     lane.run()
                 })
                 .map_err(failed)?;

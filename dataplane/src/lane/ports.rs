@@ -116,14 +116,10 @@ impl LanePorts {
             let Some(port) = by_id[id.index()].as_deref_mut() else {
                 return false;
             };
-            port.dirty = match port.queue.flush() {
-                Flush::Sent | Flush::Gone => false,
-                Flush::Stalled => true,
-                Flush::Wedged => {
-                    port.wedged = true;
-                    false
-                }
-            };
+            let flushed = port.queue.flush();
+            port.gone = flushed == Flush::Gone;
+            port.wedged |= flushed == Flush::Wedged;
+            port.dirty = flushed == Flush::Stalled;
             port.dirty
         });
         for id in polled {
@@ -179,7 +175,7 @@ impl LanePorts {
             .by_id
             .iter()
             .flatten()
-            .any(|port| port.queue.outstanding() > 0);
+            .any(|port| port.queue.outstanding() > 0 && !port.gone);
         if out {
             Waits::Completions
         } else {

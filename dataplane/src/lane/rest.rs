@@ -37,8 +37,9 @@ const LONGEST_SLEEP_MS: i32 = 1000;
 /// Frames that were sent come back without a wake-up; look for them soon.
 const COMPLETION_SLEEP_MS: i32 = 5;
 
-/// A port that did not take all is tried again right away.
-const TRANSMIT_SLEEP_MS: i32 = 0;
+/// A port that did not take all is tried again soon: nothing wakes the lane
+/// when it has room.
+const TRANSMIT_SLEEP_MS: i32 = 1;
 
 /// Wakes a sleeping thread: an eventfd.
 #[derive(Debug)]
