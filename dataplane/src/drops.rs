@@ -97,7 +97,8 @@ drop_reasons! {
     RxNoFrame => "rx_no_frame",
     /// The lane did not empty the receive ring in time.
     RxRingFull => "rx_ring_full",
-    /// Still queued when its port was removed.
+    /// Its port is not in the snapshot, not yet or no more, or it was still
+    /// queued when the port was removed.
     PortRemoved => "port_removed",
 }
 
