@@ -50,5 +50,5 @@ root:
 # The XDP program's object, from its source; the recorded hash lets a test
 # notice when one changed without the other.
 bpf:
-	cd dataplane/bpf && clang -O2 -g -Wall -target bpf -c port.bpf.c -o port.bpf.o \
+	cd dataplane/bpf && clang -O2 -g -Wall -target bpf -ffile-prefix-map="$$PWD"=. -c port.bpf.c -o port.bpf.o \
 		&& llvm-strip -g port.bpf.o && sha256sum port.bpf.c | cut -d' ' -f1 > port.bpf.sha256
