@@ -237,7 +237,8 @@ impl Core {
         self.follow_addresses();
     }
 
-    /// A pod forwards for others: from now on it gets segments.
+    /// A pod forwards for others: from now on it is told where to cut what it
+    /// gets.
     fn segment_for_forwarder(&self, port: PortId, quoted: u32, destination: &std::net::IpAddr) {
         let endpoint = {
             let mut inventory = self.inventory();
@@ -266,7 +267,7 @@ impl Core {
             interface = endpoint.host_ifname,
             %destination,
             segment_mtu = endpoint.segment_mtu,
-            "this pod forwards for others and cannot take super-frames: it gets segments from now on; set \"superFrames\": false in its network configuration"
+            "this pod forwards for others: its super-frames are marked for cutting at segment_mtu from now on; nothing needs doing"
         );
         let change = Change::Put(Box::new(endpoint.clone()));
         if let Err(error) = self.store.write(vec![change]) {

@@ -79,8 +79,8 @@ impl Alarm {
 ///
 /// `poll` rather than `epoll`: an epoll instance stays registered with every
 /// socket while the lane is awake, so that the kernel would call it back, under
-/// its lock, for each packet received and each buffer sent (measured: a fifth
-/// of the work per small frame). `poll` registers only while it sleeps.
+/// its lock, for each packet received and each buffer sent. `poll` registers
+/// only while it sleeps.
 #[derive(Debug)]
 pub(super) struct Rest {
     mode: PollMode,
