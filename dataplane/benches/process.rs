@@ -66,6 +66,7 @@ fn snapshot(role: Role) -> Snapshot {
             ..Gateway::default()
         }),
         segments: Arc::new(vec![Some(Segment::default())]),
+        ..Snapshot::default()
     }
 }
 

@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use crate::types::{MacAddr, PortId, SegmentId};
+use crate::snapshot::Location;
+use crate::types::{MacAddr, NextHopId, PortId, SegmentId};
 
 /// Something that a lane saw and control should act on. Losing one is
 /// harmless: the next packet of its kind says it again.
@@ -16,7 +17,20 @@ pub enum Event {
         /// Its MAC address.
         mac: MacAddr,
         /// Where it is now.
-        port: PortId,
+        at: Location,
+    },
+    /// A packet waits for this neighbour's MAC address: the kernel is to
+    /// resolve it.
+    NeighborMissing {
+        /// The neighbour.
+        next_hop: NextHopId,
+    },
+    /// The underlay says that packets to this address are too long.
+    PathMtu {
+        /// The destination of the outer packet that it quotes.
+        destination: IpAddr,
+        /// Longest IP packet that passes, in bytes.
+        mtu: u32,
     },
     /// The pod behind this port answered fragmentation-needed (or packet too
     /// big) to a super-frame that the switch delivered: it forwards or

@@ -11,8 +11,16 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use crate::types::{Generation, MacAddr, PortId, SegmentId};
+use crate::types::{Generation, MacAddr, NextHopId, PortId, SegmentId, VtepId};
 use crate::wire::ipv6::link_local;
+
+mod masquerade;
+mod routes;
+mod underlay;
+
+pub use masquerade::Masquerade;
+pub use routes::{RouteTable, RouteTarget};
+pub use underlay::{Network, NextHop, OuterHeader, OuterPath, Underlay, Vtep};
 
 /// A map keyed by address, seeded per process so that nobody can aim at one
 /// bucket.
@@ -33,6 +41,19 @@ pub struct Snapshot {
     pub gateway: Arc<Gateway>,
     /// Layer-2 segments by [`SegmentId`]; `None` where an id is not in use.
     pub segments: Arc<Vec<Option<Segment>>>,
+    /// What lies beyond this node, by longest prefix; looked at after `hosts`
+    /// and this node's pod ranges.
+    pub routes: Arc<RouteTable>,
+    /// Remote ends of the overlay by [`VtepId`]; `None` where an id is not in
+    /// use.
+    pub vteps: Arc<Vec<Option<Vtep>>>,
+    /// Neighbours on the underlay by [`NextHopId`]; `None` where an id is not
+    /// in use.
+    pub next_hops: Arc<Vec<Option<NextHop>>>,
+    /// The uplink, and this node's own end of the overlay.
+    pub underlay: Arc<Underlay>,
+    /// Which packets leave with the node's address.
+    pub masquerade: Arc<Masquerade>,
 }
 
 impl Snapshot {
@@ -44,6 +65,16 @@ impl Snapshot {
     /// The segment, when it exists.
     pub fn segment(&self, id: SegmentId) -> Option<&Segment> {
         self.segments.get(id.index())?.as_ref()
+    }
+
+    /// The remote end of the overlay, when it exists.
+    pub fn vtep(&self, id: VtepId) -> Option<&Vtep> {
+        self.vteps.get(id.index())?.as_ref()
+    }
+
+    /// The neighbour on the underlay, when it exists.
+    pub fn next_hop(&self, id: NextHopId) -> Option<&NextHop> {
+        self.next_hops.get(id.index())?.as_ref()
     }
 
     /// The routed destination of an address.
@@ -107,6 +138,8 @@ pub enum Role {
     SegmentPod(SegmentId),
     /// The host's own namespace.
     Host,
+    /// The node's interface to other nodes and the world.
+    Uplink,
 }
 
 /// Where a routed address is delivered.
@@ -145,6 +178,20 @@ pub struct Prefix {
 }
 
 impl Prefix {
+    /// An address with the bits beyond `len` cleared.
+    pub(crate) fn network(address: IpAddr, len: u8) -> IpAddr {
+        match address {
+            IpAddr::V4(v4) => {
+                let mask = u32::MAX.checked_shl(32 - u32::from(len.min(32)));
+                Ipv4Addr::from(u32::from(v4) & mask.unwrap_or(0)).into()
+            }
+            IpAddr::V6(v6) => {
+                let mask = u128::MAX.checked_shl(128 - u32::from(len.min(128)));
+                Ipv6Addr::from(u128::from(v6) & mask.unwrap_or(0)).into()
+            }
+        }
+    }
+
     /// Whether the prefix covers `address`; never across families.
     pub fn contains(&self, address: IpAddr) -> bool {
         match (self.address, address) {
@@ -168,6 +215,10 @@ pub struct Segment {
     pub fdb: Arc<AddressMap<MacAddr, FdbTarget>>,
     /// Ports that belong to the segment, for flooding.
     pub members: Arc<Vec<PortId>>,
+    /// Remote ends that have stations of the segment: each gets its own copy
+    /// of what is flooded from a port (head-end replication), never of what
+    /// came through the tunnel.
+    pub vteps: Arc<Vec<VtepId>>,
     /// Source guard: frames must carry the port's own MAC and addresses.
     pub guard: bool,
 }
@@ -175,8 +226,20 @@ pub struct Segment {
 /// Where a station of a segment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FdbTarget {
-    /// Port behind which it is.
-    pub port: PortId,
+    /// Behind what it is.
+    pub at: Location,
     /// Set by configuration: it does not move.
     pub is_static: bool,
+    /// It moved to and fro too often: what it sends from elsewhere is dropped
+    /// until control lets go (loop damping).
+    pub is_held: bool,
+}
+
+/// Behind what a station of a segment is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Location {
+    /// A port of this switch.
+    Port(PortId),
+    /// A remote end of the overlay.
+    Vtep(VtepId),
 }

@@ -120,6 +120,62 @@ impl SegmentId {
     }
 }
 
+/// A remote end of the overlay in one network: a dense index into the
+/// snapshot's VTEPs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct VtepId(pub u16);
+
+impl VtepId {
+    /// VTEPs that one switch can know.
+    pub const LIMIT: usize = 1 << 15;
+
+    /// As an index into the snapshot's VTEPs.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A neighbour on the underlay: a dense index into the snapshot's next hops.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct NextHopId(pub u16);
+
+impl NextHopId {
+    /// As an index into the snapshot's next hops.
+    pub const fn index(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// A VXLAN network identifier: 24 bits (RFC 7348, section 5).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct Vni(u32);
+
+impl Vni {
+    /// The identifier; `None` beyond 24 bits.
+    pub const fn new(value: u32) -> Option<Vni> {
+        match value < 1 << 24 {
+            true => Some(Vni(value)),
+            false => None,
+        }
+    }
+
+    /// The number.
+    pub const fn get(self) -> u32 {
+        self.0
+    }
+
+    /// From its three bytes.
+    pub const fn from_bytes([a, b, c]: [u8; 3]) -> Vni {
+        Vni(u32::from_be_bytes([0, a, b, c]))
+    }
+
+    /// As three bytes.
+    pub const fn to_bytes(self) -> [u8; 3] {
+        let [_, a, b, c] = self.0.to_be_bytes();
+        [a, b, c]
+    }
+}
+
 /// A poll loop, by index.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct LaneId(pub u8);

@@ -80,6 +80,7 @@ fn snapshot() -> Snapshot {
             ..Gateway::default()
         }),
         segments: Arc::new(vec![Some(Segment::default())]),
+        ..Snapshot::default()
     }
 }
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use spinlane_dataplane::snapshot::{
-    AddressMap, Destination, FdbTarget, Gateway, PortEntry, Prefix, Role, Segment, Snapshot,
+    AddressMap, Destination, FdbTarget, Gateway, Location, PortEntry, Prefix, Role, Segment,
+    Snapshot,
 };
 use spinlane_dataplane::types::{MacAddr, PortId, SegmentId};
 
@@ -92,6 +93,7 @@ pub fn plan(desired: &Desired, before: &Snapshot) -> Snapshot {
         hosts_v6: keep(&before.hosts_v6, hosts_v6),
         gateway: keep(&before.gateway, gateway(desired)),
         segments: segments(desired, &before.segments),
+        ..before.clone()
     }
 }
 
@@ -211,7 +213,14 @@ fn segments(desired: &Desired, before: &Arc<Vec<Option<Segment>>>) -> Arc<Vec<Op
             .iter()
             .map(|(mac, (port, is_static))| {
                 let (port, is_static) = (*port, *is_static);
-                (*mac, FdbTarget { port, is_static })
+                (
+                    *mac,
+                    FdbTarget {
+                        at: Location::Port(port),
+                        is_static,
+                        is_held: false,
+                    },
+                )
             })
             .collect();
         let members: Vec<PortId> = desired
@@ -225,11 +234,13 @@ fn segments(desired: &Desired, before: &Arc<Vec<Option<Segment>>>) -> Arc<Vec<Op
             Some(old) => Segment {
                 fdb: keep(&old.fdb, fdb),
                 members: keep(&old.members, members),
+                vteps: Arc::default(),
                 guard: state.guard,
             },
             None => Segment {
                 fdb: Arc::new(fdb),
                 members: Arc::new(members),
+                vteps: Arc::default(),
                 guard: state.guard,
             },
         })

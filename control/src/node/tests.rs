@@ -11,7 +11,7 @@ use spinlane_api::cni::{
     AddRequest, AddResult, Address, Attachment, CheckRequest, Delegated, Pod, Route, code,
 };
 use spinlane_dataplane::event::Event;
-use spinlane_dataplane::snapshot::{Destination, Role, Snapshot};
+use spinlane_dataplane::snapshot::{Destination, Location, Role, Snapshot};
 use spinlane_dataplane::types::{MacAddr, PortId, SegmentId};
 
 use super::netlink::Netlink;
@@ -494,12 +494,15 @@ fn events_reach_the_snapshot() {
         switch.say(Event::Station {
             segment: SegmentId(0),
             mac,
-            port,
+            at: Location::Port(port),
         });
         eventually("learning a station", || {
             let snapshot = switch.snapshot();
             let segment = snapshot.segment(SegmentId(0)).unwrap();
-            segment.fdb.get(&mac).is_some_and(|t| t.port == port)
+            segment
+                .fdb
+                .get(&mac)
+                .is_some_and(|t| t.at == Location::Port(port))
         });
         assert_eq!(node.fdb().len(), 1);
         switch.say(Event::Forwarder {

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use netlink_packet_route::RouteNetlinkMessage;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use spinlane_dataplane::event::Event;
+use spinlane_dataplane::snapshot::Location;
 use spinlane_dataplane::types::PortId;
 
 use super::attach::in_pod;
@@ -85,7 +86,11 @@ impl Watch {
         let mut changed = false;
         for event in self.events.drain(..) {
             match event {
-                Event::Station { segment, mac, port } => {
+                Event::Station {
+                    segment,
+                    mac,
+                    at: Location::Port(port),
+                } => {
                     let mut inventory = self.core.inventory();
                     // A port that went away meanwhile holds no stations.
                     if inventory.by_port(port).is_some()
@@ -95,6 +100,13 @@ impl Watch {
                         changed = true;
                     }
                 }
+                // Nothing lies beyond this node yet.
+                Event::Station {
+                    at: Location::Vtep(_),
+                    ..
+                }
+                | Event::NeighborMissing { .. }
+                | Event::PathMtu { .. } => {}
                 Event::Forwarder {
                     port,
                     mtu,

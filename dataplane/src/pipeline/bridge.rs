@@ -14,7 +14,7 @@ use super::{Lane, Round};
 use crate::drops::DropReason;
 use crate::event::Event;
 use crate::frame::{Batch, Verdict};
-use crate::snapshot::{PortEntry, Role, Segment};
+use crate::snapshot::{Location, PortEntry, Role, Segment};
 use crate::tables::flow::{Actions, Hint, Inserted, KeyL2};
 use crate::types::{MacAddr, PortId, SegmentId};
 use crate::wire::arp::ArpPacket;
@@ -101,7 +101,7 @@ fn classify(
     }
     let mut flags = 0;
     match segment.fdb.get(&source) {
-        Some(target) if target.port == port.id => flags |= Actions::STATION_KNOWN,
+        Some(target) if target.at == Location::Port(port.id) => flags |= Actions::STATION_KNOWN,
         Some(target) if target.is_static => return Err(DropReason::BadSourceMac),
         Some(_) | None => {}
     }
@@ -119,12 +119,15 @@ fn classify(
             ..Actions::default()
         });
     };
-    if target.port == port.id {
+    let Location::Port(to) = target.at else {
+        return Err(DropReason::PortGone);
+    };
+    if to == port.id {
         return Err(DropReason::SamePort);
     }
     let out = round
         .snapshot
-        .port(target.port)
+        .port(to)
         .filter(|out| out.role == Role::SegmentPod(frame.segment))
         .ok_or(DropReason::PortGone)?;
     if out.super_frames {
@@ -314,7 +317,7 @@ impl Lane {
         self.tell(Event::Station {
             segment: frame.segment,
             mac: frame.source(),
-            port: PortId(frame.key.in_port),
+            at: Location::Port(PortId(frame.key.in_port)),
         });
     }
 }

@@ -179,6 +179,7 @@ pub(super) fn may_send(snapshot: &Snapshot, port: &PortEntry, source: IpAddr) ->
             None => !snapshot.is_pod_address(source),
         },
         Role::Pod | Role::SegmentPod(_) => port.may_use(source),
+        Role::Uplink => false,
     }
 }
 

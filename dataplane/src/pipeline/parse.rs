@@ -125,6 +125,7 @@ pub(super) fn parse(
     let done = match port.role {
         Role::SegmentPod(segment) => seen.segment(segment, parsed),
         Role::Pod | Role::Host => seen.routed(snapshot, parsed),
+        Role::Uplink => Err(DropReason::NoRoute),
     };
     if let Err(reason) = done {
         return *parsed = Parsed::bad(reason);

@@ -11,7 +11,8 @@ use crate::event::Event;
 use crate::frame::{Batch, FRAME_SIZE, Frame, HEADROOM, Verdict};
 use crate::pipeline::{FlowCapacity, LaneState, process};
 use crate::snapshot::{
-    AddressMap, Destination, FdbTarget, Gateway, PortEntry, Prefix, Role, Segment, Snapshot,
+    AddressMap, Destination, FdbTarget, Gateway, Location, PortEntry, Prefix, Role, Segment,
+    Snapshot,
 };
 use crate::types::{Generation, LaneId, MacAddr, Nanos, PortId, SegmentId};
 use crate::umem::{FramePool, Umem, in_memory};
@@ -99,7 +100,7 @@ pub(super) fn snapshot() -> Snapshot {
         let destination = match role {
             Role::Pod => Destination::Pod(PortId(port)),
             Role::Host => Destination::Host(PortId(port)),
-            Role::SegmentPod(_) => continue,
+            Role::SegmentPod(_) | Role::Uplink => continue,
         };
         hosts_v4.insert(v4(port), destination);
         hosts_v6.insert(v6(port), destination);
@@ -128,6 +129,7 @@ pub(super) fn snapshot() -> Snapshot {
             Some(segment(&[BLUE_A, BLUE_B, BLUE_SMALL], false)),
             Some(segment(&[RED_A, RED_B], true)),
         ]),
+        ..Snapshot::default()
     }
 }
 
@@ -135,6 +137,7 @@ fn segment(members: &[u16], guard: bool) -> Segment {
     Segment {
         fdb: Arc::default(),
         members: Arc::new(members.iter().map(|&p| PortId(p)).collect()),
+        vteps: Arc::default(),
         guard,
     }
 }
@@ -213,8 +216,15 @@ impl World {
         self.publish(|snapshot| {
             let segments = Arc::make_mut(&mut snapshot.segments);
             let fdb = Arc::make_mut(&mut segments[segment].as_mut().unwrap().fdb);
-            let port = PortId(port);
-            fdb.insert(mac, FdbTarget { port, is_static });
+            let at = Location::Port(PortId(port));
+            fdb.insert(
+                mac,
+                FdbTarget {
+                    at,
+                    is_static,
+                    is_held: false,
+                },
+            );
         });
     }
 

@@ -15,6 +15,7 @@ pub mod ipv6;
 pub mod tcp;
 pub mod tunnel;
 pub mod udp;
+pub mod vxlan;
 
 /// Numbers of the IPv4 protocol and IPv6 next header fields (IANA).
 pub mod protocol {

@@ -6,6 +6,7 @@ use crate::drops::DropReason;
 use crate::event::Event;
 use crate::frame::{TxChecksum, Verdict};
 use crate::pipeline::world::*;
+use crate::snapshot::Location;
 use crate::types::{MacAddr, Nanos, PortId, SegmentId};
 
 const BROADCAST: MacAddr = MacAddr::BROADCAST;
@@ -24,7 +25,7 @@ fn station(segment: u16, mac: MacAddr, port: u16) -> Event {
     Event::Station {
         segment: SegmentId(segment),
         mac,
-        port: PortId(port),
+        at: Location::Port(PortId(port)),
     }
 }
 
