@@ -235,7 +235,7 @@ impl Batch {
     }
 
     /// All frames of packet `index`, head first.
-    pub fn chain(&self, index: usize) -> impl Iterator<Item = &Frame> {
+    pub fn chain(&self, index: usize) -> impl Iterator<Item = &Frame> + Clone {
         let packet = &self.packets[index];
         let first = packet.first as usize;
         self.frames[first..first + usize::from(packet.frames)]

@@ -7,7 +7,7 @@
 //! link, so it goes when the last descriptor of the link is closed, however
 //! the process ends.
 
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::XskMap;
@@ -18,6 +18,7 @@ use crossbeam::utils::CachePadded;
 use crate::counters::PortCounters;
 use crate::packet_socket::PacketSocket;
 use crate::types::PortId;
+use crate::umem::OwnerTag;
 use crate::xsk::queue::Queue;
 use crate::xsk::socket::{KernelDrops, kernel_drops};
 
@@ -177,6 +178,8 @@ pub(crate) struct PortHandle {
     /// Keeps the XDP program attached.
     pub(crate) _program: Program,
     pub(crate) sockets: Vec<Arc<OwnedFd>>,
+    /// Its queues as the owner table knows them, lane by lane.
+    pub(crate) tags: Vec<OwnerTag>,
     pub(crate) counters: Vec<Arc<CachePadded<PortCounters>>>,
 }
 
@@ -194,8 +197,8 @@ impl PortHandle {
         sum
     }
 
-    pub(crate) fn any_socket(&self) -> Option<BorrowedFd<'_>> {
-        self.sockets.first().map(|socket| socket.as_fd())
+    pub(crate) fn any_socket(&self) -> Option<Arc<OwnedFd>> {
+        self.sockets.first().cloned()
     }
 }
 

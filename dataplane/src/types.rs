@@ -185,6 +185,16 @@ pub struct LaneId(pub u8);
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Generation(pub u32);
 
+impl Generation {
+    /// The one after it; never 0.
+    pub const fn next(self) -> Generation {
+        match self.0.wrapping_add(1) {
+            0 => Generation(1),
+            next => Generation(next),
+        }
+    }
+}
+
 /// Monotonic time in nanoseconds, read once per batch and handed down.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct Nanos(pub u64);

@@ -263,7 +263,7 @@ impl Depot {
     /// this is where frames come from.
     pub(crate) fn new(chunks: usize) -> Arc<Depot> {
         let depot = Depot {
-            batches: ArrayQueue::new(chunks.div_ceil(TRADE_BATCH) * 2 + 64),
+            batches: ArrayQueue::new(chunks),
             free: AtomicU64::new(0),
         };
         let mut chunk = 0;
@@ -280,8 +280,7 @@ impl Depot {
     fn put(&self, batch: Vec<Frame>) {
         // Relaxed: a statistic; the queue itself orders the frames.
         self.free.fetch_add(batch.len() as u64, Ordering::Relaxed);
-        // The queue has room for twice the chunks in whole batches, and pools
-        // trade whole batches but for their last.
+        // No batch is empty, so there are at most as many as chunks.
         assert!(
             self.batches.push(batch).is_ok(),
             "the depot has room for every chunk"
@@ -349,6 +348,7 @@ impl FramePool {
             .pop()
             .unwrap_or_else(|| Vec::with_capacity(TRADE_BATCH));
         let count = count.min(self.free.len());
+        debug_assert!(count > 0, "the depot has no room for empty batches");
         batch.extend(self.free.drain(..count));
         self.depot.put(batch);
     }

@@ -7,13 +7,16 @@
 
 mod capture;
 mod error;
+mod mender;
 mod stats;
+#[cfg(test)]
+pub(crate) mod tests;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -22,13 +25,13 @@ use arc_swap::ArcSwap;
 
 use crate::counters::LaneCounters;
 use crate::event::Event;
-use crate::lane::{Alarm, CaptureQueue, Command, Lane, LaneParts, LaneShared};
+use crate::lane::{Alarm, CaptureQueue, Command, Lane, LaneParts, LaneShared, Wedged};
 use crate::packet_socket::PacketSocket;
 use crate::pipeline::{FlowCapacity, FlowRecord, LaneState};
 use crate::port::{LanePort, PortHandle, ProgramError, ProgramLoader};
 use crate::snapshot::Snapshot;
 use crate::types::{Generation, LaneId, PortId};
-use crate::umem::{Depot, FramePool, OwnerTable, OwnerTag, Umem};
+use crate::umem::{Depot, FramePool, OwnerTable, Umem};
 use crate::xsk::queue::{FILL_MIN, Queue};
 use crate::xsk::socket::{Memory, Socket};
 
@@ -52,7 +55,10 @@ const BIND_PAUSE: Duration = Duration::from_millis(2);
 const CLOSERS: usize = 32;
 
 /// How long a lane may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_millis(if cfg!(test) { 500 } else { 5000 });
+
+/// How often somebody who waits for a lane looks whether it still lives.
+const ANSWER_PAUSE: Duration = Duration::from_millis(50);
 
 /// What an engine is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -91,6 +97,11 @@ struct Inner {
     events: Mutex<Vec<rtrb::Consumer<Event>>>,
     event_alarm: Arc<Alarm>,
     kernel_drops: Mutex<KernelDropsOfGonePorts>,
+    /// Ports that some lane has not handed over yet.
+    closing: Mutex<Vec<Closing>>,
+    /// Ports whose sockets could not be rebuilt so far.
+    broken: Mutex<HashMap<PortId, mender::Broken>>,
+    rebuilds: AtomicU64,
     stopping: AtomicBool,
 }
 
@@ -133,16 +144,22 @@ impl Engine {
                 Alarm::new().map_err(|source| EngineError::Lane { lane: 0, source })?,
             ),
             kernel_drops: Mutex::default(),
+            closing: Mutex::default(),
+            broken: Mutex::default(),
+            rebuilds: AtomicU64::new(0),
             stopping: AtomicBool::new(false),
             config,
         };
-        inner.start_lanes(&wedged)?;
-        let inner = Arc::new(inner);
-        let mender = mend(Arc::clone(&inner), to_mend)?;
-        Ok(Engine {
-            inner,
-            mender: Mutex::new(Some(mender)),
-        })
+        let lanes = inner.start_lanes(&wedged);
+        // From here on, dropping the engine stops what has started.
+        let engine = Engine {
+            inner: Arc::new(inner),
+            mender: Mutex::default(),
+        };
+        lanes?;
+        let mender = mender::start(Arc::clone(&engine.inner), to_mend)?;
+        *lock(&engine.mender) = Some(mender);
+        Ok(engine)
     }
 
     /// Transmit and receive queues that a veth needs for this engine. Generic
@@ -172,25 +189,20 @@ impl Engine {
     pub fn detach(&self, id: PortId) -> Result<(), PortError> {
         let closing = {
             let _change = lock(&self.inner.changes);
-            self.inner.remove(id)?
+            lock(&self.inner.broken).remove(&id);
+            self.inner.remove(id)
         };
-        if let Some(closing) = closing {
-            self.inner.close(closing);
-        }
-        Ok(())
+        // Beside other changes: each close waits for the kernel's readers.
+        closing.map_or(Ok(()), |closing| self.inner.close(closing))
     }
 
     /// Puts a snapshot in force and returns its generation.
     pub fn publish(&self, mut snapshot: Snapshot) -> Generation {
         let mut retired = lock(&self.inner.retired);
         // Relaxed: ordered by the lock.
-        let next = self
-            .inner
-            .generation
-            .fetch_add(1, Ordering::Relaxed)
-            .wrapping_add(1);
-        // 0 marks entries that were never decided.
-        let generation = Generation(next.max(1));
+        let last = self.inner.generation.load(Ordering::Relaxed);
+        let generation = Generation(last).next();
+        self.inner.generation.store(generation.0, Ordering::Relaxed);
         snapshot.generation = generation;
         retired.push(self.inner.snapshot.swap(Arc::new(snapshot)));
         // Lanes never free: an old snapshot waits here until nobody else
@@ -241,24 +253,28 @@ impl Engine {
         Some(sum)
     }
 
+    /// Why a port that control attached carries nothing at the moment.
+    pub fn port_fault(&self, id: PortId) -> Option<String> {
+        let broken = lock(&self.inner.broken);
+        broken.get(&id).map(|port| port.fault.clone())
+    }
+
     /// Every lane's flows. Asks the lanes and waits for their answers.
     pub fn flows(&self) -> Vec<FlowRecord> {
         if self.inner.stopping.load(Ordering::Acquire) {
             return Vec::new();
         }
-        let answers: Vec<Receiver<_>> = self
-            .inner
-            .lanes
-            .iter()
-            .map(|lane| {
-                let (reply, answer) = channel();
-                lane.tell(Command::Flows(reply));
-                answer
-            })
-            .collect();
+        let answers = self.inner.ask(Command::Flows);
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
         answers
             .iter()
-            .filter_map(|answer| answer.recv_timeout(ANSWER_TIMEOUT).ok())
+            .enumerate()
+            .filter_map(
+                |(lane, answer)| match self.inner.answer(lane, answer, deadline) {
+                    Answer::Got(flows) => Some(flows),
+                    Answer::Late | Answer::Dead => None,
+                },
+            )
             .flatten()
             .collect()
     }
@@ -299,10 +315,21 @@ impl Drop for Engine {
 struct Closing {
     handle: PortHandle,
     parts: Vec<LanePort>,
+    /// Lanes that have not handed their part over.
+    waiting: Vec<(usize, Receiver<Option<Box<LanePort>>>)>,
+}
+
+/// What a lane said.
+enum Answer<T> {
+    Got(T),
+    /// Nothing in time.
+    Late,
+    /// It has ended; it will never answer.
+    Dead,
 }
 
 impl Inner {
-    fn start_lanes(&mut self, wedged: &Sender<PortId>) -> Result<(), EngineError> {
+    fn start_lanes(&mut self, wedged: &Sender<Wedged>) -> Result<(), EngineError> {
         let epoch = Instant::now();
         for (index, &core) in self.config.cores.iter().enumerate() {
             let failed = |source| EngineError::Lane {
@@ -350,6 +377,7 @@ impl Inner {
         let queues = (0..self.lanes.len() as u32)
             .map(|queue| self.bind(&spec, queue))
             .collect::<Result<Vec<_>, _>>()?;
+        let tags = queues.iter().map(Queue::tag).collect();
         let failed = |source: ProgramError| PortError::Program {
             port: spec.name.clone(),
             source: Box::new(source),
@@ -369,13 +397,7 @@ impl Inner {
             .collect();
         let parts: Vec<_> = queues
             .into_iter()
-            .map(|queue| {
-                Box::new(LanePort::new(
-                    spec.id,
-                    queue,
-                    PacketSocket::open(spec.ifindex).ok(),
-                ))
-            })
+            .map(|queue| LanePort::new(spec.id, queue, PacketSocket::open(spec.ifindex).ok()))
             .collect();
         let counters = parts
             .iter()
@@ -388,30 +410,86 @@ impl Inner {
                 spec,
                 _program: program,
                 sockets,
+                tags,
                 counters,
             },
         );
-        let answers: Vec<Receiver<()>> = self
-            .lanes
-            .iter()
-            .zip(parts)
-            .map(|(lane, part)| {
-                let (reply, answer) = channel();
-                lane.tell(Command::AddPort(part, reply));
-                answer
-            })
-            .collect();
-        // Only now are chunks posted: a packet before that would be lost.
-        if answers
-            .iter()
-            .any(|answer| answer.recv_timeout(ANSWER_TIMEOUT).is_err())
-        {
-            if let Some(closing) = self.remove(id)? {
-                self.close(closing);
+        if let Err(error) = self.hand_out(name, parts) {
+            if let Some(closing) = self.remove(id) {
+                // Of two failures the first says more.
+                let _ = self.close(closing);
             }
-            return Err(PortError::Lane(name));
+            return Err(error);
         }
         Ok(attached)
+    }
+
+    /// Gives each lane its part of a port and waits until chunks are posted
+    /// on all of them: a packet before that would be lost.
+    fn hand_out(&self, name: String, parts: Vec<LanePort>) -> Result<(), PortError> {
+        let mut parts = parts.into_iter();
+        let answers = self.ask_each(|reply| {
+            let part = parts.next()?;
+            Some(Command::AddPort(Box::new(part), reply))
+        });
+        let deadline = Instant::now() + ANSWER_TIMEOUT;
+        for (lane, answer) in answers.iter().enumerate() {
+            match self.answer(lane, answer, deadline) {
+                Answer::Got(posted) if posted >= FILL_MIN => {}
+                Answer::Got(_) => {
+                    return Err(PortError::Frames {
+                        port: name,
+                        free: self.depot.free(),
+                        needed: u64::from(FILL_MIN),
+                    });
+                }
+                Answer::Late | Answer::Dead => return Err(PortError::Lane(name)),
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks every lane the same.
+    fn ask<T>(&self, command: impl Fn(Sender<T>) -> Command) -> Vec<Receiver<T>> {
+        self.ask_each(|reply| Some(command(reply)))
+    }
+
+    fn ask_each<T>(
+        &self,
+        mut command: impl FnMut(Sender<T>) -> Option<Command>,
+    ) -> Vec<Receiver<T>> {
+        self.lanes
+            .iter()
+            .map(|lane| {
+                let (reply, answer) = channel();
+                if let Some(command) = command(reply) {
+                    lane.tell(command);
+                }
+                answer
+            })
+            .collect()
+    }
+
+    /// Waits for a lane's answer, for as long as the lane lives.
+    fn answer<T>(&self, lane: usize, answer: &Receiver<T>, deadline: Instant) -> Answer<T> {
+        loop {
+            // Asked first: what a lane said before it ended still counts.
+            let is_dead = self.is_dead(lane);
+            let left = deadline.saturating_duration_since(Instant::now());
+            match answer.recv_timeout(left.min(ANSWER_PAUSE)) {
+                Ok(said) => return Answer::Got(said),
+                Err(RecvTimeoutError::Disconnected) => return Answer::Dead,
+                Err(RecvTimeoutError::Timeout) if is_dead => return Answer::Dead,
+                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Answer::Late,
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+        }
+    }
+
+    /// Whether a lane's thread has ended although nobody stopped it.
+    fn is_dead(&self, lane: usize) -> bool {
+        let threads = lock(&self.threads);
+        threads.get(lane).is_some_and(JoinHandle::is_finished)
     }
 
     /// Whether another port can be had.
@@ -463,11 +541,14 @@ impl Inner {
     }
 
     fn bind_once(&self, ifindex: u32, queue: u32) -> io::Result<Socket> {
-        for handle in lock(&self.ports).values() {
-            let Some(shared) = handle.any_socket() else {
-                continue;
-            };
-            match Socket::bind(ifindex, queue, Memory::Share(shared)) {
+        // Copies: binding waits for the kernel, and statistics must not wait
+        // along. `changes` is held, so no port is closed meanwhile.
+        let sockets: Vec<_> = lock(&self.ports)
+            .values()
+            .filter_map(PortHandle::any_socket)
+            .collect();
+        for shared in &sockets {
+            match Socket::bind(ifindex, queue, Memory::Share(shared.as_fd())) {
                 // That socket's device is gone.
                 Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
                 answer => return answer,
@@ -476,59 +557,56 @@ impl Inner {
         Socket::bind(ifindex, queue, Memory::Register(&self.umem))
     }
 
-    /// Takes a port from the lanes.
-    fn remove(&self, id: PortId) -> Result<Option<Closing>, PortError> {
-        let Some(handle) = lock(&self.ports).remove(&id) else {
-            return Ok(None);
+    /// Takes a port from the lanes, as far as they answer.
+    fn remove(&self, id: PortId) -> Option<Closing> {
+        let handle = lock(&self.ports).remove(&id)?;
+        let waiting = self.ask(|reply| Command::RemovePort(id, reply));
+        let mut closing = Closing {
+            handle,
+            parts: Vec::new(),
+            waiting: waiting.into_iter().enumerate().collect(),
         };
-        let answers: Vec<_> = self
-            .lanes
-            .iter()
-            .map(|lane| {
-                let (reply, answer) = channel();
-                lane.tell(Command::RemovePort(id, reply));
-                answer
-            })
-            .collect();
-        let mut parts = Vec::with_capacity(answers.len());
-        for answer in answers {
-            match answer.recv_timeout(ANSWER_TIMEOUT) {
-                Ok(part) => parts.extend(part.map(|part| *part)),
-                Err(_) => return Err(PortError::Lane(handle.spec.name)),
-            }
-        }
-        Ok(Some(Closing { handle, parts }))
+        self.gather(&mut closing, Instant::now() + ANSWER_TIMEOUT);
+        Some(closing)
+    }
+
+    /// Takes what lanes hand over until the deadline. A lane that ended has
+    /// closed its part with its thread.
+    fn gather(&self, closing: &mut Closing, deadline: Instant) {
+        let Closing { parts, waiting, .. } = closing;
+        waiting.retain(
+            |(lane, answer)| match self.answer(*lane, answer, deadline) {
+                Answer::Got(part) => {
+                    parts.extend(part.map(|part| *part));
+                    false
+                }
+                Answer::Dead => false,
+                Answer::Late => true,
+            },
+        );
     }
 
     /// Closes what lanes gave back, then takes its frames home: after the
-    /// sockets are closed the kernel touches none of them.
-    fn close(&self, closing: Closing) {
+    /// sockets are closed the kernel touches none of them. While a lane still
+    /// has a part of it, the port is kept for the mender instead.
+    fn close(&self, closing: Closing) -> Result<(), PortError> {
+        if !closing.waiting.is_empty() {
+            let name = closing.handle.spec.name.clone();
+            lock(&self.closing).push(closing);
+            return Err(PortError::Lane(name));
+        }
         let kernel = closing.handle.kernel_drops();
         let mut gone = lock(&self.kernel_drops);
         gone.fill_empty += kernel.fill_empty;
         gone.ring_full += kernel.ring_full;
         drop(gone);
-        let tags: Vec<OwnerTag> = closing.parts.iter().map(|part| part.queue.tag()).collect();
+        let tags = closing.handle.tags.clone();
         drop(closing);
         let mut pool = FramePool::new(Arc::clone(&self.depot));
         for tag in tags {
             self.owners.reclaim(tag).for_each(|frame| pool.free(frame));
         }
-    }
-
-    /// Puts a fresh socket in the place of one that the kernel refuses to
-    /// serve.
-    fn rebuild(&self, id: PortId) {
-        let _change = lock(&self.changes);
-        let Ok(Some(closing)) = self.remove(id) else {
-            return;
-        };
-        let spec = closing.handle.spec.clone();
-        tracing::warn!(port = %spec.name, "the kernel refuses a descriptor of this port for ever; rebuilding its sockets");
-        self.close(closing);
-        if let Err(error) = self.attach(spec) {
-            tracing::error!(%error, "the port stays detached");
-        }
+        Ok(())
     }
 
     fn change_captures(&self, change: impl FnOnce(&mut Vec<Arc<CaptureQueue>>)) {
@@ -549,31 +627,38 @@ impl Inner {
             .filter_map(|thread| thread.join().ok())
             .flatten()
             .collect();
-        let mut closings: HashMap<PortId, Closing> = lock(&self.ports)
-            .drain()
-            .map(|(id, handle)| {
-                (
-                    id,
-                    Closing {
-                        handle,
-                        parts: Vec::new(),
-                    },
-                )
-            })
-            .collect();
+        let ports = std::mem::take(&mut *lock(&self.ports));
+        let ports = ports.into_iter().map(|(id, handle)| {
+            let closing = Closing {
+                handle,
+                parts: Vec::new(),
+                waiting: Vec::new(),
+            };
+            (id, closing)
+        });
+        let mut closings: HashMap<PortId, Closing> = ports.collect();
         for part in parts {
             if let Some(closing) = closings.get_mut(&part.id) {
                 closing.parts.push(part);
             }
         }
-        let waiting = Mutex::new(closings.into_values().collect::<Vec<_>>());
+        let late = std::mem::take(&mut *lock(&self.closing));
+        let late = late.into_iter().map(|mut closing| {
+            // Every lane has ended: what it did not hand over it has closed.
+            self.gather(&mut closing, Instant::now());
+            closing.waiting.clear();
+            closing
+        });
+        let closings: Vec<_> = closings.into_values().chain(late).collect();
+        let waiting = Mutex::new(closings);
         std::thread::scope(|scope| {
             for _ in 0..CLOSERS {
                 scope.spawn(|| {
                     loop {
                         let next = lock(&waiting).pop();
                         match next {
-                            Some(closing) => self.close(closing),
+                            // Nothing is waited for any more.
+                            Some(closing) => drop(self.close(closing)),
                             None => return,
                         }
                     }
@@ -581,16 +666,4 @@ impl Inner {
             }
         });
     }
-}
-
-/// Rebuilds the sockets of ports that lanes report as wedged.
-fn mend(inner: Arc<Inner>, wedged: Receiver<PortId>) -> Result<JoinHandle<()>, EngineError> {
-    std::thread::Builder::new()
-        .name("port-mender".to_owned())
-        .spawn(move || {
-            while let Ok(port) = wedged.recv() {
-                inner.rebuild(port);
-            }
-        })
-        .map_err(|source| EngineError::Lane { lane: 0, source })
 }

@@ -1,5 +1,6 @@
 //! The engine's figures: the lanes' counters added up, and the kernel's.
 
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use super::{Inner, lock};
@@ -12,6 +13,8 @@ use crate::types::Nanos;
 pub struct LaneStats {
     /// CPU it is pinned to.
     pub core: usize,
+    /// Whether its thread runs; one that ended unasked does not come back.
+    pub is_running: bool,
     /// Share of the last second that it had packets in hand.
     pub busy_ratio: f64,
     /// Packets received.
@@ -52,6 +55,9 @@ pub struct EngineStats {
     pub lanes: Vec<LaneStats>,
     /// The frame accounts.
     pub frames: FrameStats,
+    /// Sockets of a port that were made anew because the kernel refused to
+    /// serve the old ones.
+    pub rebuilds: u64,
     /// Drops by [`DropReason`], all lanes and the kernel's together.
     pub drops: [u64; DropReason::COUNT],
 }
@@ -76,13 +82,14 @@ impl Inner {
         let mut drops = [0; DropReason::COUNT];
         let mut free = self.depot.free();
         let mut lanes = Vec::with_capacity(self.lanes.len());
-        for (lane, &core) in self.lanes.iter().zip(&self.config.cores) {
+        for (id, (lane, &core)) in self.lanes.iter().zip(&self.config.cores).enumerate() {
             let counters = &lane.counters;
             for (sum, counter) in drops.iter_mut().zip(&counters.drops) {
                 *sum += counter.get();
             }
             free += counters.frames_free.get() + counters.frames_filling.get();
-            lanes.push(lane_stats(core, counters, lane.epoch));
+            let is_running = !self.is_dead(id);
+            lanes.push(lane_stats(core, is_running, counters, lane.epoch));
         }
         let gone = lock(&self.kernel_drops);
         let (mut fill_empty, mut ring_full) = (gone.fill_empty, gone.ring_full);
@@ -103,15 +110,18 @@ impl Inner {
                 free,
                 in_use: total - free,
             },
+            // Relaxed: a statistic.
+            rebuilds: self.rebuilds.load(Ordering::Relaxed),
             drops,
         }
     }
 }
 
-fn lane_stats(core: usize, counters: &LaneCounters, epoch: Instant) -> LaneStats {
+fn lane_stats(core: usize, is_running: bool, counters: &LaneCounters, epoch: Instant) -> LaneStats {
     let now = Nanos(epoch.elapsed().as_nanos() as u64);
     LaneStats {
         core,
+        is_running,
         busy_ratio: counters.busy_ppm.get() as f64 / 1e6,
         rx_packets: counters.rx_packets.get(),
         tx_packets: counters.tx_packets.get(),

@@ -11,7 +11,7 @@ use std::time::SystemTime;
 use crossbeam::queue::ArrayQueue;
 
 use crate::drops::DropReason;
-use crate::frame::{Batch, Verdict};
+use crate::frame::{Batch, Frame, Packet, Verdict};
 use crate::lane::Alarm;
 use crate::snapshot::Snapshot;
 use crate::types::PortId;
@@ -87,84 +87,120 @@ impl CaptureQueue {
     }
 }
 
-/// The packets of a batch as they came, when somebody captures.
-pub(super) fn copy_in(
-    captures: &[Arc<CaptureQueue>],
-    umem: &Umem,
-    batch: &Batch,
-) -> Option<Vec<Vec<u8>>> {
-    if captures.is_empty() {
-        return None;
+/// Copies of a batch on its way through a round.
+///
+/// A packet is copied as it comes, and again as it leaves, before its frames
+/// go to the rings; it is told which way out failed before the readers get
+/// anything.
+#[derive(Debug)]
+pub(super) struct Copies(Vec<Copied>);
+
+#[derive(Debug)]
+struct Copied {
+    port: PortId,
+    len: u32,
+    came: Vec<u8>,
+    left: Vec<u8>,
+    outs: Vec<PortId>,
+    drop: Option<DropReason>,
+}
+
+impl Copies {
+    /// The packets of a batch as they came; none while nobody captures.
+    pub(super) fn before(
+        captures: &[Arc<CaptureQueue>],
+        umem: &Umem,
+        batch: &Batch,
+    ) -> Option<Copies> {
+        if captures.is_empty() {
+            return None;
+        }
+        let copy = |(index, packet): (usize, &Packet)| Copied {
+            port: packet.in_port,
+            len: packet.len,
+            came: bytes(umem, batch.chain(index)),
+            left: Vec::new(),
+            outs: Vec::new(),
+            drop: None,
+        };
+        let packets = batch.packets().iter().enumerate();
+        Some(Copies(packets.map(copy).collect()))
     }
-    Some(
-        (0..batch.len())
-            .map(|index| bytes(umem, batch, index))
-            .collect(),
-    )
-}
 
-fn bytes(umem: &Umem, batch: &Batch, index: usize) -> Vec<u8> {
-    batch
-        .chain(index)
-        .flat_map(|frame| umem.bytes(frame))
-        .copied()
-        .collect()
-}
-
-/// Hands out the copies of a decided batch: as it came, and as it leaves.
-pub(super) fn deliver(
-    captures: &[Arc<CaptureQueue>],
-    copies: Option<Vec<Vec<u8>>>,
-    umem: &Umem,
-    batch: &Batch,
-    snapshot: &Snapshot,
-) {
-    let Some(copies) = copies else { return };
-    let at = SystemTime::now();
-    for (index, data) in copies.into_iter().enumerate() {
-        let packet = &batch.packets()[index];
-        let drop = match packet.verdict {
-            Verdict::Drop(reason) => Some(reason),
-            Verdict::Reply { dropped } => dropped,
-            Verdict::Forward { .. } | Verdict::Segment { .. } | Verdict::Flood { .. } => None,
-        };
-        let outs: Vec<PortId> = match packet.verdict {
-            Verdict::Forward { out, .. } | Verdict::Segment { out, .. } => vec![out],
-            Verdict::Reply { .. } => vec![packet.in_port],
-            Verdict::Flood { segment, .. } => {
-                let members = snapshot.segment(segment).map(|s| Arc::clone(&s.members));
-                members
-                    .iter()
-                    .flat_map(|m| m.iter().copied())
-                    .filter(|&p| p != packet.in_port)
-                    .collect()
+    /// Adds what was decided, and the packets as they leave.
+    pub(super) fn after(&mut self, umem: &Umem, batch: &Batch, snapshot: &Snapshot) {
+        for (index, copied) in self.0.iter_mut().enumerate() {
+            let packet = &batch.packets()[index];
+            match packet.verdict {
+                Verdict::Forward { out, .. } | Verdict::Segment { out, .. } => {
+                    copied.outs.push(out);
+                }
+                Verdict::Reply { dropped } => {
+                    copied.drop = dropped;
+                    copied.outs.push(packet.in_port);
+                }
+                Verdict::Flood { segment, .. } => {
+                    let members = snapshot.segment(segment).map(|s| s.members.iter());
+                    let members = members.into_iter().flatten().copied();
+                    copied.outs.extend(members.filter(|&p| p != packet.in_port));
+                }
+                Verdict::Drop(reason) => copied.drop = Some(reason),
             }
-            Verdict::Drop(_) => Vec::new(),
-        };
-        for capture in captures {
-            if capture.wants(packet.in_port) {
-                capture.push(CapturedPacket {
-                    at,
-                    port: packet.in_port,
-                    direction: Direction::In,
-                    len: packet.len,
-                    drop,
-                    data: data.clone(),
-                });
-            }
-            for &port in outs.iter().filter(|&&port| capture.wants(port)) {
-                let data = bytes(umem, batch, index);
-                let len = data.len() as u32;
-                capture.push(CapturedPacket {
-                    at,
-                    port,
-                    direction: Direction::Out,
-                    len,
-                    drop: None,
-                    data,
-                });
-            }
+            copied.left = match packet.verdict {
+                Verdict::Drop(_) => Vec::new(),
+                // Only the head frame is sent.
+                Verdict::Reply { .. } => bytes(umem, batch.chain(index).take(1)),
+                _ => bytes(umem, batch.chain(index)),
+            };
         }
     }
-    captures.iter().for_each(|capture| capture.alarm.ring());
+
+    /// Packet `index` did not leave by `out`.
+    pub(super) fn lost(&mut self, index: usize, out: PortId, reason: DropReason) {
+        if let Some(copied) = self.0.get_mut(index) {
+            copied.outs.retain(|&port| port != out);
+            copied.drop = copied.drop.or(Some(reason));
+        }
+    }
+
+    /// Hands the copies out.
+    pub(super) fn deliver(self, captures: &[Arc<CaptureQueue>]) {
+        let at = SystemTime::now();
+        for copied in self.0 {
+            for capture in captures {
+                copied.hand_to(capture, at);
+            }
+        }
+        captures.iter().for_each(|capture| capture.alarm.ring());
+    }
+}
+
+impl Copied {
+    fn hand_to(&self, capture: &CaptureQueue, at: SystemTime) {
+        if capture.wants(self.port) {
+            capture.push(CapturedPacket {
+                at,
+                port: self.port,
+                direction: Direction::In,
+                len: self.len,
+                drop: self.drop,
+                data: self.came.clone(),
+            });
+        }
+        for &port in self.outs.iter().filter(|&&port| capture.wants(port)) {
+            capture.push(CapturedPacket {
+                at,
+                port,
+                direction: Direction::Out,
+                len: self.left.len() as u32,
+                drop: None,
+                data: self.left.clone(),
+            });
+        }
+    }
+}
+
+fn bytes<'a>(umem: &Umem, frames: impl Iterator<Item = &'a Frame>) -> Vec<u8> {
+    let bytes = frames.flat_map(|frame| umem.bytes(frame));
+    bytes.copied().collect()
 }

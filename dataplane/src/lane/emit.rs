@@ -6,6 +6,7 @@ use std::iter;
 use crate::counters::LaneCounters;
 use crate::drops::DropReason;
 use crate::frame::{Batch, Frame, Packet, TxChecksum, Verdict};
+use crate::lane::capture::Copies;
 use crate::lane::ports::LanePorts;
 use crate::pipeline::segment::{Offload, is_super_frame, offload, segment};
 use crate::snapshot::{PortEntry, Snapshot};
@@ -25,6 +26,8 @@ pub(super) struct Emitter<'a> {
     pub(super) scratch: &'a mut Batch,
     /// Frames of a copy in the making; empty between packets.
     pub(super) copies: &'a mut Vec<Frame>,
+    /// Who captures learns here what did not leave.
+    pub(super) captured: Option<&'a mut Copies>,
 }
 
 impl Emitter<'_> {
@@ -67,26 +70,34 @@ impl Emitter<'_> {
         {
             return self.free(batch, index);
         }
-        match self.admit(batch, index, out, checksum) {
+        match self.admit(batch.chain(index), out, checksum) {
             Ok(()) => self.send(batch.packets()[index].len, out, checksum, batch.take(index)),
-            Err(reason) => self.drop(batch, index, reason),
+            Err(reason) => {
+                self.lost(index, out, reason);
+                self.drop(batch, index, reason);
+            }
+        }
+    }
+
+    fn lost(&mut self, index: usize, out: PortId, reason: DropReason) {
+        if let Some(captured) = &mut self.captured {
+            captured.lost(index, out, reason);
         }
     }
 
     /// Whether `out` takes the packet; a full ring is flushed once first.
-    fn admit(
+    fn admit<'f>(
         &mut self,
-        batch: &Batch,
-        index: usize,
+        frames: impl Iterator<Item = &'f Frame> + Clone,
         out: PortId,
         checksum: Option<TxChecksum>,
     ) -> Result<(), DropReason> {
         let port = self.ports.get(out).ok_or(DropReason::PortGone)?;
-        match port.queue.admits(batch.chain(index), checksum) {
+        match port.queue.admits(frames.clone(), checksum) {
             Err(DropReason::TxRingFull) => {
                 port.queue.flush();
                 port.queue.complete(self.pool, self.owners);
-                port.queue.admits(batch.chain(index), checksum)
+                port.queue.admits(frames, checksum)
             }
             answer => answer,
         }
@@ -114,7 +125,10 @@ impl Emitter<'_> {
     fn segment(&mut self, batch: &mut Batch, index: usize, out: PortId, mtu: u32) {
         match self.send_pieces(batch, index, out, mtu) {
             Ok(()) => self.free(batch, index),
-            Err(reason) => self.drop(batch, index, reason),
+            Err(reason) => {
+                self.lost(index, out, reason);
+                self.drop(batch, index, reason);
+            }
         }
     }
 
@@ -135,12 +149,15 @@ impl Emitter<'_> {
             return Ok(());
         }
         let mut scratch = std::mem::take(self.scratch);
+        // Pieces count drops of their own; the packet itself was captured.
+        let captured = self.captured.take();
         let cut = segment(self.umem, self.pool, batch, index, mtu, &mut scratch);
         for at in 0..scratch.len() {
             self.forward(&mut scratch, at, out, None);
         }
         scratch.clear();
         *self.scratch = scratch;
+        self.captured = captured;
         cut
     }
 
@@ -204,6 +221,7 @@ impl Emitter<'_> {
                 Delivery::TooLong => Err(DropReason::Oversize),
             };
             if let Err(reason) = sent {
+                self.lost(index, out, reason);
                 self.count_drop(&packet, reason);
             }
         }
@@ -217,7 +235,7 @@ impl Emitter<'_> {
         out: PortId,
         checksum: Option<TxChecksum>,
     ) -> Result<(), DropReason> {
-        self.admit(batch, index, out, checksum)?;
+        self.admit(batch.chain(index), out, checksum)?;
         self.copy(batch, index)?;
         let mut frames = std::mem::take(self.copies);
         self.send(batch.packets()[index].len, out, checksum, frames.drain(..));
@@ -254,22 +272,21 @@ impl Emitter<'_> {
         if let Some(reason) = dropped {
             self.count_drop(&packet, reason);
         }
-        let Some(port) = self.ports.get(packet.in_port) else {
-            return self.free(batch, index);
-        };
-        let sent = port.queue.admits(iter::once(batch.head(index)), None);
+        let admitted = self.admit(iter::once(batch.head(index)), packet.in_port, None);
         let mut frames = batch.take(index);
         let head = frames.next();
         frames.for_each(|frame| self.pool.free(frame));
-        match (head, sent) {
-            (Some(head), Ok(())) => {
-                self.send(head.len() as u32, packet.in_port, None, iter::once(head));
-            }
-            (Some(head), Err(reason)) => {
+        let Some(head) = head else { return };
+        match admitted {
+            Ok(()) => self.send(head.len() as u32, packet.in_port, None, iter::once(head)),
+            Err(reason) => {
                 self.pool.free(head);
-                self.count_drop(&packet, reason);
+                self.lost(index, packet.in_port, reason);
+                // One packet came, so one drop at most.
+                if dropped.is_none() {
+                    self.count_drop(&packet, reason);
+                }
             }
-            (None, _) => {}
         }
     }
 

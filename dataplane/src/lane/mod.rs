@@ -10,6 +10,8 @@ mod capture;
 mod emit;
 mod ports;
 mod rest;
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -26,9 +28,10 @@ use crate::pipeline::{self, FlowRecord, LaneState};
 use crate::port::LanePort;
 use crate::snapshot::Snapshot;
 use crate::types::{Nanos, PortId};
-use crate::umem::{FramePool, OwnerTable, Umem};
+use crate::umem::{FramePool, OwnerTable, OwnerTag, Umem};
 
 pub(crate) use capture::CaptureQueue;
+use capture::Copies;
 pub use capture::{CaptureSpec, CapturedPacket, Direction};
 use emit::Emitter;
 use ports::LanePorts;
@@ -41,8 +44,9 @@ const HOUSEKEEPING_NANOS: u64 = 1_000_000_000;
 
 /// What control asks of a lane.
 pub(crate) enum Command {
-    /// Poll this port from now on; answered when chunks are posted on it.
-    AddPort(Box<LanePort>, Sender<()>),
+    /// Poll this port from now on; answered with the number of chunks that
+    /// are posted on it.
+    AddPort(Box<LanePort>, Sender<u32>),
     /// Forget the port and hand its part over; `None` when unknown.
     RemovePort(PortId, Sender<Option<Box<LanePort>>>),
     /// List the flow tables.
@@ -51,6 +55,17 @@ pub(crate) enum Command {
     Capture(Vec<Arc<CaptureQueue>>),
     /// Leave the loop.
     Stop,
+    /// Do as the test says.
+    #[cfg(test)]
+    Run(Box<dyn FnOnce(&mut Lane) + Send>),
+}
+
+/// A lane's report that the kernel refuses to serve a socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Wedged {
+    pub(crate) port: PortId,
+    /// The lane's queue, which tells this socket from a later one.
+    pub(crate) tag: OwnerTag,
 }
 
 /// What a lane and control have in common.
@@ -81,24 +96,24 @@ pub(crate) struct LaneParts {
     pub(crate) state: LaneState,
     pub(crate) shared: Arc<LaneShared>,
     pub(crate) events: Arc<Alarm>,
-    pub(crate) wedged: Sender<PortId>,
+    pub(crate) wedged: Sender<Wedged>,
 }
 
 /// The poll loop's own state.
 pub(crate) struct Lane {
     umem: Arc<Umem>,
     owners: Arc<OwnerTable>,
-    pool: FramePool,
+    pub(crate) pool: FramePool,
     snapshot: Cache<Arc<ArcSwap<Snapshot>>, Arc<Snapshot>>,
     state: LaneState,
     shared: Arc<LaneShared>,
     events: Arc<Alarm>,
-    ports: LanePorts,
+    pub(crate) ports: LanePorts,
     batch: Batch,
     scratch: Batch,
     copies: Vec<Frame>,
     captures: Vec<Arc<CaptureQueue>>,
-    wedged: Sender<PortId>,
+    wedged: Sender<Wedged>,
     rest: Rest,
     frames_low: u64,
     housekeeping_due: Nanos,
@@ -176,9 +191,11 @@ impl Lane {
                 continue;
             };
             packets += self.batch.len();
-            let copies = capture::copy_in(&self.captures, &self.umem, &self.batch);
+            let mut copies = Copies::before(&self.captures, &self.umem, &self.batch);
             pipeline::process(&self.umem, &mut self.batch, snapshot, &mut self.state, now);
-            capture::deliver(&self.captures, copies, &self.umem, &self.batch, snapshot);
+            if let Some(copies) = &mut copies {
+                copies.after(&self.umem, &self.batch, snapshot);
+            }
             Emitter {
                 umem: &self.umem,
                 snapshot,
@@ -188,8 +205,12 @@ impl Lane {
                 counters: &self.shared.counters,
                 scratch: &mut self.scratch,
                 copies: &mut self.copies,
+                captured: copies.as_mut(),
             }
             .emit(&mut self.batch);
+            if let Some(copies) = copies {
+                copies.deliver(&self.captures);
+            }
             self.ports
                 .refill(in_port, &mut self.pool, &self.owners, frames_short);
         }
@@ -208,12 +229,13 @@ impl Lane {
         while let Some(command) = self.shared.commands.pop() {
             match command {
                 Command::AddPort(port, reply) => {
-                    self.add_port(port);
-                    let _ = reply.send(());
+                    let posted = self.add_port(port);
+                    // The asker may have given up, and takes the port back.
+                    let _ = reply.send(posted);
                 }
                 Command::RemovePort(id, reply) => {
                     let removed = self.remove_port(id);
-                    // The asker may have given up; the port then closes here.
+                    // The asker keeps listening, however long it takes.
                     let _ = reply.send(removed);
                 }
                 Command::Flows(reply) => {
@@ -221,15 +243,19 @@ impl Lane {
                 }
                 Command::Capture(captures) => self.captures = captures,
                 Command::Stop => return true,
+                #[cfg(test)]
+                Command::Run(work) => work(self),
             }
         }
         false
     }
 
-    fn add_port(&mut self, mut port: Box<LanePort>) {
+    fn add_port(&mut self, mut port: Box<LanePort>) -> u32 {
         port.queue.refill(&mut self.pool, &self.owners, false);
+        let posted = port.queue.posted();
         self.rest.watch(port.queue.fd());
         self.ports.insert(port);
+        posted
     }
 
     fn remove_port(&mut self, id: PortId) -> Option<Box<LanePort>> {
@@ -243,10 +269,12 @@ impl Lane {
     fn keep_house(&mut self, now: Nanos) {
         self.housekeeping_due = Nanos(now.0 + HOUSEKEEPING_NANOS);
         self.ports.relax_idle();
+        let broken = self.ports.count_broken();
+        self.shared.counters.drops[DropReason::BrokenChain.index()].add(broken);
         self.ports.refill_all(&mut self.pool, &self.owners);
-        for port in self.ports.take_wedged() {
+        for wedged in self.ports.take_wedged() {
             // Nobody listens only while the engine stops.
-            let _ = self.wedged.send(port);
+            let _ = self.wedged.send(wedged);
         }
         let span = now.since(self.window.began).max(1);
         let ppm = (self.window.busy_nanos.saturating_mul(1_000_000) / span).min(1_000_000);
@@ -262,6 +290,23 @@ impl Lane {
         let counters = &self.shared.counters;
         counters.frames_free.set(self.pool.len() as u64);
         counters.frames_filling.set(self.ports.filling());
+    }
+
+    /// Sends a frame that the kernel refuses for ever: its checksum would lie
+    /// behind its end.
+    #[cfg(test)]
+    pub(crate) fn send_spoiled(&mut self, id: PortId, mut frame: Frame) {
+        assert!(frame.resize(64));
+        let checksum = crate::frame::TxChecksum {
+            start: 1000,
+            offset: 0,
+        };
+        if let Some(port) = self.ports.get(id) {
+            let frames = std::iter::once(frame);
+            port.queue
+                .send(&self.umem, &self.owners, frames, Some(checksum));
+            self.ports.mark_dirty(id);
+        }
     }
 
     fn now(&self) -> Nanos {

@@ -1,6 +1,7 @@
 //! The ports of one lane: by number for sending, in a list for polling.
 
 use crate::frame::Batch;
+use crate::lane::Wedged;
 use crate::port::LanePort;
 use crate::types::PortId;
 use crate::umem::{FramePool, OwnerTable, Umem};
@@ -19,7 +20,7 @@ pub(super) enum Waits {
 
 /// A lane's ports.
 #[derive(Debug, Default)]
-pub(super) struct LanePorts {
+pub(crate) struct LanePorts {
     by_id: Vec<Option<Box<LanePort>>>,
     polled: Vec<PortId>,
     dirty: Vec<PortId>,
@@ -30,7 +31,7 @@ impl LanePorts {
         self.polled.len()
     }
 
-    pub(super) fn get(&mut self, id: PortId) -> Option<&mut LanePort> {
+    pub(crate) fn get(&mut self, id: PortId) -> Option<&mut LanePort> {
         self.by_id.get_mut(id.index())?.as_deref_mut()
     }
 
@@ -96,7 +97,7 @@ impl LanePorts {
     }
 
     /// Notes that a port has descriptors to flush.
-    pub(super) fn mark_dirty(&mut self, id: PortId) {
+    pub(crate) fn mark_dirty(&mut self, id: PortId) {
         if let Some(port) = self.by_id[id.index()].as_deref_mut()
             && !std::mem::replace(&mut port.dirty, true)
         {
@@ -131,13 +132,14 @@ impl LanePorts {
         }
     }
 
-    /// Ports whose socket has to be rebuilt; each is named once.
-    pub(super) fn take_wedged(&mut self) -> impl Iterator<Item = PortId> + '_ {
-        let by_id = &mut self.by_id;
-        self.polled.iter().copied().filter(move |id| {
-            by_id[id.index()]
-                .as_deref_mut()
-                .is_some_and(|port| std::mem::take(&mut port.wedged))
+    /// Sockets that have to be rebuilt; each is named once.
+    pub(super) fn take_wedged(&mut self) -> impl Iterator<Item = Wedged> + '_ {
+        let ports = self.by_id.iter_mut().flatten();
+        ports.filter_map(|port| {
+            std::mem::take(&mut port.wedged).then(|| Wedged {
+                port: port.id,
+                tag: port.queue.tag(),
+            })
         })
     }
 
@@ -156,6 +158,19 @@ impl LanePorts {
                 port.queue.relax();
             }
         }
+    }
+
+    /// Counts the chains that could not be used at their ports, and says how
+    /// many there were since the last time.
+    pub(super) fn count_broken(&mut self) -> u64 {
+        let ports = self.by_id.iter_mut().flatten();
+        ports
+            .map(|port| {
+                let broken = u64::from(port.queue.take_broken());
+                port.counters.drops.add(broken);
+                broken
+            })
+            .sum()
     }
 
     /// Chunks posted for filling on all ports.

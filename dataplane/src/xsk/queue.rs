@@ -71,6 +71,8 @@ pub(crate) struct Queue {
     outstanding: u32,
     /// Descriptors written since the last publish.
     unpublished: bool,
+    /// Packets that named a chunk which the queue did not hold.
+    broken: u32,
 }
 
 impl Queue {
@@ -83,6 +85,7 @@ impl Queue {
             streaming: false,
             outstanding: 0,
             unpublished: false,
+            broken: 0,
         }
     }
 
@@ -108,10 +111,20 @@ impl Queue {
         self.outstanding
     }
 
-    /// Descriptors that stand in the rings unhandled: received and not taken,
-    /// or written and not sent.
+    /// Packets that stand in the rings unhandled: received and not taken, or
+    /// written and not sent.
     pub(crate) fn abandoned(&mut self) -> u32 {
-        self.socket.rx.available() + self.socket.tx.pending()
+        let is_last = |desc: &libc::xdp_desc| desc.options & libc::XDP_PKT_CONTD == 0;
+        let received = self.socket.rx.available();
+        let received = (0..received).map(|at| self.socket.rx.peek(at));
+        let received = received.filter(is_last).count();
+        received as u32 + self.socket.tx.pending_entries().filter(is_last).count() as u32
+    }
+
+    /// Packets with a chunk that this queue did not post, since the last time
+    /// of asking.
+    pub(crate) fn take_broken(&mut self) -> u32 {
+        std::mem::take(&mut self.broken)
     }
 
     /// Tops the fill ring up when a lot is missing. A level that one round
@@ -166,27 +179,46 @@ impl Queue {
             let Some(count) = self.chain_length(taken, available) else {
                 break;
             };
-            let rx = &self.socket.rx;
-            let tag = self.tag;
-            batch.push(
-                in_port,
-                (taken..taken + count).filter_map(|at| {
-                    let desc = rx.peek(at);
-                    let frame = Frame::new(desc.addr, desc.len);
-                    if at == taken {
-                        umem.prefetch(&frame);
-                    }
-                    // A chunk that is not ours is the kernel's error; using it
-                    // would give it two owners.
-                    owners.take(frame.chunk(), tag).then_some(frame)
-                }),
-            );
+            if self.take_chain(taken, count, owners) {
+                let rx = &self.socket.rx;
+                batch.push(
+                    in_port,
+                    (taken..taken + count).map(|at| {
+                        let desc = rx.peek(at);
+                        let frame = Frame::new(desc.addr, desc.len);
+                        if at == taken {
+                            umem.prefetch(&frame);
+                        }
+                        frame
+                    }),
+                );
+            } else {
+                self.broken += 1;
+            }
             taken += count;
             self.streaming |= count > 1;
         }
         self.socket.rx.release(taken);
         self.posted = self.posted.saturating_sub(taken);
         taken
+    }
+
+    /// Takes the chunks of a chain from the queue. `false` when it did not hold
+    /// them all: that is the kernel's error, and using such a chunk would give
+    /// it two owners. The others of the chain stay with the queue then, and
+    /// come home when it closes.
+    fn take_chain(&self, first: u32, count: u32, owners: &OwnerTable) -> bool {
+        let chunk = |at| {
+            let desc = self.socket.rx.peek(at);
+            Frame::new(desc.addr, 0).chunk()
+        };
+        for at in first..first + count {
+            if !owners.take(chunk(at), self.tag) {
+                (first..at).for_each(|at| owners.give(chunk(at), self.tag));
+                return false;
+            }
+        }
+        true
     }
 
     /// Descriptors of the packet that begins `first` places ahead; `None`

@@ -183,6 +183,17 @@ impl<T: Copy> Producer<T> {
         self.head.wrapping_sub(self.tail)
     }
 
+    /// The entries that [`Producer::pending`] counts, oldest first.
+    pub(crate) fn pending_entries(&mut self) -> impl Iterator<Item = T> + '_ {
+        let count = self.pending();
+        let first = self.head.wrapping_sub(count);
+        (0..count).map(move |ahead| {
+            let slot = self.shared.slot(first.wrapping_add(ahead));
+            // SAFETY: this side wrote the entry; the kernel only reads it.
+            unsafe { slot.read() }
+        })
+    }
+
     /// Writes the next entry. The caller asked [`Producer::room`] first.
     #[inline]
     pub(crate) fn push(&mut self, entry: T) {

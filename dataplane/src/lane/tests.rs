@@ -1,0 +1,189 @@
+//! What a lane does at the edges of its rings, on a real kernel.
+
+use super::*;
+use crate::engine::tests::{engine, in_namespace, ip, on_lane, veth, wait_until};
+use crate::engine::{CaptureSpec, Engine, PortSpec};
+use crate::frame::Verdict;
+use crate::umem::OwnerTag;
+use crate::xsk::socket::RING_SIZE;
+
+impl Lane {
+    fn frame(&mut self) -> Frame {
+        let mut frame = self.pool.alloc().unwrap();
+        assert!(frame.resize(64));
+        frame
+    }
+
+    /// Writes chains of `count` frames each to a port's transmit ring.
+    fn write(&mut self, id: PortId, packets: u32, count: u32) {
+        for _ in 0..packets {
+            let frames: Vec<Frame> = (0..count).map(|_| self.frame()).collect();
+            let port = self.ports.get(id).unwrap();
+            port.queue
+                .send(&self.umem, &self.owners, frames.into_iter(), None);
+            self.ports.mark_dirty(id);
+        }
+    }
+
+    /// Carries out one verdict, as a round does.
+    fn carry_out(&mut self, in_port: PortId, verdict: Verdict) {
+        let frame = self.frame();
+        self.batch.push(in_port, [frame]);
+        self.batch.decide(0, verdict);
+        let mut copies = Copies::before(&self.captures, &self.umem, &self.batch);
+        let snapshot = self.snapshot.load();
+        if let Some(copies) = &mut copies {
+            copies.after(&self.umem, &self.batch, snapshot);
+        }
+        Emitter {
+            umem: &self.umem,
+            snapshot,
+            owners: &self.owners,
+            pool: &mut self.pool,
+            ports: &mut self.ports,
+            counters: &self.shared.counters,
+            scratch: &mut self.scratch,
+            copies: &mut self.copies,
+            captured: copies.as_mut(),
+        }
+        .emit(&mut self.batch);
+        if let Some(copies) = copies {
+            copies.deliver(&self.captures);
+        }
+    }
+
+    /// Takes chunks behind a queue's back.
+    fn steal(&self, tag: OwnerTag) -> Vec<usize> {
+        self.owners.reclaim(tag).map(|f| f.chunk()).collect()
+    }
+}
+
+fn drops(engine: &Engine, reason: DropReason) -> u64 {
+    engine.stats().drops[reason.index()]
+}
+
+/// A port that takes packets into its ring, and no further.
+fn attached_and_down(engine: &Engine) -> PortSpec {
+    let port = veth("a", 0);
+    engine.attach(port.clone()).unwrap();
+    ip("link set dev a down");
+    port
+}
+
+#[test]
+fn a_refused_packet_counts_once_when_the_answer_finds_no_room() {
+    in_namespace(|| {
+        let engine = engine(1, 4096);
+        let id = attached_and_down(&engine).id;
+        let answer = Verdict::Reply {
+            dropped: Some(DropReason::TtlExceeded),
+        };
+        on_lane(&engine, 0, move |lane| {
+            lane.write(id, RING_SIZE, 1);
+            lane.carry_out(id, answer);
+        });
+        let counted: u64 = engine.stats().drops.iter().sum();
+        assert_eq!(drops(&engine, DropReason::TtlExceeded), 1);
+        assert_eq!(counted, 1);
+        assert_eq!(engine.port_stats(id).unwrap().drops, 1);
+        // An answer that replaces nothing is lost, and that is a drop.
+        on_lane(&engine, 0, move |lane| {
+            lane.carry_out(id, Verdict::Reply { dropped: None });
+        });
+        assert_eq!(drops(&engine, DropReason::TxRingFull), 1);
+    });
+}
+
+#[test]
+fn an_answer_that_meets_a_full_ring_is_tried_again_after_a_flush() {
+    in_namespace(|| {
+        let engine = engine(1, 4096);
+        let port = veth("a", 0);
+        let id = port.id;
+        engine.attach(port).unwrap();
+        on_lane(&engine, 0, move |lane| {
+            lane.write(id, RING_SIZE, 1);
+            lane.carry_out(id, Verdict::Reply { dropped: None });
+        });
+        assert_eq!(drops(&engine, DropReason::TxRingFull), 0);
+        assert_eq!(engine.port_stats(id).unwrap().tx_packets, 1);
+    });
+}
+
+#[test]
+fn a_removed_port_counts_packets_not_descriptors() {
+    in_namespace(|| {
+        let engine = engine(1, 512);
+        let id = attached_and_down(&engine).id;
+        on_lane(&engine, 0, move |lane| {
+            lane.write(id, 2, 3);
+            lane.write(id, 1, 1);
+        });
+        engine.detach(id).unwrap();
+        assert_eq!(drops(&engine, DropReason::PortRemoved), 3);
+    });
+}
+
+#[test]
+fn a_capture_shows_only_what_left() {
+    in_namespace(|| {
+        let engine = engine(1, 4096);
+        let id = attached_and_down(&engine).id;
+        let capture = engine
+            .capture(CaptureSpec {
+                port: None,
+                snaplen: 64,
+            })
+            .unwrap();
+        let forward = Verdict::Forward {
+            out: id,
+            checksum: None,
+        };
+        on_lane(&engine, 0, move |lane| {
+            lane.carry_out(PortId(9), forward);
+            lane.write(id, RING_SIZE - 1, 1);
+            lane.carry_out(PortId(9), forward);
+        });
+        let seen: Vec<_> = std::iter::from_fn(|| capture.next())
+            .map(|packet| (packet.direction, packet.drop))
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                (Direction::In, None),
+                (Direction::Out, None),
+                (Direction::In, Some(DropReason::TxRingFull)),
+            ]
+        );
+    });
+}
+
+#[test]
+fn a_chain_with_a_chunk_that_is_not_ours_is_dropped_whole() {
+    in_namespace(|| {
+        let engine = engine(1, 512);
+        let port = veth("a", 0);
+        let id = port.id;
+        engine.attach(port).unwrap();
+        let tag = on_lane(&engine, 0, move |lane| {
+            lane.ports.get(id).unwrap().queue.tag()
+        });
+        let chunks = on_lane(&engine, 0, move |lane| lane.steal(tag));
+        assert!(!chunks.is_empty());
+        // The other end comes up again and sends router solicitations.
+        ip("link set dev ap down");
+        ip("link set dev ap up");
+        wait_until("a packet was dropped", || {
+            drops(&engine, DropReason::BrokenChain) > 0
+        });
+        assert_eq!(engine.port_stats(id).unwrap().rx_packets, 0);
+        on_lane(&engine, 0, move |lane| {
+            for chunk in chunks {
+                lane.owners.give(chunk, tag);
+            }
+        });
+        engine.detach(id).unwrap();
+        let home = || engine.stats().frames.in_use == 0;
+        wait_until("every frame is home", home);
+    });
+}
