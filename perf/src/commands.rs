@@ -25,7 +25,7 @@ use spinlane_perf::sink::socket::SocketSink;
 use spinlane_perf::sink::tc::TcSink;
 use spinlane_perf::sink::{Count, Rate};
 use spinlane_perf::stop::Stop;
-use spinlane_perf::subject::SENDER_CORE;
+use spinlane_perf::subject::{SENDER_CORE, SERVICES};
 use spinlane_perf::tcp::{Bulk, bulk};
 use spinlane_perf::{cpu, demo, node, report};
 
@@ -238,7 +238,7 @@ fn watch(
 }
 
 fn tcp(arguments: &args::Tcp, stop: &Stop) -> Result<(), MeasureError> {
-    let subject = arguments.subject.set_up()?;
+    let subject = arguments.subject.set_up(SERVICES)?;
     let [from, to] = subject.pods();
     let run = run_of(&arguments.measured);
     let result = bulk(
@@ -265,7 +265,7 @@ fn tcp(arguments: &args::Tcp, stop: &Stop) -> Result<(), MeasureError> {
 }
 
 fn rr(arguments: &args::Rr, stop: &Stop) -> Result<(), MeasureError> {
-    let subject = arguments.subject.set_up()?;
+    let subject = arguments.subject.set_up(SERVICES)?;
     let [from, to] = subject.pods();
     let run = run_of(&arguments.measured);
     let result = round_trips(

@@ -246,7 +246,7 @@ impl Field {
                 return Err(MeasureError::Interrupted);
             }
             progress.says(&format!("setting up {}", kind.name()));
-            match kind.set_up() {
+            match kind.set_up(crate::subject::SERVICES) {
                 Ok(subject) => field.add(subject),
                 Err(MeasureError::Missing { reason, .. }) => {
                     progress.note(&format!("{} is missing: {reason}", kind.name()));

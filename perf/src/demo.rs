@@ -17,7 +17,7 @@ use crate::progress::Progress;
 use crate::report::{figure, other_work, quantity, table};
 use crate::scenario::{Better, Run, Scenario};
 use crate::stop::Stop;
-use crate::subject::{Kind, LinuxBridge, Spinlane, Subject, ping};
+use crate::subject::{Kind, SERVICES, Spinlane, Subject, ping};
 
 const SCENARIOS: [Scenario; 4] = [
     Scenario::Tcp,
@@ -48,7 +48,7 @@ fn show(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureErro
         true => Err(MeasureError::Interrupted),
         false => Ok(()),
     };
-    let spinlane = Spinlane::set_up("adaptive")?;
+    let spinlane = Spinlane::set_up(Kind::Spinlane)?;
     introduce(&spinlane)?;
     check()?;
     let [from, to] = spinlane.pods();
@@ -59,8 +59,7 @@ fn show(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureErro
         println!("  ping {family}   {address} answers{}", round_trip(&answer));
     }
     check()?;
-    let bridge = LinuxBridge::set_up()?;
-    bridge.reach()?;
+    let bridge = Kind::LinuxBridge.set_up(SERVICES)?;
     println!("  beside it   a Linux bridge with two pods, GSO on, MTU 1500\n");
     let plan = Plan {
         subjects: vec![Kind::Spinlane, Kind::LinuxBridge],
@@ -73,7 +72,7 @@ fn show(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureErro
             pin_sockets: false,
         },
     };
-    let mut field = Field::of(vec![Box::new(spinlane), Box::new(bridge)]);
+    let mut field = Field::of(vec![Box::new(spinlane), bridge]);
     let progress = Progress::start(steps(&plan) - plan.subjects.len() as u64);
     let comparison = field.run(&plan, &progress, stop)?;
     drop(progress);

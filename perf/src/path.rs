@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::Value;
-use spinlane_tests::wait_for;
+use spinlane_tests::{Namespace, wait_for};
 
 use crate::measure::MeasureError;
 use crate::packet::Mac;
@@ -30,7 +30,7 @@ impl Path {
     pub fn resolve(from: &Pod<'_>, to: IpAddr) -> Result<Path, MeasureError> {
         let namespace = from.namespace;
         let route = first(&namespace.ip(&format!("-j route get {to}"))?)?;
-        let link = first(&namespace.ip("-j link show eth0")?)?;
+        let link = link(namespace, "eth0")?;
         let next_hop = next_hop(&route, to)?;
         let hop_mac = wait_for(
             &format!("the Ethernet address of {next_hop}"),
@@ -43,17 +43,34 @@ impl Path {
                 first(&shown).ok()?["lladdr"].as_str()?.parse::<Mac>().ok()
             },
         )?;
-        let source_mac = link["address"].as_str().unwrap_or_default();
         Ok(Path {
-            source_mac: source_mac
-                .parse()
-                .map_err(|detail| unexpected("the address of eth0", detail))?,
+            source_mac: address_of(&link)?,
             next_hop_mac: hop_mac,
             mtu: mtu(&route)
                 .or_else(|| link["mtu"].as_u64())
                 .unwrap_or_default(),
         })
     }
+}
+
+/// Ethernet address of a device.
+///
+/// # Errors
+/// When there is no such device.
+pub fn device_mac(namespace: &Namespace, device: &str) -> Result<Mac, MeasureError> {
+    address_of(&link(namespace, device)?)
+}
+
+fn link(namespace: &Namespace, device: &str) -> Result<Value, MeasureError> {
+    first(&namespace.ip(&format!("-j link show {device}"))?)
+}
+
+fn address_of(link: &Value) -> Result<Mac, MeasureError> {
+    link["address"]
+        .as_str()
+        .unwrap_or_default()
+        .parse()
+        .map_err(|detail| unexpected("the address of a device", detail))
 }
 
 /// The address that the neighbour table has to know.

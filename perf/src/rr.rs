@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::cpu;
 use crate::measure::{MeasureError, io_error};
 use crate::stop::Stop;
-use crate::subject::Pod;
+use crate::subject::{Pod, ROUND_TRIP_PORT};
 
 const REQUEST_BYTES: usize = 16;
 /// After this a datagram counts as lost.
@@ -91,16 +91,12 @@ pub fn round_trips(
 ) -> Result<RoundTripResult, MeasureError> {
     let over = Stop::new();
     let end = || over.is_set() || stop.is_set();
-    let address = SocketAddr::new(to.address(run.v6), 0);
+    let own = SocketAddr::new(to.address(run.v6), ROUND_TRIP_PORT);
+    let address = SocketAddr::new(to.destination(run.v6), ROUND_TRIP_PORT);
     thread::scope(|scope| {
         let _over = over.on_drop();
-        let answering = to
-            .namespace
-            .enter(|| Answering::bind(run.transport, address))?;
+        let answering = to.namespace.enter(|| Answering::bind(run.transport, own))?;
         let answering = answering.map_err(io_error("listening in the answering pod"))?;
-        let address = answering
-            .address()
-            .map_err(io_error("asking for the listening address"))?;
         scope.spawn(move || answering.run(&end));
         let result = from.namespace.enter(|| ask(address, run, &end))?;
         let (histogram, lost) = result.map_err(io_error("asking over the switch"))?;
@@ -128,13 +124,6 @@ impl Answering {
             Transport::Tcp => Answering::Tcp(TcpListener::bind(address)?),
             Transport::Udp => Answering::Udp(UdpSocket::bind(address)?),
         })
-    }
-
-    fn address(&self) -> io::Result<SocketAddr> {
-        match self {
-            Answering::Tcp(listener) => listener.local_addr(),
-            Answering::Udp(socket) => socket.local_addr(),
-        }
     }
 
     /// Answers until the end; an error ends it, and the asking side tells.

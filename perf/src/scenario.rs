@@ -19,11 +19,9 @@ use crate::rr::{RoundTrips, Transport, round_trips};
 use crate::sink::Rate;
 use crate::sink::tc::TcSink;
 use crate::stop::Stop;
-use crate::subject::{Kind, Pod, SENDER_CORE, Subject};
+use crate::subject::{Kind, Pod, SENDER_CORE, SINK_PORT, Subject};
 use crate::tcp::{Bulk, bulk};
 
-/// UDP port that sinks count.
-const SINK_PORT: u16 = 9;
 const SOURCE_PORT: u16 = 5000;
 /// Payload of a small datagram; 60 bytes on an Ethernet wire without FCS.
 const SMALL_PAYLOAD_BYTES: usize = 18;
@@ -289,7 +287,7 @@ fn frames(
         source_mac: path.source_mac,
         destination_mac: path.next_hop_mac,
         source: from.address(run.v6),
-        destination: to.address(run.v6),
+        destination: to.destination(run.v6),
         source_port: SOURCE_PORT,
         destination_port: SINK_PORT,
         size_bytes: 64,
@@ -307,7 +305,7 @@ fn frames(
 fn datagrams(subject: &dyn Subject, run: &Run, stop: &Stop) -> Result<Sample, MeasureError> {
     let [from, to] = subject.pods();
     let spec = Datagrams {
-        to: (to.address(run.v6), SINK_PORT).into(),
+        to: (to.destination(run.v6), SINK_PORT).into(),
         source_port: None,
         payload_bytes: SMALL_PAYLOAD_BYTES,
         flows: 1,

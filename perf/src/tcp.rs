@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::cpu;
 use crate::measure::{MeasureError, io_error};
 use crate::stop::Stop;
-use crate::subject::Pod;
+use crate::subject::{BULK_PORT, Pod};
 
 /// Bytes of one write or read, as iperf3 has them.
 const CHUNK_BYTES: usize = 128 * 1024;
@@ -59,11 +59,9 @@ pub fn bulk(
 ) -> Result<BulkResult, MeasureError> {
     let listener = to
         .namespace
-        .enter(|| TcpListener::bind((to.address(run.v6), 0)))?
+        .enter(|| TcpListener::bind((to.address(run.v6), BULK_PORT)))?
         .map_err(io_error("listening for TCP in the receiving pod"))?;
-    let address = listener
-        .local_addr()
-        .map_err(io_error("asking for the listening address"))?;
+    let address = SocketAddr::new(to.destination(run.v6), BULK_PORT);
     let received = AtomicU64::new(0);
     let over = Stop::new();
     let end = || over.is_set() || stop.is_set();

@@ -71,8 +71,12 @@ impl Width {
 pub enum Helper {
     /// `bpf_map_lookup_elem`.
     MapLookup = 1,
+    /// `bpf_skb_store_bytes`.
+    SkbStoreBytes = 9,
     /// `bpf_redirect`.
     Redirect = 23,
+    /// `bpf_redirect_peer`.
+    RedirectPeer = 155,
 }
 
 /// A place to jump to.
@@ -184,6 +188,11 @@ impl Assembler {
     /// Jumps when `dst != value`.
     pub fn jump_if_not_equal(&mut self, dst: Register, value: i32, to: Label) {
         self.jump(0x55, dst, R0, value, to);
+    }
+
+    /// Jumps when the lower 32 bits of `dst` are not `value`.
+    pub fn jump_if_word_not_equal(&mut self, dst: Register, value: i32, to: Label) {
+        self.jump(0x56, dst, R0, value, to);
     }
 
     /// Jumps when `dst < value`, both unsigned.

@@ -1,89 +1,53 @@
 //! The Linux bridge, as the bridge CNI plugin sets it up: one bridge, a veth
-//! for each pod, every offload on.
+//! for each pod, every offload on; and the same on two nodes with a vxlan
+//! device between them, as flannel sets it up.
 
 use spinlane_tests::Namespace;
 
 use crate::measure::MeasureError;
-use crate::subject::{Kind, PeerPod, Pod, Subject, feature, on_off, setting};
-
-const HOST_ENDS: [&str; 2] = ["p1", "p2"];
+use crate::subject::peer::{Peer, TUNNELLED_MTU, UPLINK};
+use crate::subject::veth::Addressing;
+use crate::subject::{Kind, kernel_settings, setting};
 
 /// A bridge with two pods.
-#[derive(Debug)]
-pub struct LinuxBridge {
-    pods: [PeerPod; 2],
-    node: Namespace,
-    settings: Vec<(String, String)>,
+pub(super) fn set_up() -> Result<Peer, MeasureError> {
+    let mut peer = Peer::on_one_node(Kind::LinuxBridge, Addressing::Segment)?;
+    bridge(&peer.nodes[0], &["p1", "p2"])?;
+    peer.settings = kernel_settings(&peer, 1500)?;
+    peer.settings.push(setting("bridge netfilter", "off"));
+    Ok(peer)
 }
 
-impl LinuxBridge {
-    /// Makes it from nothing.
-    ///
-    /// # Errors
-    /// When the kernel refuses a step.
-    pub fn set_up() -> Result<LinuxBridge, MeasureError> {
-        let node = Namespace::create("bridge")?;
-        node.ip("link add br0 type bridge")?;
-        // Packet filters on bridged frames would only slow the peer down.
-        for table in ["iptables", "ip6tables", "arptables"] {
-            let key = format!("net.bridge.bridge-nf-call-{table}");
-            let _ = node.sysctl(&key, "0"); // absent without br_netfilter
-        }
-        node.ip("link set br0 up")?;
-        let pods = [
-            PeerPod::create(&node, HOST_ENDS[0], 1)?,
-            PeerPod::create(&node, HOST_ENDS[1], 2)?,
-        ];
-        for end in HOST_ENDS {
-            node.ip(&format!("link set {end} master br0"))?;
-        }
-        let pod = &pods[0].namespace;
-        let settings = vec![
-            setting("route MTU", "1500"),
-            setting(
-                "pod GSO",
-                on_off(feature(pod, "eth0", "generic-segmentation-offload")?),
-            ),
-            setting(
-                "pod TX checksum",
-                on_off(feature(pod, "eth0", "tx-checksumming")?),
-            ),
-            setting("bridge netfilter", "off"),
-        ];
-        Ok(LinuxBridge {
-            pods,
-            node,
-            settings,
-        })
+/// A bridge with one pod on each of two nodes, and VXLAN between them.
+pub(super) fn set_up_vxlan() -> Result<Peer, MeasureError> {
+    let mut peer = Peer::on_two_nodes(Kind::LinuxVxlan)?;
+    for (index, node) in peer.nodes.iter().enumerate() {
+        let (own, other) = (index + 1, 2 - index);
+        node.ip(&format!("addr add 172.30.0.{own}/24 dev {UPLINK}"))?;
+        node.ip(&format!(
+            "link add vxlan1 type vxlan id 1 dstport 4789 dev {UPLINK} \
+             local 172.30.0.{own} remote 172.30.0.{other}"
+        ))?;
+        node.ip(&format!("link set vxlan1 mtu {TUNNELLED_MTU} up"))?;
+        bridge(node, &[&format!("p{own}"), "vxlan1"])?;
     }
+    peer.settings = kernel_settings(&peer, TUNNELLED_MTU)?;
+    peer.settings.push(setting("bridge netfilter", "off"));
+    peer.settings
+        .push(setting("underlay", "a veth, super-frames pass whole"));
+    Ok(peer)
 }
 
-impl Subject for LinuxBridge {
-    fn kind(&self) -> Kind {
-        Kind::LinuxBridge
+fn bridge(node: &Namespace, members: &[&str]) -> Result<(), MeasureError> {
+    node.ip("link add br0 type bridge")?;
+    // Packet filters on bridged frames would only slow the peer down.
+    for table in ["iptables", "ip6tables", "arptables"] {
+        let key = format!("net.bridge.bridge-nf-call-{table}");
+        let _ = node.sysctl(&key, "0"); // absent without br_netfilter
     }
-
-    fn pods(&self) -> [Pod<'_>; 2] {
-        [self.pods[0].pod(), self.pods[1].pod()]
+    node.ip("link set br0 up")?;
+    for member in members {
+        node.ip(&format!("link set {member} master br0"))?;
     }
-
-    fn node(&self) -> &Namespace {
-        &self.node
-    }
-
-    fn host_end(&self) -> &str {
-        HOST_ENDS[0]
-    }
-
-    fn pids(&self) -> Vec<u32> {
-        Vec::new()
-    }
-
-    fn settings(&self) -> &[(String, String)] {
-        &self.settings
-    }
-
-    fn pause(&mut self) {}
-
-    fn resume(&mut self) {}
+    Ok(())
 }

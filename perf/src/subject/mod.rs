@@ -6,20 +6,27 @@
 
 mod bridge;
 mod forwarder;
+mod kind;
 mod ovs;
+mod peer;
+mod proxy;
+mod redirect;
+mod routed;
 mod spinlane;
+mod testpmd;
+mod veth;
 
 use std::net::IpAddr;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
-use serde::Serialize;
 use spinlane_tests::{Namespace, Node, wait_for};
 
 use crate::measure::MeasureError;
+use crate::subject::peer::Peer;
 
-pub use bridge::LinuxBridge;
-pub use forwarder::Forwarder;
-pub use ovs::OpenVSwitch;
+pub use kind::{Kind, Topology};
 pub use spinlane::Spinlane;
 
 /// Core of generators and pinned senders.
@@ -28,52 +35,17 @@ pub const SENDER_CORE: usize = 0;
 /// which is the same where there are two.
 pub const LANE_CORE: usize = 1;
 
-/// Which switch.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// Spinlane as shipped.
-    Spinlane,
-    /// Spinlane with `poll = "busy"`.
-    SpinlaneBusy,
-    /// The kernel's bridge.
-    LinuxBridge,
-    /// Open vSwitch's userspace datapath on AF_XDP.
-    OvsAfxdp,
-    /// A forwarder on the `afxdp` crate, without any switching.
-    AfxdpCrate,
-}
+/// UDP port that sinks count.
+pub const SINK_PORT: u16 = 9;
+/// Port of bulk TCP.
+pub const BULK_PORT: u16 = 5201;
+/// Port of round trips, TCP and UDP.
+pub const ROUND_TRIP_PORT: u16 = 5202;
+/// Port of short connections.
+pub const CONNECTION_PORT: u16 = 5203;
 
-impl Kind {
-    /// The name in tables and documents.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Kind::Spinlane => "spinlane",
-            Kind::SpinlaneBusy => "spinlane-busy",
-            Kind::LinuxBridge => "linux-bridge",
-            Kind::OvsAfxdp => "ovs-afxdp",
-            Kind::AfxdpCrate => "afxdp-crate",
-        }
-    }
-
-    /// Sets the subject up, both pods reaching each other.
-    ///
-    /// # Errors
-    /// [`MeasureError::Missing`] when it is not on this machine; others when
-    /// a step fails.
-    pub fn set_up(self) -> Result<Box<dyn Subject>, MeasureError> {
-        let subject: Box<dyn Subject> = match self {
-            Kind::Spinlane => Box::new(Spinlane::set_up("adaptive")?),
-            Kind::SpinlaneBusy => Box::new(Spinlane::set_up("busy")?),
-            Kind::LinuxBridge => Box::new(LinuxBridge::set_up()?),
-            Kind::OvsAfxdp => Box::new(OpenVSwitch::set_up()?),
-            Kind::AfxdpCrate => Box::new(Forwarder::set_up()?),
-        };
-        subject.reach()?;
-        Ok(subject)
-    }
-}
+/// How many services a proxy has unless told otherwise.
+pub const SERVICES: usize = 1000;
 
 /// One end: a namespace whose `eth0` is behind the switch.
 #[derive(Debug, Clone, Copy)]
@@ -84,6 +56,17 @@ pub struct Pod<'a> {
     pub v4: IpAddr,
     /// Its IPv6 address.
     pub v6: IpAddr,
+    /// Where its clients ask for it, when not at its own addresses.
+    pub service: Option<ServiceAddress>,
+}
+
+/// Addresses that no device has: a proxy translates them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ServiceAddress {
+    /// The IPv4 address.
+    pub v4: IpAddr,
+    /// The IPv6 address.
+    pub v6: IpAddr,
 }
 
 impl Pod<'_> {
@@ -91,6 +74,17 @@ impl Pod<'_> {
     #[must_use]
     pub fn address(&self, v6: bool) -> IpAddr {
         if v6 { self.v6 } else { self.v4 }
+    }
+
+    /// Where its clients send to: the service in front of it, or its own
+    /// address.
+    #[must_use]
+    pub fn destination(&self, v6: bool) -> IpAddr {
+        match self.service {
+            Some(service) if v6 => service.v6,
+            Some(service) => service.v4,
+            None => self.address(v6),
+        }
     }
 }
 
@@ -150,50 +144,6 @@ pub fn ping(from: &Namespace, to: IpAddr) -> Result<String, MeasureError> {
     Ok(from.run(&["ping", "-n", "-c", "1", "-W", "1", &to.to_string()])?)
 }
 
-/// A pod of a peer: a namespace with one half of a veth whose other half,
-/// `HOST_END`, is in the node's namespace.
-#[derive(Debug)]
-struct PeerPod {
-    namespace: Namespace,
-    v4: IpAddr,
-    v6: IpAddr,
-}
-
-impl PeerPod {
-    /// Addresses 10.99.0.`number` and fd99::`number`.
-    fn create(node: &Namespace, host_end: &str, number: u8) -> Result<PeerPod, MeasureError> {
-        let namespace = Namespace::create(&format!("pod{number}"))?;
-        node.ip(&format!(
-            "link add {host_end} type veth peer name eth0 netns {}",
-            namespace.name()
-        ))?;
-        let (v4, v6) = (format!("10.99.0.{number}"), format!("fd99::{number}"));
-        namespace.ip(&format!("addr add {v4}/24 dev eth0"))?;
-        namespace.ip(&format!("addr add {v6}/64 dev eth0 nodad"))?;
-        namespace.ip("link set eth0 up")?;
-        node.ip(&format!("link set {host_end} up"))?;
-        let parse = |text: String| {
-            text.parse().map_err(|_| MeasureError::Unexpected {
-                what: "address of a pod".to_owned(),
-                detail: text,
-            })
-        };
-        Ok(PeerPod {
-            namespace,
-            v4: parse(v4)?,
-            v6: parse(v6)?,
-        })
-    }
-
-    fn pod(&self) -> Pod<'_> {
-        Pod {
-            namespace: &self.namespace,
-            v4: self.v4,
-            v6: self.v6,
-        }
-    }
-}
-
 /// Whether a device feature is on, as `ethtool -k` says.
 fn feature(namespace: &Namespace, device: &str, name: &str) -> Result<bool, MeasureError> {
     let text = namespace.run(&["ethtool", "-k", device])?;
@@ -211,4 +161,56 @@ fn setting(name: &str, value: impl Into<String>) -> (String, String) {
 
 fn on_off(on: bool) -> &'static str {
     if on { "on" } else { "off" }
+}
+
+/// What a kernel's own datapath leaves to say.
+fn kernel_settings(peer: &Peer, mtu: u16) -> Result<Vec<(String, String)>, MeasureError> {
+    let pod = &peer.pods[0].namespace;
+    let state = |name| feature(pod, "eth0", name).map(on_off);
+    Ok(vec![
+        setting("route MTU", mtu.to_string()),
+        setting("pod GSO", state("generic-segmentation-offload")?),
+        setting("pod TX checksum", state("tx-checksumming")?),
+    ])
+}
+
+/// How the kernel says that a device's XDP program is attached.
+fn xdp_mode(namespace: &Namespace, device: &str) -> Result<&'static str, MeasureError> {
+    let link = namespace.ip(&format!("link show {device}"))?;
+    Ok(
+        match link.split_whitespace().find(|word| word.starts_with("xdp")) {
+            Some("xdp") => "native",
+            Some("xdpgeneric") => "generic",
+            _ => "none",
+        },
+    )
+}
+
+/// Checks that a subject's programs are installed.
+fn needs(kind: Kind, programs: &[&str], package: &str) -> Result<(), MeasureError> {
+    let is_there = |program: &str| {
+        ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"]
+            .iter()
+            .any(|dir| Path::new(dir).join(program).is_file())
+    };
+    match programs.iter().find(|program| !is_there(program)) {
+        None => Ok(()),
+        Some(program) => Err(MeasureError::Missing {
+            name: kind.name(),
+            reason: format!("no {program}; install {package}"),
+        }),
+    }
+}
+
+/// Version of an installed Debian package.
+fn package_version(package: &str) -> String {
+    let output = Command::new("dpkg-query")
+        .args(["-W", "-f", "${Version}", package])
+        .output();
+    match output {
+        Ok(output) if output.status.success() => {
+            String::from_utf8_lossy(&output.stdout).into_owned()
+        }
+        _ => "unknown".to_owned(),
+    }
 }

@@ -1,148 +1,93 @@
 //! Open vSwitch's userspace datapath with AF_XDP ports and one polling
-//! thread, in a namespace with a database of its own.
+//! thread, in a namespace with a database of its own; on one node, or on two
+//! with its own VXLAN tunnel between them.
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
-use nix::sys::signal::Signal;
 use spinlane_tests::{Namespace, Process, lab_dir, wait_for};
 
 use crate::measure::{MeasureError, io_error};
-use crate::subject::{Kind, LANE_CORE, PeerPod, Pod, Subject, setting};
+use crate::subject::peer::{Peer, TUNNELLED_MTU, UPLINK};
+use crate::subject::veth::Addressing;
+use crate::subject::{Kind, LANE_CORE, SENDER_CORE, needs, setting, xdp_mode};
 
-const HOST_ENDS: [&str; 2] = ["p1", "p2"];
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
+const PROGRAMS: [&str; 4] = ["ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl"];
 
 /// An `ovs-vswitchd` with two pods.
-#[derive(Debug)]
-pub struct OpenVSwitch {
-    switch: Process,
-    _database: Process,
-    pods: [PeerPod; 2],
-    node: Namespace,
-    settings: Vec<(String, String)>,
+pub(super) fn set_up() -> Result<Peer, MeasureError> {
+    needs(Kind::OvsAfxdp, &PROGRAMS, "openvswitch-switch")?;
+    let mut peer = Peer::on_one_node(Kind::OvsAfxdp, Addressing::Segment)?;
+    let (switch, [database, daemon]) = start(&peer.nodes[0], LANE_CORE)?;
+    peer.attending.push(database);
+    peer.forwarding.push(daemon);
+    switch.add_bridge("br0")?;
+    for pod in &peer.pods {
+        pod.complete_checksums()?;
+        switch.add_afxdp_port("br0", &pod.host_end)?;
+    }
+    let polling = format!("core {LANE_CORE}, never sleeps");
+    peer.settings = settings(&switch, &peer.pods[0].host_end, polling, 1500)?;
+    Ok(peer)
 }
 
-impl OpenVSwitch {
-    /// Makes it from nothing.
-    ///
-    /// # Errors
-    /// [`MeasureError::Missing`] without the programs; others when a step
-    /// fails.
-    pub fn set_up() -> Result<OpenVSwitch, MeasureError> {
-        check_installed()?;
-        let node = Namespace::create("ovs")?;
-        let dir = lab_dir()?.join(node.name());
-        fs::create_dir_all(&dir).map_err(io_error(format!("create {}", dir.display())))?;
-        let control = Control { node: &node, dir };
-        let database = control.start_database()?;
-        let switch = control.start_switch()?;
-        let pods = [
-            PeerPod::create(&node, HOST_ENDS[0], 1)?,
-            PeerPod::create(&node, HOST_ENDS[1], 2)?,
-        ];
-        for pod in &pods {
-            // An AF_XDP port passes on what it reads, so a checksum that the
-            // pod left to its device would never be made.
-            pod.namespace.run(&["ethtool", "-K", "eth0", "tx", "off"])?;
+/// An `ovs-vswitchd` with one pod on each of two nodes, and VXLAN between
+/// them.
+pub(super) fn set_up_vxlan() -> Result<Peer, MeasureError> {
+    needs(Kind::OvsAfxdpVxlan, &PROGRAMS, "openvswitch-switch")?;
+    let mut peer = Peer::on_two_nodes(Kind::OvsAfxdpVxlan)?;
+    // Two threads that never sleep cannot share a core, so the receiving
+    // node's has the generator's.
+    for (index, core) in [LANE_CORE, SENDER_CORE].into_iter().enumerate() {
+        let node = &peer.nodes[index];
+        let (switch, [database, daemon]) = start(node, core)?;
+        peer.attending.push(database);
+        peer.forwarding.push(daemon);
+        let (own, other) = (index + 1, 2 - index);
+        switch.add_bridge("br0")?;
+        switch.add_bridge("br-underlay")?;
+        node.run(&["ethtool", "-K", UPLINK, "tx", "off"])?;
+        switch.add_afxdp_port("br-underlay", UPLINK)?;
+        node.ip(&format!("addr add 172.30.0.{own}/24 dev br-underlay"))?;
+        node.ip("link set br-underlay up")?;
+        peer.pods[index].complete_checksums()?;
+        switch.add_afxdp_port("br0", &peer.pods[index].host_end)?;
+        switch.add_tunnel("br0", &format!("172.30.0.{other}"))?;
+        if index == 1 {
+            let polling = format!(
+                "core {LANE_CORE} for the sender's node, {SENDER_CORE} for the receiver's, never sleep"
+            );
+            peer.settings = settings(&switch, "p2", polling, TUNNELLED_MTU)?;
         }
-        control.vsctl(&[
-            "add-br",
-            "br0",
-            "--",
-            "set",
-            "bridge",
-            "br0",
-            "datapath_type=netdev",
-        ])?;
-        for end in HOST_ENDS {
-            control.vsctl(&[
-                "add-port",
-                "br0",
-                end,
-                "--",
-                "set",
-                "interface",
-                end,
-                "type=afxdp",
-            ])?;
-            let error = control.vsctl(&["get", "interface", end, "error"])?;
-            if error.trim() != "[]" {
-                return Err(MeasureError::Missing {
-                    name: "ovs-afxdp",
-                    reason: format!(
-                        "ovs-vswitchd refused an AF_XDP port: {}; use a build with AF_XDP",
-                        error.trim()
-                    ),
-                });
-            }
-        }
-        let settings = vec![
-            setting("version", control.version()?),
-            setting("XDP mode", control.xdp_mode()?),
-            setting("polling thread", format!("core {LANE_CORE}, never sleeps")),
-            setting("route MTU", "1500"),
-            setting("pod TX checksum, GSO", "off"),
-        ];
-        Ok(OpenVSwitch {
-            switch,
-            _database: database,
-            pods,
-            node,
-            settings,
-        })
     }
+    Ok(peer)
 }
 
-impl Subject for OpenVSwitch {
-    fn kind(&self) -> Kind {
-        Kind::OvsAfxdp
-    }
-
-    fn pods(&self) -> [Pod<'_>; 2] {
-        [self.pods[0].pod(), self.pods[1].pod()]
-    }
-
-    fn node(&self) -> &Namespace {
-        &self.node
-    }
-
-    fn host_end(&self) -> &str {
-        HOST_ENDS[0]
-    }
-
-    fn pids(&self) -> Vec<u32> {
-        vec![self.switch.id()]
-    }
-
-    fn settings(&self) -> &[(String, String)] {
-        &self.settings
-    }
-
-    fn pause(&mut self) {
-        self.switch.signal(Signal::SIGSTOP);
-    }
-
-    fn resume(&mut self) {
-        self.switch.signal(Signal::SIGCONT);
-    }
+/// Starts a database and a switch in `node`, which polls on `core`.
+fn start(node: &Namespace, core: usize) -> Result<(Control<'_>, [Process; 2]), MeasureError> {
+    let dir = lab_dir()?.join(node.name());
+    fs::create_dir_all(&dir).map_err(io_error(format!("create {}", dir.display())))?;
+    let control = Control { node, dir };
+    let processes = [control.start_database(core)?, control.start_switch()?];
+    Ok((control, processes))
 }
 
-fn check_installed() -> Result<(), MeasureError> {
-    for program in ["ovsdb-tool", "ovsdb-server", "ovs-vswitchd", "ovs-vsctl"] {
-        let found = ["/usr/sbin", "/usr/bin", "/usr/local/sbin", "/usr/local/bin"]
-            .iter()
-            .any(|dir| Path::new(dir).join(program).is_file());
-        if !found {
-            return Err(MeasureError::Missing {
-                name: "ovs-afxdp",
-                reason: format!("no {program}; install openvswitch-switch"),
-            });
-        }
-    }
-    Ok(())
+fn settings(
+    switch: &Control<'_>,
+    host_end: &str,
+    polling: String,
+    mtu: u16,
+) -> Result<Vec<(String, String)>, MeasureError> {
+    Ok(vec![
+        setting("version", switch.version()?),
+        setting("XDP mode", xdp_mode(switch.node, host_end)?),
+        setting("polling thread", polling),
+        setting("route MTU", mtu.to_string()),
+        setting("pod TX checksum, GSO", "off"),
+    ])
 }
 
 /// The programs of one database in one namespace.
@@ -165,7 +110,7 @@ impl Control<'_> {
         command
     }
 
-    fn start_database(&self) -> Result<Process, MeasureError> {
+    fn start_database(&self, core: usize) -> Result<Process, MeasureError> {
         let file = self.dir.join("conf.db");
         let made = Process::spawn({
             let mut command = self.command("ovsdb-tool");
@@ -188,7 +133,7 @@ impl Control<'_> {
             self.socket().exists().then_some(())
         })?;
         self.vsctl(&["--no-wait", "init"])?;
-        let mask = format!("other_config:pmd-cpu-mask={:#x}", 1u32 << LANE_CORE);
+        let mask = format!("other_config:pmd-cpu-mask={:#x}", 1u64 << core);
         self.vsctl(&["--no-wait", "set", "Open_vSwitch", ".", &mask])?;
         Ok(server)
     }
@@ -207,21 +152,42 @@ impl Control<'_> {
         Ok(self.node.run(&all)?)
     }
 
+    fn add_bridge(&self, name: &str) -> Result<(), MeasureError> {
+        let kind = "datapath_type=netdev";
+        self.vsctl(&["add-br", name, "--", "set", "bridge", name, kind])?;
+        Ok(())
+    }
+
+    fn add_port(&self, bridge: &str, port: &str, options: &[&str]) -> Result<(), MeasureError> {
+        let mut arguments = vec!["add-port", bridge, port, "--", "set", "interface", port];
+        arguments.extend(options);
+        self.vsctl(&arguments)?;
+        Ok(())
+    }
+
+    fn add_afxdp_port(&self, bridge: &str, device: &str) -> Result<(), MeasureError> {
+        self.add_port(bridge, device, &["type=afxdp"])?;
+        let error = self.vsctl(&["get", "interface", device, "error"])?;
+        if error.trim() == "[]" {
+            return Ok(());
+        }
+        Err(MeasureError::Missing {
+            name: Kind::OvsAfxdp.name(),
+            reason: format!(
+                "ovs-vswitchd refused an AF_XDP port: {}; use a build with AF_XDP",
+                error.trim()
+            ),
+        })
+    }
+
+    fn add_tunnel(&self, bridge: &str, remote: &str) -> Result<(), MeasureError> {
+        let remote = format!("options:remote_ip={remote}");
+        self.add_port(bridge, "vxlan1", &["type=vxlan", &remote, "options:key=1"])
+    }
+
     fn version(&self) -> Result<String, MeasureError> {
         let text = self.vsctl(&["--version"])?;
         let first = text.lines().next().unwrap_or_default();
         Ok(first.rsplit(' ').next().unwrap_or_default().to_owned())
-    }
-
-    /// How the kernel says that the ports' programs are attached.
-    fn xdp_mode(&self) -> Result<&'static str, MeasureError> {
-        let link = self.node.ip(&format!("link show {}", HOST_ENDS[0]))?;
-        Ok(
-            match link.split_whitespace().find(|w| w.starts_with("xdp")) {
-                Some("xdp") => "native",
-                Some("xdpgeneric") => "generic",
-                _ => "none",
-            },
-        )
     }
 }

@@ -56,17 +56,18 @@ impl AttachedPod {
             namespace: self.pod.namespace(),
             v4: self.v4,
             v6: self.v6,
+            service: None,
         }
     }
 }
 
 impl Spinlane {
-    /// Makes it from nothing, the lanes polling by `poll`.
+    /// Makes it from nothing, the lanes polling as `kind` says.
     ///
     /// # Errors
     /// [`MeasureError::Missing`] without the programs; others when the agent
     /// or the plugin fails.
-    pub fn set_up(poll: &str) -> Result<Spinlane, MeasureError> {
+    pub fn set_up(kind: Kind) -> Result<Spinlane, MeasureError> {
         for name in ["spinlane", "spinlane-cni"] {
             program(name).map_err(|error| MeasureError::Missing {
                 name: "spinlane",
@@ -74,7 +75,9 @@ impl Spinlane {
             })?;
         }
         let mut config = NodeConfig::new("spinlane");
-        poll.clone_into(&mut config.poll);
+        if kind == Kind::SpinlaneBusy {
+            "busy".clone_into(&mut config.poll);
+        }
         let node = Node::start(&config)?;
         let pods = [
             AttachedPod::attach(&node, "pod1")?,
@@ -89,10 +92,6 @@ impl Spinlane {
                 what: "`spinlane ports`".to_owned(),
                 detail: "the first pod's port is not among them".to_owned(),
             })?;
-        let kind = match poll {
-            "busy" => Kind::SpinlaneBusy,
-            _ => Kind::Spinlane,
-        };
         let mut subject = Spinlane {
             kind,
             pods,

@@ -1,0 +1,113 @@
+//! Which switches there are.
+
+use serde::Serialize;
+
+use crate::measure::MeasureError;
+use crate::subject::{Spinlane, Subject, bridge, forwarder, ovs, proxy, redirect, routed, testpmd};
+
+/// Which switch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    /// Spinlane as shipped.
+    Spinlane,
+    /// Spinlane with `poll = "busy"`.
+    SpinlaneBusy,
+    /// The kernel's bridge.
+    LinuxBridge,
+    /// The kernel's forwarding, a host route for each pod.
+    LinuxRouted,
+    /// A tc program with `bpf_redirect_peer`.
+    TcRedirect,
+    /// Open vSwitch's userspace datapath on AF_XDP.
+    OvsAfxdp,
+    /// DPDK's testpmd on AF_XDP, without any switching.
+    TestpmdAfxdp,
+    /// A forwarder on the `afxdp` crate, without any switching.
+    AfxdpCrate,
+    /// `linux-routed` with kube-proxy's nftables rules, to a ClusterIP.
+    NftProxy,
+    /// `linux-routed` with kube-proxy's iptables rules, to a ClusterIP.
+    IptablesProxy,
+    /// The kernel's bridge and vxlan device, two nodes.
+    LinuxVxlan,
+    /// Open vSwitch's userspace datapath on AF_XDP with VXLAN, two nodes.
+    OvsAfxdpVxlan,
+}
+
+/// What frames have to cross: only like is compared with like.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Topology {
+    /// From pod to pod on one node.
+    OneNode,
+    /// From pod to pod over a tunnel.
+    TwoNodes,
+    /// From a pod to a service's address on one node.
+    Service,
+}
+
+impl Kind {
+    /// The name in tables and documents.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Spinlane => "spinlane",
+            Kind::SpinlaneBusy => "spinlane-busy",
+            Kind::LinuxBridge => "linux-bridge",
+            Kind::LinuxRouted => "linux-routed",
+            Kind::TcRedirect => "tc-redirect",
+            Kind::OvsAfxdp => "ovs-afxdp",
+            Kind::TestpmdAfxdp => "testpmd-afxdp",
+            Kind::AfxdpCrate => "afxdp-crate",
+            Kind::NftProxy => "nft-proxy",
+            Kind::IptablesProxy => "iptables-proxy",
+            Kind::LinuxVxlan => "linux-vxlan",
+            Kind::OvsAfxdpVxlan => "ovs-afxdp-vxlan",
+        }
+    }
+
+    /// What frames have to cross in it.
+    #[must_use]
+    pub fn topology(self) -> Topology {
+        match self {
+            Kind::NftProxy | Kind::IptablesProxy => Topology::Service,
+            Kind::LinuxVxlan | Kind::OvsAfxdpVxlan => Topology::TwoNodes,
+            _ => Topology::OneNode,
+        }
+    }
+
+    /// Whether it is this project's own.
+    #[must_use]
+    pub fn is_ours(self) -> bool {
+        matches!(self, Kind::Spinlane | Kind::SpinlaneBusy)
+    }
+
+    /// Sets the subject up, both pods reaching each other; a proxy with so
+    /// many services.
+    ///
+    /// # Errors
+    /// [`MeasureError::Missing`] when it is not on this machine; others when
+    /// a step fails.
+    pub fn set_up(self, services: usize) -> Result<Box<dyn Subject>, MeasureError> {
+        let peer = match self {
+            Kind::Spinlane | Kind::SpinlaneBusy => {
+                let subject = Spinlane::set_up(self)?;
+                subject.reach()?;
+                return Ok(Box::new(subject));
+            }
+            Kind::LinuxBridge => bridge::set_up()?,
+            Kind::LinuxRouted => routed::set_up()?,
+            Kind::TcRedirect => redirect::set_up()?,
+            Kind::OvsAfxdp => ovs::set_up()?,
+            Kind::TestpmdAfxdp => testpmd::set_up()?,
+            Kind::AfxdpCrate => forwarder::set_up()?,
+            Kind::NftProxy => proxy::set_up_nft(services)?,
+            Kind::IptablesProxy => proxy::set_up_iptables(services)?,
+            Kind::LinuxVxlan => bridge::set_up_vxlan()?,
+            Kind::OvsAfxdpVxlan => ovs::set_up_vxlan()?,
+        };
+        peer.reach()?;
+        Ok(Box::new(peer))
+    }
+}

@@ -1,0 +1,124 @@
+//! What the peers have in common: namespaces, pods, and the processes that
+//! stand still while others are measured.
+
+use nix::sys::signal::Signal;
+use spinlane_tests::{Namespace, Process};
+
+use crate::measure::MeasureError;
+use crate::subject::redirect::Redirection;
+use crate::subject::veth::{Addressing, VethPod};
+use crate::subject::{Kind, Pod, ServiceAddress, Subject};
+
+/// A peer that is set up. Fields go in this order: processes before the
+/// namespaces that they run in.
+#[derive(Debug)]
+pub(super) struct Peer {
+    kind: Kind,
+    /// Forward frames; paused unless the peer is measured.
+    pub(super) forwarding: Vec<Process>,
+    /// Keep the books (a database), never paused.
+    pub(super) attending: Vec<Process>,
+    pub(super) redirections: Vec<Redirection>,
+    pub(super) pods: [VethPod; 2],
+    /// Of the first pod and, when it is another, of the second.
+    pub(super) nodes: Vec<Namespace>,
+    /// Where the receiving pod is reached, when not at its own addresses.
+    pub(super) service: Option<ServiceAddress>,
+    pub(super) settings: Vec<(String, String)>,
+}
+
+impl Peer {
+    /// One node with two pods.
+    ///
+    /// # Errors
+    /// When the kernel refuses a step.
+    pub(super) fn on_one_node(kind: Kind, addressing: Addressing) -> Result<Peer, MeasureError> {
+        let node = Namespace::create(kind.name())?;
+        let pods = [
+            VethPod::create(&node, 1, addressing)?,
+            VethPod::create(&node, 2, addressing)?,
+        ];
+        Ok(Peer::of(kind, vec![node], pods))
+    }
+
+    /// Two nodes with a pod each, on one segment, and an underlay between
+    /// them: `uplink` on both, 172.30.0.1 and 172.30.0.2.
+    ///
+    /// # Errors
+    /// When the kernel refuses a step.
+    pub(super) fn on_two_nodes(kind: Kind) -> Result<Peer, MeasureError> {
+        let nodes = [
+            Namespace::create(&format!("{}-1", kind.name()))?,
+            Namespace::create(&format!("{}-2", kind.name()))?,
+        ];
+        spinlane_tests::veth((&nodes[0], UPLINK), (&nodes[1], UPLINK))?;
+        let pods = [
+            VethPod::create(&nodes[0], 1, Addressing::Segment)?,
+            VethPod::create(&nodes[1], 2, Addressing::Segment)?,
+        ];
+        for (pod, node) in pods.iter().zip(&nodes) {
+            pod.set_mtu(node, TUNNELLED_MTU)?;
+        }
+        Ok(Peer::of(kind, nodes.into(), pods))
+    }
+
+    fn of(kind: Kind, nodes: Vec<Namespace>, pods: [VethPod; 2]) -> Peer {
+        Peer {
+            kind,
+            forwarding: Vec::new(),
+            attending: Vec::new(),
+            redirections: Vec::new(),
+            pods,
+            nodes,
+            service: None,
+            settings: Vec::new(),
+        }
+    }
+}
+
+/// The underlay's device on both of two nodes.
+pub(super) const UPLINK: &str = "uplink";
+/// What VXLAN over IPv4 leaves of 1500 bytes.
+pub(super) const TUNNELLED_MTU: u16 = 1450;
+
+impl Subject for Peer {
+    fn kind(&self) -> Kind {
+        self.kind
+    }
+
+    fn pods(&self) -> [Pod<'_>; 2] {
+        let receiver = Pod {
+            service: self.service,
+            ..self.pods[1].pod()
+        };
+        [self.pods[0].pod(), receiver]
+    }
+
+    fn node(&self) -> &Namespace {
+        &self.nodes[0]
+    }
+
+    fn host_end(&self) -> &str {
+        &self.pods[0].host_end
+    }
+
+    fn pids(&self) -> Vec<u32> {
+        self.forwarding.iter().map(Process::id).collect()
+    }
+
+    fn settings(&self) -> &[(String, String)] {
+        &self.settings
+    }
+
+    fn pause(&mut self) {
+        for process in &mut self.forwarding {
+            process.signal(Signal::SIGSTOP);
+        }
+    }
+
+    fn resume(&mut self) {
+        for process in &mut self.forwarding {
+            process.signal(Signal::SIGCONT);
+        }
+    }
+}
