@@ -47,8 +47,9 @@ packages:
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "this needs root: it makes network namespaces and loads XDP programs" >&2; exit 1; }
 
-# The XDP program's object, from its source; the recorded hash lets a test
+# The XDP programs' objects, from their sources; the recorded hashes let a test
 # notice when one changed without the other.
 bpf:
-	cd dataplane/bpf && clang -O2 -g -Wall -target bpf -ffile-prefix-map="$$PWD"=. -c port.bpf.c -o port.bpf.o \
-		&& llvm-strip -g port.bpf.o && sha256sum port.bpf.c | cut -d' ' -f1 > port.bpf.sha256
+	cd dataplane/bpf && for program in port uplink; do \
+		clang -O2 -g -Wall -target bpf -ffile-prefix-map="$$PWD"=. -c $$program.bpf.c -o $$program.bpf.o \
+		&& llvm-strip -g $$program.bpf.o && sha256sum $$program.bpf.c | cut -d' ' -f1 > $$program.bpf.sha256 || exit 1; done

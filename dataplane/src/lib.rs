@@ -37,5 +37,7 @@ pub mod tables;
 pub mod types;
 pub mod umem;
 #[cfg(not(loom))]
+mod uplink;
+#[cfg(not(loom))]
 pub mod wire;
 mod xsk;

@@ -10,7 +10,7 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aya::maps::XskMap;
+use aya::maps::{Map, XskMap};
 use aya::programs::Xdp;
 use aya::{Ebpf, EbpfLoader};
 use crossbeam::utils::CachePadded;
@@ -22,10 +22,35 @@ use crate::umem::OwnerTag;
 use crate::xsk::queue::Queue;
 use crate::xsk::socket::{KernelDrops, kernel_drops};
 
-/// The compiled `bpf/port.bpf.c`.
-static PROGRAM: &[u8] = aya::include_bytes_aligned!("../bpf/port.bpf.o");
-const PROGRAM_NAME: &str = "spinlane_port";
+/// The compiled `bpf/port.bpf.c` and `bpf/uplink.bpf.c`.
+static PORT: &[u8] = aya::include_bytes_aligned!("../bpf/port.bpf.o");
+static UPLINK: &[u8] = aya::include_bytes_aligned!("../bpf/uplink.bpf.o");
 const SOCKETS: &str = "sockets";
+
+/// Which program a port gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// Takes every frame.
+    Port,
+    /// Takes what is the switch's.
+    Uplink,
+}
+
+impl Kind {
+    fn object(self) -> &'static [u8] {
+        match self {
+            Kind::Port => PORT,
+            Kind::Uplink => UPLINK,
+        }
+    }
+
+    fn program(self) -> &'static str {
+        match self {
+            Kind::Port => "spinlane_port",
+            Kind::Uplink => "spinlane_uplink",
+        }
+    }
+}
 
 /// Which XDP modes to try on pod ports.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -97,9 +122,9 @@ impl ProgramLoader {
     }
 
     /// A program with sockets in its map, not yet attached.
-    pub(crate) fn load(&self, sockets: &[Queue]) -> Result<Program, ProgramError> {
+    pub(crate) fn load(&self, kind: Kind, sockets: &[Queue]) -> Result<Program, ProgramError> {
         let mut loader = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut ebpf = loader.load(PROGRAM)?;
+        let mut ebpf = loader.load(kind.object())?;
         drop(loader);
         let map = ebpf
             .map_mut(SOCKETS)
@@ -108,12 +133,13 @@ impl ProgramLoader {
         for (queue, socket) in sockets.iter().enumerate() {
             map.set(queue as u32, socket.fd().as_raw_fd(), 0)?;
         }
-        Ok(Program { ebpf })
+        Ok(Program { kind, ebpf })
     }
 }
 
 /// A loaded program; detached when dropped.
 pub(crate) struct Program {
+    kind: Kind,
     ebpf: Ebpf,
 }
 
@@ -124,8 +150,9 @@ impl Program {
         ifindex: u32,
         choice: XdpChoice,
     ) -> Result<XdpMode, ProgramError> {
-        let program = self.ebpf.program_mut(PROGRAM_NAME);
-        let program = program.ok_or(ProgramError::Missing(PROGRAM_NAME))?;
+        let name = self.kind.program();
+        let program = self.ebpf.program_mut(name);
+        let program = program.ok_or(ProgramError::Missing(name))?;
         let xdp: &mut Xdp = program.try_into()?;
         xdp.load()?;
         let mut refused = None;
@@ -137,13 +164,21 @@ impl Program {
         }
         Err(refused.map_or(ProgramError::Missing("XDP mode"), ProgramError::Program))
     }
+
+    /// A map of the program.
+    pub(crate) fn map_mut(&mut self, name: &'static str) -> Result<&mut Map, ProgramError> {
+        self.ebpf.map_mut(name).ok_or(ProgramError::Missing(name))
+    }
 }
 
 /// The part of a port that one lane holds.
 #[derive(Debug)]
 pub(crate) struct LanePort {
     pub(crate) id: PortId,
+    /// The one that it sends by.
     pub(crate) queue: Queue,
+    /// More that it only receives from: an uplink has its own number.
+    pub(crate) more: Vec<Queue>,
     pub(crate) counters: Arc<CachePadded<PortCounters>>,
     /// The way out for super-frames; absent where the kernel refused it.
     pub(crate) bulk: Option<PacketSocket>,
@@ -162,6 +197,7 @@ impl LanePort {
         LanePort {
             id,
             queue,
+            more: Vec::new(),
             bulk,
             counters: Arc::default(),
             dirty: false,
@@ -172,11 +208,23 @@ impl LanePort {
     }
 }
 
+impl LanePort {
+    /// Its queues, the one that it sends by first.
+    pub(crate) fn queues(&self) -> impl Iterator<Item = &Queue> {
+        std::iter::once(&self.queue).chain(&self.more)
+    }
+
+    /// As [`LanePort::queues`].
+    pub(crate) fn queues_mut(&mut self) -> impl Iterator<Item = &mut Queue> {
+        std::iter::once(&mut self.queue).chain(&mut self.more)
+    }
+}
+
 /// What the engine keeps of an attached port.
 pub(crate) struct PortHandle {
     pub(crate) spec: PortSpec,
     /// Keeps the XDP program attached.
-    pub(crate) _program: Program,
+    pub(crate) program: Program,
     pub(crate) sockets: Vec<Arc<OwnedFd>>,
     /// Its queues as the owner table knows them, lane by lane.
     pub(crate) tags: Vec<OwnerTag>,
@@ -184,6 +232,17 @@ pub(crate) struct PortHandle {
 }
 
 impl PortHandle {
+    /// A port whose lanes' parts are not made yet.
+    pub(crate) fn new(spec: PortSpec, program: Program, queues: &[Queue]) -> PortHandle {
+        PortHandle {
+            spec,
+            program,
+            sockets: queues.iter().map(|q| Arc::clone(q.shared_fd())).collect(),
+            tags: queues.iter().map(Queue::tag).collect(),
+            counters: Vec::new(),
+        }
+    }
+
     /// What the kernel dropped before a lane could see it.
     pub(crate) fn kernel_drops(&self) -> KernelDrops {
         let mut sum = KernelDrops::default();
@@ -213,6 +272,21 @@ pub struct PortSpec {
     pub name: String,
 }
 
+/// The uplink to attach: an interface of the node, which the kernel goes on
+/// using. It is neither moved nor renamed nor set up or down.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct UplinkSpec {
+    /// Number, device and name.
+    pub port: PortSpec,
+    /// Receive queues of the device; one socket is bound to each.
+    pub queues: u32,
+    /// XDP modes to try.
+    pub xdp: XdpChoice,
+    /// Whether the switch wants frames to other MAC addresses than the
+    /// interface's own, and copies of group frames (layer 2).
+    pub is_bridged: bool,
+}
+
 /// What an attached port uses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Attached {
@@ -231,19 +305,31 @@ mod tests {
 
     #[test]
     fn object_was_built_from_the_source_beside_it() {
-        let mut sha256sum = Command::new("sha256sum")
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .expect("sha256sum (coreutils) is installed");
-        let source = include_bytes!("../bpf/port.bpf.c");
-        sha256sum.stdin.take().unwrap().write_all(source).unwrap();
-        let output = sha256sum.wait_with_output().unwrap().stdout;
-        let recorded = include_str!("../bpf/port.bpf.sha256").trim();
-        assert_eq!(
-            String::from_utf8_lossy(&output).split_whitespace().next(),
-            Some(recorded),
-            "bpf/port.bpf.c changed: rebuild the object with `make bpf`"
-        );
+        let programs: [(&str, &[u8], &str); 2] = [
+            (
+                "port",
+                include_bytes!("../bpf/port.bpf.c"),
+                include_str!("../bpf/port.bpf.sha256"),
+            ),
+            (
+                "uplink",
+                include_bytes!("../bpf/uplink.bpf.c"),
+                include_str!("../bpf/uplink.bpf.sha256"),
+            ),
+        ];
+        for (name, source, recorded) in programs {
+            let mut sha256sum = Command::new("sha256sum")
+                .stdin(Stdio::piped())
+                .stdout(Stdio::piped())
+                .spawn()
+                .expect("sha256sum (coreutils) is installed");
+            sha256sum.stdin.take().unwrap().write_all(source).unwrap();
+            let output = sha256sum.wait_with_output().unwrap().stdout;
+            assert_eq!(
+                String::from_utf8_lossy(&output).split_whitespace().next(),
+                Some(recorded.trim()),
+                "bpf/{name}.bpf.c changed: rebuild the object with `make bpf`"
+            );
+        }
     }
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::port::ProgramError;
+use crate::port::{PortSpec, ProgramError};
 use crate::types::PortId;
 use crate::umem::UmemError;
 
@@ -61,7 +61,28 @@ pub enum PortError {
         /// What went wrong.
         source: Box<ProgramError>,
     },
+    /// A lane would have no queue to send by.
+    #[error(
+        "uplink {port}: {queues} queues are too few for {lanes} lanes: name fewer CPUs in lanes.cores, or give the interface more queues (ethtool -L)"
+    )]
+    Queues {
+        /// Name of the uplink.
+        port: String,
+        /// Queues that it has.
+        queues: usize,
+        /// Lanes that need one.
+        lanes: usize,
+    },
     /// A lane did not answer, or the engine has stopped.
     #[error("port {0}: a lane does not answer, or the switch is stopping")]
     Lane(String),
+}
+
+impl PortError {
+    pub(crate) fn program(port: &PortSpec, source: ProgramError) -> PortError {
+        PortError::Program {
+            port: port.name.clone(),
+            source: Box::new(source),
+        }
+    }
 }

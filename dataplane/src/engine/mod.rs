@@ -11,6 +11,7 @@ mod mender;
 mod stats;
 #[cfg(test)]
 pub(crate) mod tests;
+mod uplink;
 
 use std::collections::HashMap;
 use std::io;
@@ -28,10 +29,11 @@ use crate::event::Event;
 use crate::lane::{Alarm, CaptureQueue, Command, Lane, LaneParts, LaneShared, Wedged};
 use crate::packet_socket::PacketSocket;
 use crate::pipeline::{FlowCapacity, FlowRecord, LaneState};
-use crate::port::{LanePort, PortHandle, ProgramError, ProgramLoader};
+use crate::port::{Kind, LanePort, PortHandle, ProgramLoader};
 use crate::snapshot::Snapshot;
 use crate::types::{Generation, LaneId, PortId};
 use crate::umem::{Depot, FramePool, OwnerTable, Umem};
+use crate::uplink::Filter;
 use crate::xsk::queue::{FILL_MIN, Queue};
 use crate::xsk::socket::{Memory, Socket};
 
@@ -40,7 +42,7 @@ pub use capture::Capture;
 pub use error::{EngineError, PortError};
 pub use stats::{EngineStats, FrameStats, LaneStats, PortStats};
 
-pub use crate::port::{Attached, PortSpec, XdpChoice, XdpMode};
+pub use crate::port::{Attached, PortSpec, UplinkSpec, XdpChoice, XdpMode};
 
 /// Events that wait for control at most, for each lane.
 const EVENT_QUEUE: usize = 4096;
@@ -102,6 +104,8 @@ struct Inner {
     /// Ports whose sockets could not be rebuilt so far.
     broken: Mutex<HashMap<PortId, mender::Broken>>,
     rebuilds: AtomicU64,
+    /// The uplink, and what its program was told to take.
+    uplink: Mutex<Option<(UplinkSpec, Filter)>>,
     stopping: AtomicBool,
 }
 
@@ -147,6 +151,7 @@ impl Engine {
             closing: Mutex::default(),
             broken: Mutex::default(),
             rebuilds: AtomicU64::new(0),
+            uplink: Mutex::default(),
             stopping: AtomicBool::new(false),
             config,
         };
@@ -184,12 +189,32 @@ impl Engine {
         self.inner.attach(spec)
     }
 
+    /// Attaches the uplink: a socket on each of its queues, and an XDP program
+    /// that leaves to the kernel what is not the switch's. What is, follows
+    /// the snapshot in force. The program goes with the process, however that
+    /// ends, and the kernel has all frames again.
+    pub fn attach_uplink(&self, spec: UplinkSpec) -> Result<Attached, PortError> {
+        let _change = lock(&self.inner.changes);
+        let id = spec.port.id;
+        let attached = self.inner.attach_uplink(spec);
+        if attached.is_err() {
+            self.inner.forget_uplink(id);
+        }
+        attached
+    }
+
+    /// Fragments of the overlay's outer packets that were left to the kernel.
+    pub fn outer_fragments(&self) -> u64 {
+        self.inner.outer_fragments()
+    }
+
     /// Detaches a port and waits until its frames are home. Does nothing when
     /// it is not attached.
     pub fn detach(&self, id: PortId) -> Result<(), PortError> {
         let closing = {
             let _change = lock(&self.inner.changes);
             lock(&self.inner.broken).remove(&id);
+            self.inner.forget_uplink(id);
             self.inner.remove(id)
         };
         // Beside other changes: each close waits for the kernel's readers.
@@ -208,6 +233,8 @@ impl Engine {
         // Lanes never free: an old snapshot waits here until nobody else
         // holds it.
         retired.retain(|old| Arc::strong_count(old) > 1);
+        drop(retired);
+        self.inner.filter_uplink();
         generation
     }
 
@@ -372,48 +399,53 @@ impl Inner {
         Ok(())
     }
 
+    /// Attaches a port, or the uplink again.
     fn attach(&self, spec: PortSpec) -> Result<Attached, PortError> {
+        if let Some(uplink) = self.uplink_spec(spec.id) {
+            return self.attach_uplink(uplink);
+        }
         self.admit(&spec)?;
         let queues = (0..self.lanes.len() as u32)
             .map(|queue| self.bind(&spec, queue))
             .collect::<Result<Vec<_>, _>>()?;
-        let tags = queues.iter().map(Queue::tag).collect();
-        let failed = |source: ProgramError| PortError::Program {
-            port: spec.name.clone(),
-            source: Box::new(source),
-        };
-        let mut program = self.loader.load(&queues).map_err(failed)?;
+        let failed = |source| PortError::program(&spec, source);
+        let mut program = self.loader.load(Kind::Port, &queues).map_err(failed)?;
         let xdp_mode = program
             .attach(spec.ifindex, self.config.xdp)
             .map_err(failed)?;
+        let handle = PortHandle::new(spec, program, &queues);
+        self.join(handle, queues, xdp_mode)
+    }
+
+    /// Deals the queues of a port out to the lanes and lets them poll it.
+    fn join(
+        &self,
+        mut handle: PortHandle,
+        queues: Vec<Queue>,
+        xdp_mode: XdpMode,
+    ) -> Result<Attached, PortError> {
+        let (id, name) = (handle.spec.id, handle.spec.name.clone());
+        let ifindex = handle.spec.ifindex;
+        let mut parts: Vec<LanePort> = Vec::with_capacity(self.lanes.len());
+        for (at, queue) in queues.into_iter().enumerate() {
+            match parts.get_mut(at % self.lanes.len()) {
+                Some(part) => part.more.push(queue),
+                None => {
+                    let bulk = PacketSocket::open(ifindex).ok();
+                    parts.push(LanePort::new(id, queue, bulk));
+                }
+            }
+        }
         let attached = Attached {
             xdp_mode,
             zero_copy: false,
-            lanes: queues.len(),
+            lanes: parts.len(),
         };
-        let sockets = queues
-            .iter()
-            .map(|queue| Arc::clone(queue.shared_fd()))
-            .collect();
-        let parts: Vec<_> = queues
-            .into_iter()
-            .map(|queue| LanePort::new(spec.id, queue, PacketSocket::open(spec.ifindex).ok()))
-            .collect();
-        let counters = parts
+        handle.counters = parts
             .iter()
             .map(|part| Arc::clone(&part.counters))
             .collect();
-        let (id, name) = (spec.id, spec.name.clone());
-        lock(&self.ports).insert(
-            id,
-            PortHandle {
-                spec,
-                _program: program,
-                sockets,
-                tags,
-                counters,
-            },
-        );
+        lock(&self.ports).insert(id, handle);
         if let Err(error) = self.hand_out(name, parts) {
             if let Some(closing) = self.remove(id) {
                 // Of two failures the first says more.

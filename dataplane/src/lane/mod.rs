@@ -29,6 +29,7 @@ use crate::port::LanePort;
 use crate::snapshot::Snapshot;
 use crate::types::{Nanos, PortId};
 use crate::umem::{FramePool, OwnerTable, OwnerTag, Umem};
+use crate::xsk::queue::Queue;
 
 pub(crate) use capture::CaptureQueue;
 use capture::Copies;
@@ -251,17 +252,21 @@ impl Lane {
     }
 
     fn add_port(&mut self, mut port: Box<LanePort>) -> u32 {
-        port.queue.refill(&mut self.pool, &self.owners, false);
-        let posted = port.queue.posted();
-        self.rest.watch(port.queue.fd());
+        // What the queue with the fewest chunks got.
+        let mut posted = u32::MAX;
+        for queue in port.queues_mut() {
+            queue.refill(&mut self.pool, &self.owners, false);
+            posted = posted.min(queue.posted());
+            self.rest.watch(queue.fd());
+        }
         self.ports.insert(port);
         posted
     }
 
     fn remove_port(&mut self, id: PortId) -> Option<Box<LanePort>> {
         let mut port = self.ports.remove(id)?;
-        self.rest.forget(port.queue.fd());
-        let abandoned = port.queue.abandoned();
+        port.queues().for_each(|queue| self.rest.forget(queue.fd()));
+        let abandoned: u32 = port.queues_mut().map(Queue::abandoned).sum();
         self.shared.counters.drops[DropReason::PortRemoved.index()].add(u64::from(abandoned));
         Some(port)
     }

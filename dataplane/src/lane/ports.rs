@@ -5,7 +5,7 @@ use crate::lane::Wedged;
 use crate::port::LanePort;
 use crate::types::PortId;
 use crate::umem::{FramePool, OwnerTable, Umem};
-use crate::xsk::queue::Flush;
+use crate::xsk::queue::{Flush, Queue};
 
 /// What still keeps a lane from sleeping long.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,11 +69,13 @@ impl LanePorts {
     ) -> Option<PortId> {
         let id = self.polled[at];
         let port = self.by_id[id.index()].as_deref_mut()?;
-        if port
+        let mut frames = port
             .queue
-            .receive(batch, id, umem, owners, Batch::MAX_PACKETS)
-            == 0
-        {
+            .receive(batch, id, umem, owners, Batch::MAX_PACKETS);
+        if !port.more.is_empty() {
+            frames += receive_more(&mut port.more, batch, id, umem, owners);
+        }
+        if frames == 0 {
             return None;
         }
         port.active = true;
@@ -93,6 +95,9 @@ impl LanePorts {
     ) {
         if let Some(port) = self.get(id) {
             port.queue.refill(pool, owners, short);
+            for queue in &mut port.more {
+                queue.refill(pool, owners, short);
+            }
         }
     }
 
@@ -147,7 +152,8 @@ impl LanePorts {
     /// that would make it try again.
     pub(super) fn refill_all(&mut self, pool: &mut FramePool, owners: &OwnerTable) {
         for port in self.by_id.iter_mut().flatten() {
-            port.queue.refill(pool, owners, true);
+            port.queues_mut()
+                .for_each(|queue| queue.refill(pool, owners, true));
         }
     }
 
@@ -155,7 +161,7 @@ impl LanePorts {
     pub(super) fn relax_idle(&mut self) {
         for port in self.by_id.iter_mut().flatten() {
             if !std::mem::take(&mut port.active) {
-                port.queue.relax();
+                port.queues_mut().for_each(Queue::relax);
             }
         }
     }
@@ -166,7 +172,7 @@ impl LanePorts {
         let ports = self.by_id.iter_mut().flatten();
         ports
             .map(|port| {
-                let broken = u64::from(port.queue.take_broken());
+                let broken = port.queues_mut().map(|q| u64::from(q.take_broken())).sum();
                 port.counters.drops.add(broken);
                 broken
             })
@@ -178,7 +184,8 @@ impl LanePorts {
         self.by_id
             .iter()
             .flatten()
-            .map(|port| u64::from(port.queue.posted()))
+            .flat_map(|port| port.queues())
+            .map(|queue| u64::from(queue.posted()))
             .sum()
     }
 
@@ -197,4 +204,24 @@ impl LanePorts {
             Waits::Nothing
         }
     }
+}
+
+/// Fills a batch from further queues. The first one leads by turns, so that a
+/// busy one cannot starve the others.
+fn receive_more(
+    queues: &mut [Queue],
+    batch: &mut Batch,
+    id: PortId,
+    umem: &Umem,
+    owners: &OwnerTable,
+) -> u32 {
+    queues.rotate_left(1);
+    let mut frames = 0;
+    for queue in queues {
+        let room = Batch::MAX_PACKETS - batch.len();
+        if room > 0 {
+            frames += queue.receive(batch, id, umem, owners, room);
+        }
+    }
+    frames
 }

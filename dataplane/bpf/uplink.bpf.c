@@ -1,0 +1,448 @@
+// SPDX-License-Identifier: GPL-2.0 OR Apache-2.0
+// The XDP program of the uplink: takes what is the switch's, leaves the rest
+// to the kernel, which goes on using the interface for the node. Nothing can be
+// put back on the kernel's way in, so the decision is final.
+//
+// Taken, when addressed to the uplink's MAC address:
+// - UDP to the overlay's port at this node's end of it;
+// - packets for this node's pod ranges (routed);
+// - TCP and UDP to the masquerade's ports at an egress address, echo replies
+//   with an identifier that was given out, and ICMP errors that quote either,
+//   or an outer packet of the overlay;
+// - later fragments of a datagram whose first one was taken;
+// and frames to the pods' MAC addresses (layer 2). Group frames stay with the
+// kernel; the switch gets copies by a packet socket.
+//
+// The overlay's own fragments are left to the kernel and counted. A later
+// fragment that overtakes its first one stays with the kernel.
+//
+// Rebuild with `make bpf`, which also records this file's hash beside the
+// object; a test compares the two.
+typedef unsigned char __u8;
+typedef unsigned short __u16;
+typedef unsigned int __u32;
+typedef unsigned long long __u64;
+
+struct xdp_md {
+	__u32 data;
+	__u32 data_end;
+	__u32 data_meta;
+	__u32 ingress_ifindex;
+	__u32 rx_queue_index;
+	__u32 egress_ifindex;
+};
+
+#define SEC(name) __attribute__((section(name), used))
+#define INLINE static __attribute__((always_inline)) inline
+#define BPF_MAP_TYPE_HASH 1
+#define BPF_MAP_TYPE_ARRAY 2
+#define BPF_MAP_TYPE_PERCPU_ARRAY 6
+#define BPF_MAP_TYPE_LRU_HASH 9
+#define BPF_MAP_TYPE_LPM_TRIE 11
+#define BPF_MAP_TYPE_XSKMAP 17
+#define BPF_F_NO_PREALLOC 1
+#define BPF_F_MMAPABLE 1024
+#define XDP_PASS 2
+
+static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
+static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
+static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
+
+#define swap16(x) __builtin_bswap16(x)
+
+#define VXLAN 1
+#define ROUTED 2
+#define LAYER_2 4
+#define MASQUERADE 8
+
+// What an address of this node is for.
+#define TUNNEL_END 1
+#define EGRESS 2
+
+// Written by the switch. The port of the overlay is in network order.
+struct config {
+	__u32 modes;
+	__u16 vxlan_port;
+	__u16 ports_low;
+	__u16 ports_high;
+	__u8 mac[6];
+};
+
+struct address {
+	__u32 words[4];
+};
+
+struct piece {
+	struct address source;
+	struct address destination;
+	__u32 identification;
+	__u32 protocol;
+};
+
+struct prefix_v4 {
+	__u32 len;
+	__u32 address;
+};
+
+struct prefix_v6 {
+	__u32 len;
+	struct address address;
+};
+
+struct station {
+	__u8 mac[8];
+};
+
+#define ECHO_IDENTIFIERS 65536
+struct identifiers {
+	__u8 given[ECHO_IDENTIFIERS];
+};
+
+// As many sockets as the uplink can have queues.
+struct {
+	int (*type)[BPF_MAP_TYPE_XSKMAP];
+	int (*max_entries)[64];
+	__u32 *key;
+	__u32 *value;
+} sockets SEC(".maps");
+
+struct {
+	int (*type)[BPF_MAP_TYPE_ARRAY];
+	int (*max_entries)[1];
+	__u32 *key;
+	struct config *value;
+} config SEC(".maps");
+
+// This node's addresses; IPv4 ones in the last word, after 00..00 ffff.
+struct {
+	int (*type)[BPF_MAP_TYPE_HASH];
+	int (*max_entries)[256];
+	struct address *key;
+	__u32 *value;
+} own SEC(".maps");
+
+struct {
+	int (*type)[BPF_MAP_TYPE_LPM_TRIE];
+	int (*max_entries)[64];
+	int (*map_flags)[BPF_F_NO_PREALLOC];
+	struct prefix_v4 *key;
+	__u32 *value;
+} pods_v4 SEC(".maps");
+
+struct {
+	int (*type)[BPF_MAP_TYPE_LPM_TRIE];
+	int (*max_entries)[64];
+	int (*map_flags)[BPF_F_NO_PREALLOC];
+	struct prefix_v6 *key;
+	__u32 *value;
+} pods_v6 SEC(".maps");
+
+struct {
+	int (*type)[BPF_MAP_TYPE_HASH];
+	int (*max_entries)[8192];
+	int (*map_flags)[BPF_F_NO_PREALLOC];
+	struct station *key;
+	__u32 *value;
+} stations SEC(".maps");
+
+// Echo identifiers that were given out; the lanes write it by its mapping.
+struct {
+	int (*type)[BPF_MAP_TYPE_ARRAY];
+	int (*max_entries)[1];
+	int (*map_flags)[BPF_F_MMAPABLE];
+	__u32 *key;
+	struct identifiers *value;
+} echoes SEC(".maps");
+
+// Datagrams whose first fragment was taken.
+struct {
+	int (*type)[BPF_MAP_TYPE_LRU_HASH];
+	int (*max_entries)[4096];
+	struct piece *key;
+	__u32 *value;
+} pieces SEC(".maps");
+
+// Fragments of the overlay's outer packets that were left to the kernel.
+struct {
+	int (*type)[BPF_MAP_TYPE_PERCPU_ARRAY];
+	int (*max_entries)[1];
+	__u32 *key;
+	__u64 *value;
+} fragments SEC(".maps");
+
+struct ethernet {
+	__u8 destination[6];
+	__u8 source[6];
+	__u16 type;
+} __attribute__((packed));
+
+struct ipv4 {
+	__u8 version_ihl;
+	__u8 tos;
+	__u16 total_length;
+	__u16 identification;
+	__u16 flags_fragment;
+	__u8 ttl;
+	__u8 protocol;
+	__u16 checksum;
+	__u32 source;
+	__u32 destination;
+} __attribute__((packed));
+
+struct ipv6 {
+	__u32 version_class_flow;
+	__u16 payload_length;
+	__u8 next_header;
+	__u8 hop_limit;
+	struct address source;
+	struct address destination;
+} __attribute__((packed));
+
+struct fragment_v6 {
+	__u8 next_header;
+	__u8 reserved;
+	__u16 offset_more;
+	__u32 identification;
+} __attribute__((packed));
+
+// The first 8 bytes of TCP, UDP and ICMP alike.
+struct transport {
+	__u16 first;
+	__u16 second;
+	__u16 third;
+	__u16 fourth;
+} __attribute__((packed));
+
+#define ETHERTYPE_IPV4 0x0008
+#define ETHERTYPE_IPV6 0xdd86
+#define ICMP 1
+#define TCP 6
+#define UDP 17
+#define ICMPV6 58
+#define FRAGMENT 44
+
+#define FIELD(struct_type, at, end) ((void *)((struct_type *)(at) + 1) <= (end) ? (struct_type *)(at) : (struct_type *)0)
+
+INLINE struct address mapped(__u32 v4)
+{
+	struct address address = { { 0, 0, 0xffff0000, v4 } };
+	return address;
+}
+
+INLINE __u32 own_role(const struct address *address)
+{
+	__u32 *role = bpf_map_lookup_elem(&own, address);
+	return role ? *role : 0;
+}
+
+INLINE int is_given(__u16 identifier)
+{
+	__u32 zero = 0;
+	struct identifiers *map = bpf_map_lookup_elem(&echoes, &zero);
+	return map && map->given[swap16(identifier)];
+}
+
+INLINE int in_range(const struct config *config, __u16 port)
+{
+	__u16 number = swap16(port);
+	return number >= config->ports_low && number <= config->ports_high;
+}
+
+// Whether a packet that this node sent, as an ICMP error quotes it, was the
+// switch's.
+INLINE int was_ours(const struct config *config, __u32 role, __u8 protocol, struct transport *quoted)
+{
+	if (protocol == UDP && (role & TUNNEL_END) && quoted->second == config->vxlan_port)
+		return 1;
+	if (!(role & EGRESS))
+		return 0;
+	switch (protocol) {
+	case TCP:
+	case UDP:
+		return in_range(config, quoted->first);
+	case ICMP:
+		return (quoted->first & 0xff) == 8 && is_given(quoted->third);
+	case ICMPV6:
+		return (quoted->first & 0xff) == 128 && is_given(quoted->third);
+	}
+	return 0;
+}
+
+// Skips up to four extension headers; gives the transport and its protocol, or
+// stops at a fragment header.
+struct upper {
+	void *at;
+	__u8 protocol;
+};
+
+INLINE struct upper walk(void *at, void *end, __u8 protocol)
+{
+	struct upper upper = { at, protocol };
+	for (int i = 0; i < 4; i++) {
+		if (upper.protocol != 0 && upper.protocol != 43 && upper.protocol != 60)
+			break;
+		struct transport *header = FIELD(struct transport, upper.at, end);
+		if (!header)
+			break;
+		__u16 word = header->first;
+		upper.protocol = word & 0xff;
+		upper.at += 8 + ((word >> 8) & 0xff) * 8;
+	}
+	return upper;
+}
+
+// Whether an ICMP error about a packet of the switch. `at` is the ICMP header.
+INLINE int quotes_ours(const struct config *config, void *at, void *end, int is_v6)
+{
+	struct transport *quoted;
+	if (is_v6) {
+		struct ipv6 *ip = FIELD(struct ipv6, at + 8, end);
+		if (!ip)
+			return 0;
+		struct upper upper = walk(ip + 1, end, ip->next_header);
+		struct address source = ip->source;
+		quoted = FIELD(struct transport, upper.at, end);
+		return quoted && was_ours(config, own_role(&source), upper.protocol, quoted);
+	}
+	struct ipv4 *ip = FIELD(struct ipv4, at + 8, end);
+	if (!ip)
+		return 0;
+	__u32 length = (ip->version_ihl & 15) * 4;
+	// The first fragment is what errors quote.
+	if (length < 20 || (ip->flags_fragment & 0xff1f))
+		return 0;
+	struct address source = mapped(ip->source);
+	quoted = FIELD(struct transport, (void *)ip + length, end);
+	return quoted && was_ours(config, own_role(&source), ip->protocol, quoted);
+}
+
+// Whether a packet to one of this node's addresses is the switch's.
+INLINE int is_ours(const struct config *config, __u32 role, __u8 protocol, void *at, void *end, int is_first)
+{
+	struct transport *transport = FIELD(struct transport, at, end);
+	if (!transport)
+		return 0;
+	if (protocol == UDP && (role & TUNNEL_END) && transport->second == config->vxlan_port) {
+		if (!is_first)
+			return 1;
+		__u32 zero = 0;
+		__u64 *count = bpf_map_lookup_elem(&fragments, &zero);
+		if (count)
+			*count += 1;
+		return 0;
+	}
+	__u8 kind = transport->first & 0xff;
+	switch (protocol) {
+	case TCP:
+	case UDP:
+		return (role & EGRESS) && in_range(config, transport->second);
+	case ICMP:
+		if (kind == 0)
+			return (role & EGRESS) && is_given(transport->third);
+		return (kind == 3 || kind == 11 || kind == 12) && quotes_ours(config, at, end, 0);
+	case ICMPV6:
+		if (kind == 129)
+			return (role & EGRESS) && is_given(transport->third);
+		return kind >= 1 && kind <= 4 && quotes_ours(config, at, end, 1);
+	}
+	return 0;
+}
+
+INLINE int takes_v4(const struct config *config, void *at, void *end)
+{
+	struct ipv4 *ip = FIELD(struct ipv4, at, end);
+	if (!ip)
+		return 0;
+	if (config->modes & ROUTED) {
+		struct prefix_v4 key = { 32, ip->destination };
+		if (bpf_map_lookup_elem(&pods_v4, &key))
+			return 1;
+	}
+	struct address destination = mapped(ip->destination);
+	__u32 role = own_role(&destination);
+	__u32 length = (ip->version_ihl & 15) * 4;
+	if (!role || length < 20)
+		return 0;
+	__u16 fragment = swap16(ip->flags_fragment) & 0x3fff;
+	if (!fragment)
+		return is_ours(config, role, ip->protocol, (void *)ip + length, end, 0);
+	struct piece piece = { mapped(ip->source), destination, ip->identification, ip->protocol };
+	if (fragment & 0x1fff)
+		return bpf_map_lookup_elem(&pieces, &piece) != 0;
+	if (!is_ours(config, role, ip->protocol, (void *)ip + length, end, 1))
+		return 0;
+	__u32 taken = 1;
+	bpf_map_update_elem(&pieces, &piece, &taken, 0);
+	return 1;
+}
+
+INLINE int takes_v6(const struct config *config, void *at, void *end)
+{
+	struct ipv6 *ip = FIELD(struct ipv6, at, end);
+	if (!ip)
+		return 0;
+	struct address destination = ip->destination;
+	if (config->modes & ROUTED) {
+		struct prefix_v6 key = { 128, destination };
+		if (bpf_map_lookup_elem(&pods_v6, &key))
+			return 1;
+	}
+	__u32 role = own_role(&destination);
+	if (!role)
+		return 0;
+	struct upper upper = walk(ip + 1, end, ip->next_header);
+	if (upper.protocol != FRAGMENT)
+		return is_ours(config, role, upper.protocol, upper.at, end, 0);
+	struct fragment_v6 *fragment = FIELD(struct fragment_v6, upper.at, end);
+	if (!fragment)
+		return 0;
+	__u16 offset = swap16(fragment->offset_more);
+	struct piece piece = { ip->source, destination, fragment->identification, FRAGMENT };
+	if (offset & 0xfff8)
+		return bpf_map_lookup_elem(&pieces, &piece) != 0;
+	if (!is_ours(config, role, fragment->next_header, fragment + 1, end, offset & 1))
+		return 0;
+	__u32 taken = 1;
+	bpf_map_update_elem(&pieces, &piece, &taken, 0);
+	return 1;
+}
+
+INLINE int takes(struct xdp_md *ctx)
+{
+	void *data = (void *)(__u64)ctx->data;
+	void *end = (void *)(__u64)ctx->data_end;
+	__u32 zero = 0;
+	struct config *now = bpf_map_lookup_elem(&config, &zero);
+	struct ethernet *ethernet = FIELD(struct ethernet, data, end);
+	if (!now || !ethernet || !now->modes || (ethernet->destination[0] & 1))
+		return 0;
+	if (now->modes & LAYER_2) {
+		struct station station = {};
+		__builtin_memcpy(station.mac, ethernet->destination, 6);
+		if (bpf_map_lookup_elem(&stations, &station))
+			return 1;
+	}
+	int differs = 0;
+	for (int i = 0; i < 6; i++)
+		differs |= ethernet->destination[i] ^ now->mac[i];
+	if (differs)
+		return 0;
+	switch (ethernet->type) {
+	case ETHERTYPE_IPV4:
+		return takes_v4(now, ethernet + 1, end);
+	case ETHERTYPE_IPV6:
+		return takes_v6(now, ethernet + 1, end);
+	}
+	return 0;
+}
+
+SEC("xdp.frags")
+int spinlane_uplink(struct xdp_md *ctx)
+{
+	if (!takes(ctx))
+		return XDP_PASS;
+	// Without a socket the kernel keeps it.
+	return bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
+}
+
+char _license[] SEC("license") = "Dual MIT/GPL";

@@ -1,0 +1,104 @@
+//! The uplink's way into the engine: an existing interface of the node.
+
+use super::{Attached, Inner, PortError, UplinkSpec, lock};
+use crate::port::{Kind, PortHandle};
+use crate::types::PortId;
+use crate::uplink::Filter;
+use crate::xsk::queue::Queue;
+
+impl Inner {
+    pub(super) fn attach_uplink(&self, spec: UplinkSpec) -> Result<Attached, PortError> {
+        self.admit(&spec.port)?;
+        let queues = self.bind_uplink(&spec)?;
+        let failed = |source| PortError::program(&spec.port, source);
+        let mut program = self.loader.load(Kind::Uplink, &queues).map_err(failed)?;
+        // Told what to take before it takes anything.
+        let wanted = Filter::of(&self.snapshot.load());
+        wanted
+            .write(&Filter::default(), &mut program)
+            .map_err(failed)?;
+        *lock(&self.uplink) = Some((spec.clone(), wanted));
+        let mode = program
+            .attach(spec.port.ifindex, spec.xdp)
+            .map_err(failed)?;
+        let handle = PortHandle::new(spec.port.clone(), program, &queues);
+        let attached = self.join(handle, queues, mode)?;
+        // A snapshot may have been published meanwhile.
+        self.filter_uplink();
+        Ok(attached)
+    }
+
+    /// The specification of the uplink, when the port is one.
+    pub(super) fn uplink_spec(&self, id: PortId) -> Option<UplinkSpec> {
+        let uplink = lock(&self.uplink);
+        let spec = uplink.as_ref().map(|(spec, _)| spec);
+        spec.filter(|spec| spec.port.id == id).cloned()
+    }
+
+    /// Forgets the uplink when the port is one.
+    pub(super) fn forget_uplink(&self, id: PortId) {
+        let mut uplink = lock(&self.uplink);
+        uplink.take_if(|(spec, _)| spec.port.id == id);
+    }
+
+    /// One socket for each queue that the device really has.
+    fn bind_uplink(&self, spec: &UplinkSpec) -> Result<Vec<Queue>, PortError> {
+        let mut queues = Vec::new();
+        for queue in 0..spec.queues.clamp(1, MAX_QUEUES) {
+            match self.bind(&spec.port, queue) {
+                Ok(bound) => queues.push(bound),
+                // Fewer are in use than the device could have.
+                Err(PortError::Bind { source, .. })
+                    if queue > 0 && source.raw_os_error() == Some(libc::EINVAL) =>
+                {
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match queues.len() < self.lanes.len() {
+            true => Err(PortError::Queues {
+                port: spec.port.name.clone(),
+                queues: queues.len(),
+                lanes: self.lanes.len(),
+            }),
+            false => Ok(queues),
+        }
+    }
+
+    /// Tells the uplink's program what the snapshot in force takes.
+    pub(super) fn filter_uplink(&self) {
+        let mut uplink = lock(&self.uplink);
+        let Some((spec, told)) = uplink.as_mut() else {
+            return;
+        };
+        let mut ports = lock(&self.ports);
+        let Some(handle) = ports.get_mut(&spec.port.id) else {
+            return;
+        };
+        let wanted = Filter::of(&self.snapshot.load());
+        if wanted == *told {
+            return;
+        }
+        match wanted.write(told, &mut handle.program) {
+            Ok(()) => *told = wanted,
+            Err(error) => {
+                tracing::error!(uplink = %handle.spec.name, %error, "the uplink takes what it took before");
+            }
+        }
+    }
+
+    pub(super) fn outer_fragments(&self) -> u64 {
+        let Some(id) = lock(&self.uplink).as_ref().map(|(spec, _)| spec.port.id) else {
+            return 0;
+        };
+        let mut ports = lock(&self.ports);
+        let handle = ports.get_mut(&id);
+        handle.map_or(0, |handle| {
+            crate::uplink::outer_fragments(&mut handle.program)
+        })
+    }
+}
+
+/// Sockets that the program's map has room for.
+const MAX_QUEUES: u32 = 64;
