@@ -30,6 +30,10 @@ pub struct Status {
     pub frames: Frames,
     /// Attached pod interfaces.
     pub endpoints: usize,
+    /// Times that a port got fresh sockets because the kernel refused to serve
+    /// the old ones.
+    #[serde(default)]
+    pub port_rebuilds: u64,
 }
 
 /// One lane in [`Status`].
@@ -67,6 +71,10 @@ pub struct Lane {
     /// least, asleep or not.
     #[serde(default)]
     pub last_round_age_s: f64,
+    /// Whether its thread has ended although nobody stopped it. It does not
+    /// come back before the agent restarts.
+    #[serde(default)]
+    pub has_ended: bool,
 }
 
 /// Frame accounts in [`Status`].
@@ -148,6 +156,9 @@ pub struct Port {
     pub tx_bytes: u64,
     /// Packets that came from it or were meant for it, and were dropped.
     pub drops: u64,
+    /// Why it carries nothing at the moment; none while it does.
+    #[serde(default)]
+    pub fault: Option<String>,
 }
 
 /// `spinlane drops` (`GET /v1/drops`): every reason, also at 0.

@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 
 use crate::api::blocking;
 use crate::node::metrics::Metrics as NodeMetrics;
-use crate::views::{Views, stalled_lanes};
+use crate::views::{Views, unwell_lanes};
 
 /// The metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -152,15 +152,12 @@ async fn metrics(State(shared): State<Shared>) -> Response {
 }
 
 async fn healthz(State(shared): State<Shared>) -> Response {
-    let Some(stalled) = blocking(move || stalled_lanes(&shared.views.status())).await else {
+    let Some(unwell) = blocking(move || unwell_lanes(&shared.views.status())).await else {
         return (StatusCode::INTERNAL_SERVER_ERROR, "no answer\n").into_response();
     };
-    match stalled.is_empty() {
-        true => "ok\n".into_response(),
-        false => {
-            let why = format!("lanes {stalled:?} have not gone round for 5 s\n");
-            (StatusCode::SERVICE_UNAVAILABLE, why).into_response()
-        }
+    match unwell {
+        None => "ok\n".into_response(),
+        Some(why) => (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response(),
     }
 }
 
@@ -187,6 +184,8 @@ struct Series {
     port_tx_packets: IntCounterVec,
     port_tx_bytes: IntCounterVec,
     port_drops: IntCounterVec,
+    port_up: IntGaugeVec,
+    port_rebuilds: IntCounterVec,
     drops: IntCounterVec,
     lane_busy: GaugeVec,
     lane_rx_packets: IntCounterVec,
@@ -238,6 +237,16 @@ impl Series {
                 "spinlane_port_drops_total",
                 "Packets of a port that were dropped.",
                 PORT,
+            )?,
+            port_up: gauge(
+                "spinlane_port_up",
+                "Whether a port carries packets; 0 while its sockets cannot be had.",
+                PORT,
+            )?,
+            port_rebuilds: counter(
+                "spinlane_port_rebuilds_total",
+                "Times that a port got fresh sockets.",
+                &[],
             )?,
             drops: counter(
                 "spinlane_drops_total",
@@ -342,7 +351,13 @@ impl Series {
             self.port_drops
                 .with_label_values(&labels)
                 .inc_by(port.drops);
+            self.port_up
+                .with_label_values(&labels)
+                .set(i64::from(port.fault.is_none()));
         }
+        self.port_rebuilds
+            .with_label_values::<&str>(&[])
+            .inc_by(status.port_rebuilds);
         for (reason, packets) in drops {
             self.drops.with_label_values(&[reason]).inc_by(*packets);
         }
@@ -403,13 +418,15 @@ impl Series {
             .inc_by(lane.flow_evictions);
     }
 
-    fn all(&self) -> [&dyn Collector; 22] {
+    fn all(&self) -> [&dyn Collector; 24] {
         [
             &self.port_rx_packets,
             &self.port_rx_bytes,
             &self.port_tx_packets,
             &self.port_tx_bytes,
             &self.port_drops,
+            &self.port_up,
+            &self.port_rebuilds,
             &self.drops,
             &self.lane_busy,
             &self.lane_rx_packets,

@@ -55,14 +55,19 @@ pub struct Packet {
 /// Longest time that a lane may take between two rounds, asleep or not.
 pub const LANE_STALL_S: f64 = 5.0;
 
-/// The lanes that have not gone round for [`LANE_STALL_S`].
-pub fn stalled_lanes(status: &view::Status) -> Vec<usize> {
-    status
-        .lanes
-        .iter()
-        .filter(|lane| lane.last_round_age_s > LANE_STALL_S)
-        .map(|lane| lane.id)
-        .collect()
+/// What is wrong with the lanes: some have ended, or have not gone round for
+/// [`LANE_STALL_S`].
+pub fn unwell_lanes(status: &view::Status) -> Option<String> {
+    let those = |is_unwell: fn(&view::Lane) -> bool| -> Vec<usize> {
+        let lanes = status.lanes.iter().filter(|lane| is_unwell(lane));
+        lanes.map(|lane| lane.id).collect()
+    };
+    let ended = those(|lane| lane.has_ended);
+    if !ended.is_empty() {
+        return Some(format!("lanes {ended:?} have ended: restart the agent"));
+    }
+    let stalled = those(|lane| lane.last_round_age_s > LANE_STALL_S);
+    (!stalled.is_empty()).then(|| format!("lanes {stalled:?} have not gone round for 5 s"))
 }
 
 /// The port that an operator means: the name of its host end, `namespace/pod`,

@@ -68,6 +68,9 @@ drop_reasons! {
     NoEndpoint => "no_endpoint",
     /// Addressed to the gateway itself with something it does not serve.
     GatewayUnserved => "gateway_unserved",
+    /// A fragment for the gateway itself, which reassembles nothing: echo
+    /// requests longer than the path's MTU.
+    GatewayFragment => "gateway_fragment",
     /// Bigger than the path takes: fragmentation-needed or packet-too-big
     /// was answered.
     TooBig => "too_big",

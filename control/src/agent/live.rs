@@ -160,6 +160,7 @@ impl Views for Live {
             sleeps: lane.sleeps,
             events_lost: lane.events_lost,
             last_round_age_s: lane.last_round_age_s,
+            has_ended: !lane.is_running,
         });
         view::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -176,6 +177,7 @@ impl Views for Live {
                 in_use: stats.frames.in_use,
             },
             endpoints: self.node().endpoints(),
+            port_rebuilds: stats.rebuilds,
         }
     }
 
@@ -191,6 +193,7 @@ impl Views for Live {
                     port.tx_bytes = stats.tx_bytes;
                     port.drops = stats.drops;
                 }
+                port.fault = self.engine.port_fault(id);
                 port
             })
             .collect();

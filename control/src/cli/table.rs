@@ -103,7 +103,10 @@ pub(super) fn status(status: &view::Status) -> String {
         lanes.add_row([
             lane.id.to_string(),
             lane.core.to_string(),
-            format!("{:.1} %", lane.busy_ratio * 100.0),
+            match lane.has_ended {
+                true => "ended".to_owned(),
+                false => format!("{:.1} %", lane.busy_ratio * 100.0),
+            },
             count(lane.rx_packets),
             count(lane.tx_packets),
             count(lane.flow_entries),
@@ -138,7 +141,10 @@ pub(super) fn ports(ports: &[view::Port]) -> String {
             kind(port.kind).to_owned(),
             pod(port),
             addresses.join("\n"),
-            format!("{}{zero_copy}", xdp_mode(port.xdp_mode)),
+            match &port.fault {
+                Some(fault) => format!("down: {fault}"),
+                None => format!("{}{zero_copy}", xdp_mode(port.xdp_mode)),
+            },
             count(port.rx_packets),
             count(port.tx_packets),
             count(port.drops),

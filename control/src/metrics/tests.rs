@@ -36,6 +36,8 @@ async fn every_figure_has_its_series() {
     for line in [
         "spinlane_port_rx_packets_total{kind=\"pod\",namespace=\"default\",pod=\"web\",port=\"sl1\"} 1234567",
         "spinlane_port_drops_total{kind=\"pod\",namespace=\"other\",pod=\"web\",port=\"sl3\"} 3",
+        "spinlane_port_up{kind=\"pod\",namespace=\"default\",pod=\"web\",port=\"sl1\"} 1",
+        "spinlane_port_rebuilds_total 1",
         "spinlane_drops_total{reason=\"spoofed\"} 3",
         "spinlane_drops_total{reason=\"runt\"} 0",
         "spinlane_lane_busy_ratio{lane=\"0\"} 0.125",
@@ -65,10 +67,22 @@ async fn health_follows_the_lanes_and_readiness_the_node() {
         (status, why.as_str()),
         (503, "lanes [0] have not gone round for 5 s\n")
     );
+    let mut ended = switch();
+    ended.status.lanes[0].has_ended = true;
+    assert_eq!(get(ended, "/healthz").await.0, 503);
     let mut stopping = switch();
     stopping.status.ready = false;
     assert_eq!(get(stopping, "/readyz").await.0, 503);
     assert_eq!(get(switch(), "/other").await.0, 404);
+}
+
+#[tokio::test]
+async fn a_port_without_sockets_is_down() {
+    let mut broken = switch();
+    broken.ports[0].fault = Some("port sl1: no frames".to_owned());
+    let (_, text) = get(broken, "/metrics").await;
+    let line = "spinlane_port_up{kind=\"pod\",namespace=\"default\",pod=\"web\",port=\"sl1\"} 0";
+    assert!(text.lines().any(|l| l == line), "{text}");
 }
 
 #[tokio::test]

@@ -3,7 +3,8 @@
 //! A scope is the routed network or one segment; each has its own ranges.
 //! Addresses are given in rotating order and a released one rests for
 //! [`QUARANTINE_S`], so that nobody's stale packets, caches or policies meet
-//! its next holder. Network address, first address (the gateway's) and IPv4
+//! its next holder; when all that are free still rest, the one that rested
+//! longest is given, because a pod without an address is worse. Network address, first address (the gateway's) and IPv4
 //! broadcast are never given. Pure: time is an argument, in Unix seconds.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -11,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnet::IpNet;
 
-/// How long a released address rests, in seconds.
+/// How long a released address rests, in seconds, while others are free.
 pub const QUARANTINE_S: u64 = 60;
 
 /// The routed network (`None`) or a segment.
@@ -22,15 +23,13 @@ pub type ScopeName = Option<String>;
 pub enum IpamError {
     /// Every address of every range of one family is held.
     #[error(
-        "no address is free in {pool}: {held} held, {resting} resting after release; delete pods or give the node a larger range"
+        "no address is free in {pool}: {held} held; delete pods or give the node a larger range"
     )]
     Exhausted {
         /// The ranges that were tried.
         pool: String,
         /// Addresses held.
         held: usize,
-        /// Addresses in quarantine.
-        resting: usize,
     },
     /// Somebody has it.
     #[error("address {0} is in use: ask for another or delete the pod that holds it")]
@@ -202,18 +201,20 @@ impl Ipam {
 
     /// Whether [`allocate`](Ipam::allocate) would succeed.
     pub fn available(&mut self, scope: &ScopeName, now_s: u64) -> Result<(), IpamError> {
+        let before = self.scopes.get(scope).map(|scope| {
+            let cursors: Vec<u128> = scope.ranges.iter().map(|range| range.cursor).collect();
+            (cursors, scope.resting.clone())
+        });
         let leases = self.allocate(scope, now_s)?;
-        if let Some(scope) = self.scopes.get_mut(scope) {
+        if let (Some(scope), Some((cursors, resting))) = (self.scopes.get_mut(scope), before) {
+            // As if nothing had been given.
             for lease in leases {
                 scope.held.remove(&lease.address);
-                // As if it had not been given: step the rotation back.
-                if let Some(range) = scope.ranges.iter_mut().find(|r| r.net == lease.range) {
-                    range.cursor = number(lease.address)
-                        .checked_sub(1)
-                        .filter(|n| *n >= range.first)
-                        .unwrap_or(range.last);
-                }
             }
+            for (range, cursor) in scope.ranges.iter_mut().zip(cursors) {
+                range.cursor = cursor;
+            }
+            scope.resting = resting;
         }
         Ok(())
     }
@@ -247,12 +248,34 @@ impl Scope {
                 }
             }
         }
+        if let Some(lease) = self.longest_rested(v6) {
+            self.resting.remove(&lease.address);
+            self.held.insert(lease.address);
+            return Ok(lease);
+        }
         let inside = |a: &&IpAddr| a.is_ipv6() == v6;
         Err(IpamError::Exhausted {
             pool: list(self.ranges.iter().filter(|r| is_v6(&r.net) == v6)),
             held: self.held.iter().filter(inside).count(),
-            resting: self.resting.keys().filter(inside).count(),
         })
+    }
+
+    /// The resting address that was released first; of several the lowest.
+    fn longest_rested(&self, v6: bool) -> Option<Lease> {
+        let usable = |address: IpAddr| {
+            let range = self.ranges.iter().find(|range| {
+                range.net.contains(&address)
+                    && (range.first..=range.last).contains(&number(address))
+            })?;
+            let range = range.net;
+            Some(Lease { address, range })
+        };
+        self.resting
+            .iter()
+            .filter(|(address, _)| address.is_ipv6() == v6)
+            .filter_map(|(&address, &at_s)| Some((at_s, address, usable(address)?)))
+            .min_by_key(|&(at_s, address, _)| (at_s, address))
+            .map(|(_, _, lease)| lease)
     }
 }
 
@@ -349,8 +372,22 @@ mod tests {
         for _ in 0..4 {
             assert_ne!(one(&mut ipam, 11), first);
         }
+        assert_eq!(one(&mut ipam, 69), first);
         assert!(ipam.allocate(&None, 69).is_err());
-        assert_eq!(one(&mut ipam, 70), first);
+    }
+
+    #[test]
+    fn a_small_range_that_churns_gives_the_address_that_rested_longest() {
+        let mut ipam = ipam(&["10.0.0.0/29"]);
+        let pods: Vec<IpAddr> = (0..5).map(|_| one(&mut ipam, 0)).collect();
+        for (pod, at) in [(3, 10), (1, 11), (4, 12)] {
+            ipam.release(&None, pods[pod], at);
+        }
+        assert!(ipam.available(&None, 13).is_ok());
+        assert_eq!(one(&mut ipam, 13), pods[3]);
+        ipam.release(&None, pods[3], 14);
+        let given: Vec<IpAddr> = (0..3).map(|_| one(&mut ipam, 15)).collect();
+        assert_eq!(given, [pods[1], pods[4], pods[3]]);
     }
 
     #[test]
@@ -415,7 +452,7 @@ mod tests {
     proptest! {
         /// Against a model: a list of holders and a list of release times.
         #[test]
-        fn never_gives_held_resting_or_reserved(
+        fn never_gives_held_or_reserved_nor_resting_before_free(
             length in 24u8..=31,
             steps in proptest::collection::vec((0u8..3, 0usize..64, 0u64..40), 1..200),
         ) {
@@ -436,13 +473,17 @@ mod tests {
                     Ok(leases) => {
                         let address = leases[0].address;
                         prop_assert!(!held.contains(&address));
-                        prop_assert!(!resting.contains_key(&address));
+                        if let Some(at) = resting.remove(&address) {
+                            let is_free = (held.len() + resting.len() + 1) as u64 != usable;
+                            prop_assert!(!is_free, "{} rests, and others are free", address);
+                            prop_assert!(resting.values().all(|other| *other >= at));
+                        }
                         prop_assert!(net.contains(&address));
                         prop_assert!(address != net.network() && address != net.broadcast());
                         prop_assert!(address != first_address(&net));
                         held.push(address);
                     }
-                    Err(_) => prop_assert_eq!((held.len() + resting.len()) as u64, usable),
+                    Err(_) => prop_assert_eq!(held.len() as u64, usable),
                 }
             }
         }

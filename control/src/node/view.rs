@@ -111,5 +111,6 @@ fn row(port: BoundPort, name: String, kind: PortKind) -> Port {
         tx_packets: 0,
         tx_bytes: 0,
         drops: 0,
+        fault: None,
     }
 }

@@ -103,6 +103,7 @@ pub(crate) fn port(name: &str, namespace: &str, pod: &str) -> view::Port {
         tx_packets: 12,
         tx_bytes: 3456,
         drops: 3,
+        fault: None,
     }
 }
 
@@ -129,6 +130,7 @@ pub(crate) fn switch() -> FakeSwitch {
                 sleeps: 5,
                 events_lost: 0,
                 last_round_age_s: 0.9,
+                has_ended: false,
             }],
             frames: view::Frames {
                 total: 16384,
@@ -136,6 +138,7 @@ pub(crate) fn switch() -> FakeSwitch {
                 in_use: 4,
             },
             endpoints: 2,
+            port_rebuilds: 1,
         },
         ports: vec![
             port("sl1", "default", "web"),
@@ -167,7 +170,17 @@ fn ports_are_found_by_what_people_call_them() {
 #[test]
 fn a_lane_stalls_only_after_its_time() {
     let mut status = switch().status;
-    assert_eq!(stalled_lanes(&status), [0; 0]);
+    assert_eq!(unwell_lanes(&status), None);
     status.lanes[0].last_round_age_s = LANE_STALL_S + 0.1;
-    assert_eq!(stalled_lanes(&status), [0]);
+    assert_eq!(
+        unwell_lanes(&status).as_deref(),
+        Some("lanes [0] have not gone round for 5 s")
+    );
+    // One that has ended is known at once.
+    status.lanes[0].last_round_age_s = 0.1;
+    status.lanes[0].has_ended = true;
+    assert_eq!(
+        unwell_lanes(&status).as_deref(),
+        Some("lanes [0] have ended: restart the agent")
+    );
 }

@@ -205,7 +205,7 @@ fn deliver(snapshot: &Snapshot, port: &PortEntry, out: PortId) -> Decision {
     })
 }
 
-/// What the gateway itself answers.
+/// What the gateway itself answers. It reassembles nothing.
 fn serve<K: RoutedKey>(headers: &Headers) -> Decision {
     let echo = match K::IS_V6 {
         true => (protocol::ICMPV6, icmpv6::kind::ECHO_REQUEST),
@@ -214,10 +214,11 @@ fn serve<K: RoutedKey>(headers: &Headers) -> Decision {
     if (headers.protocol, headers.icmp_kind) == echo && headers.part == Part::Whole {
         return Decision::Echo;
     }
+    if headers.part != Part::Whole {
+        return Decision::Drop(DropReason::GatewayFragment);
+    }
     match headers.protocol {
-        protocol::UDP if headers.part == Part::Whole => {
-            Decision::Refuse(Refusal::PortUnreachable, DropReason::GatewayUnserved)
-        }
+        protocol::UDP => Decision::Refuse(Refusal::PortUnreachable, DropReason::GatewayUnserved),
         _ => Decision::Drop(DropReason::GatewayUnserved),
     }
 }

@@ -347,7 +347,9 @@ def silence():
     drop("redirect", E() / IPv6(src=v6(A), dst=v6(B), hlim=255) / ICMPv6ND_Redirect(), "spoofed_neighbor")
     drop("tcp to the gateway", E() / IP(src=v4(A), dst=GW4) / TCP(flags="S"), "gateway_unserved")
     drop("echo reply to the gateway", E() / IP(src=v4(A), dst=GW4) / ICMP(type=0), "gateway_unserved")
-    drop("fragmented echo of the gateway", E() / IP(src=v4(A), dst=GW4, flags="MF") / ICMP() / bytes(24), "gateway_unserved")
+    drop("fragmented echo of the gateway", E() / IP(src=v4(A), dst=GW4, flags="MF") / ICMP() / bytes(24), "gateway_fragment")
+    drop("later fragment of an echo of the gateway", E() / IP(src=v4(A), dst=GW4, proto=1, frag=3) / bytes(24), "gateway_fragment")
+    drop("fragmented echo of the gateway v6", E() / IPv6(src=v6(A), dst=GW6) / IPv6ExtHdrFragment(m=1, id=7) / ICMPv6EchoRequest(data=bytes(1024)), "gateway_fragment")
     # Errors are never answered by errors, nor are later fragments.
     err = ICMP(type=3, code=1) / IP(src=v4(B), dst=v4(A)) / u
     drop("icmp error without hops", E() / IP(src=v4(A), dst=v4(B), ttl=1) / err, "ttl_exceeded")

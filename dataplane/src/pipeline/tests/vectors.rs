@@ -128,6 +128,7 @@ fn vectors_reach_every_reason_that_routed_packets_can_have() {
         DropReason::NoRoute,
         DropReason::NoEndpoint,
         DropReason::GatewayUnserved,
+        DropReason::GatewayFragment,
         DropReason::TooBig,
         DropReason::SamePort,
         DropReason::PortRemoved,
