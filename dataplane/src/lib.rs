@@ -14,6 +14,8 @@
 #![deny(unsafe_code)]
 #![cfg_attr(loom, allow(dead_code))] // what it leaves out used the rest
 
+#[cfg(not(loom))]
+pub mod bench;
 pub mod counters;
 pub mod drops;
 #[cfg(not(loom))]

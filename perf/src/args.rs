@@ -60,6 +60,8 @@ pub(crate) enum Command {
     Memory(Memory),
     /// How fast an agent with many pods stops and starts
     Lifecycle(Lifecycle),
+    /// Cycles per packet of the packet logic by itself, beside Open vSwitch on DPDK
+    Micro(Micro),
     /// The switch in a minute: pods, pings, TCP and small packets beside a Linux bridge
     Demo(Demo),
     /// Join two devices by a forwarder on the `afxdp` crate
@@ -299,6 +301,31 @@ pub(crate) struct Lifecycle {
     /// Stops and starts
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) rounds: u16,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `micro`.
+#[derive(Debug, Args)]
+pub(crate) struct Micro {
+    /// Cases whose name contains this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub(crate) only: String,
+    /// Samples of each case
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) rounds: u16,
+    /// Leave Open vSwitch out
+    #[arg(long)]
+    pub(crate) no_peer: bool,
+    /// Do not count instructions
+    #[arg(long)]
+    pub(crate) no_instructions: bool,
+    /// Run this one case, and print how many packets that was
+    #[arg(long, value_name = "CASE", hide = true)]
+    pub(crate) single: Option<String>,
+    /// Fail when a bar is missed
+    #[arg(long)]
+    pub(crate) enforce: bool,
     #[command(flatten)]
     pub(crate) output: Output,
 }

@@ -27,7 +27,7 @@ use spinlane_perf::sink::{Count, Rate};
 use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::{SENDER_CORE, SERVICES};
 use spinlane_perf::tcp::{Bulk, bulk};
-use spinlane_perf::{cpu, demo, node, report};
+use spinlane_perf::{cpu, demo, micro, node, report};
 
 use crate::args::{self, Arguments, Command, Engine, Output};
 
@@ -56,6 +56,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
             let result = node::lifecycle(arguments.pods.into(), arguments.rounds.into(), &stop)?;
             print(&arguments.output, &result, &result.text())?;
         }
+        Command::Micro(arguments) => return measure_micro(&arguments, &stop),
         Command::Demo(arguments) => {
             demo::run(arguments.pairs.into(), arguments.seconds, &stop)?;
         }
@@ -323,4 +324,23 @@ fn compare(arguments: &args::Compare, stop: &Stop) -> Result<ExitCode, MeasureEr
         return Ok(ExitCode::FAILURE);
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn measure_micro(arguments: &args::Micro, stop: &Stop) -> Result<ExitCode, MeasureError> {
+    if let Some(name) = &arguments.single {
+        println!("{}", micro::single(name)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let plan = micro::Plan {
+        only: arguments.only.clone(),
+        rounds: arguments.rounds.into(),
+        with_peer: !arguments.no_peer,
+        with_instructions: !arguments.no_instructions,
+    };
+    let result = micro::run(&plan, stop)?;
+    print(&arguments.output, &result, &result.text())?;
+    match arguments.enforce && result.misses_a_bar() {
+        true => Ok(ExitCode::FAILURE),
+        false => Ok(ExitCode::SUCCESS),
+    }
 }

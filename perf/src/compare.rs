@@ -406,7 +406,7 @@ fn measure(
 }
 
 /// Looks at the machine while nothing of ours runs.
-fn machine() -> Result<Machine, MeasureError> {
+pub(crate) fn machine() -> Result<Machine, MeasureError> {
     let stat = "reading /proc/stat";
     let busy = Busy::start().map_err(io_error(stat))?;
     thread::sleep(Duration::from_millis(500));

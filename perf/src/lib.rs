@@ -5,7 +5,7 @@
 //! then the switches under test ([`subject`]), what is done to them
 //! ([`scenario`]), the interleaved runs ([`compare`]) with their statistics
 //! ([`stats`]) and report ([`report`]). [`node`] measures what has no peer,
-//! [`demo`] shows it all in a minute.
+//! [`micro`] the packet logic by itself, [`demo`] shows it all in a minute.
 //!
 //! Absolute figures depend on the machine and on what else it does; verdicts
 //! are medians of ratios between runs that follow one another directly.
@@ -19,6 +19,7 @@ pub mod demo;
 pub mod forwarder;
 pub mod generator;
 pub mod measure;
+pub mod micro;
 pub mod node;
 pub mod packet;
 pub mod path;

@@ -7,6 +7,10 @@ mod commands;
 use std::process::ExitCode;
 
 use spinlane_perf::measure::MeasureError;
+use spinlane_perf::micro::allocations::Counting;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
 
 fn main() -> ExitCode {
     let arguments = match args::Arguments::checked(std::env::args_os()) {

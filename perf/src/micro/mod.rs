@@ -1,0 +1,313 @@
+//! What the packet logic costs by itself: cycles and nanoseconds per packet
+//! of the batch function, on ports in memory, beside Open vSwitch's DPDK
+//! datapath on ports without a wire.
+//!
+//! Cases take turns, a sample each, and the peer a sample in each round; a
+//! figure is the samples' median with its interval. All run on one core, one
+//! after the other.
+
+pub mod allocations;
+mod clock;
+mod counters;
+mod instructions;
+mod ovs_dpdk;
+mod packets;
+mod table;
+mod work;
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use crate::compare::{Machine, machine};
+use crate::cpu;
+use crate::measure::{MeasureError, io_error};
+use crate::progress::Progress;
+use crate::stats::{Median, ratios};
+use crate::stop::Stop;
+use crate::subject::LANE_CORE;
+
+use clock::Clock;
+use instructions::Counter;
+use ovs_dpdk::OvsDpdk;
+use work::{Bench, Work};
+pub use work::{Case, cases};
+
+/// Version of the JSON document. Fields may be added under the same version.
+pub const SCHEMA_VERSION: u32 = 1;
+
+/// Time that one sample of a case takes, and of the peer.
+const SAMPLE: Duration = Duration::from_millis(3);
+const PEER_SAMPLE: Duration = Duration::from_millis(150);
+
+/// A hit of one flow to the peer's, and a hit among a million flows to one.
+const PEER_BAR: f64 = 1.0;
+const MILLION_BAR: f64 = 4.0;
+
+/// What to measure.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// Cases whose name contains it; all when empty.
+    pub only: String,
+    /// Samples of each.
+    pub rounds: usize,
+    /// Whether the peer takes part.
+    pub with_peer: bool,
+    /// Whether instructions are counted.
+    pub with_instructions: bool,
+}
+
+/// The whole result; this is the JSON document.
+#[derive(Debug, Clone, Serialize)]
+pub struct Micro {
+    schema_version: u32,
+    started_at_s: u64,
+    machine: Machine,
+    core: usize,
+    rounds: usize,
+    /// Rate of the time-stamp counter, whose ticks are the cycles here.
+    tsc_hz: f64,
+    /// How instructions were counted, or why not.
+    instructions: String,
+    /// Allocations while packets were handled: a run that makes any fails
+    /// instead. `None` when this program's allocator does not count.
+    allocations: Option<u64>,
+    cases: Vec<Row>,
+    peer: Peer,
+    ratios: Vec<Ratio>,
+}
+
+/// One case's figures.
+#[derive(Debug, Clone, Serialize)]
+struct Row {
+    name: String,
+    #[serde(flatten)]
+    case: Case,
+    /// What the figures are counted by.
+    unit: &'static str,
+    cycles: Median,
+    ns: f64,
+    instructions: Option<f64>,
+    /// Share of packets whose flow was in the table.
+    hit_share: Option<f64>,
+    #[serde(skip)]
+    samples: Vec<f64>,
+}
+
+/// The other datapath.
+#[derive(Debug, Clone, Serialize)]
+struct Peer {
+    name: &'static str,
+    missing: Option<String>,
+    cycles: Option<Median>,
+    settings: Vec<(String, String)>,
+    #[serde(skip)]
+    samples: Vec<f64>,
+}
+
+/// A ratio of cycles, with its bar.
+#[derive(Debug, Clone, Serialize)]
+struct Ratio {
+    of: String,
+    to: String,
+    median: Median,
+    at_most: f64,
+    pass: bool,
+}
+
+impl Micro {
+    /// For people.
+    #[must_use]
+    pub fn text(&self) -> String {
+        table::text(self)
+    }
+
+    /// Whether a ratio is beyond its bar.
+    #[must_use]
+    pub fn misses_a_bar(&self) -> bool {
+        self.ratios.iter().any(|ratio| !ratio.pass)
+    }
+}
+
+/// Steps that a run takes, for the progress bar.
+fn steps(plan: &Plan, cases: usize) -> u64 {
+    (cases + plan.rounds + if plan.with_instructions { cases } else { 0 }) as u64
+}
+
+/// Measures.
+///
+/// # Errors
+/// When a case does not do what it is about, memory is allocated for a
+/// packet, or the machine refuses something. A missing peer is no error.
+pub fn run(plan: &Plan, stop: &Stop) -> Result<Micro, MeasureError> {
+    let chosen: Vec<Case> = cases()
+        .into_iter()
+        .filter(|case| case.name().contains(&plan.only))
+        .collect();
+    if chosen.is_empty() {
+        return Err(MeasureError::Unexpected {
+            what: format!("micro --only {}", plan.only),
+            detail: format!("no case is named so; {} is one", cases()[0].name()),
+        });
+    }
+    let started = SystemTime::now().duration_since(UNIX_EPOCH);
+    let machine = machine()?;
+    let core = LANE_CORE.min(machine.cores.saturating_sub(1));
+    let progress = Progress::start(steps(plan, chosen.len()));
+    let (mut ovs, mut peer) = set_up_peer(plan, core)?;
+    cpu::pin(core).map_err(io_error("micro"))?;
+    let clock = Clock::calibrate();
+    let mut benches = Vec::new();
+    for case in &chosen {
+        progress.says(&format!("making the flows of {}", case.name()));
+        benches.push((Bench::set_up(*case)?, Vec::new()));
+        progress.step();
+        check(stop)?;
+    }
+    for round in 0..plan.rounds {
+        progress.says(&format!("round {} of {}", round + 1, plan.rounds));
+        for (bench, samples) in &mut benches {
+            let ticks = (SAMPLE.as_secs_f64() * clock.hz) as u64;
+            let sample = bench.sample(ticks, clock.overhead)?;
+            samples.push(sample.ticks as f64 / sample.units.max(1) as f64);
+            check(stop)?;
+        }
+        if let Some(ovs) = &mut ovs {
+            peer.samples.push(ovs.sample(PEER_SAMPLE, stop)?);
+        }
+        progress.step();
+    }
+    drop(ovs);
+    peer.cycles = Median::of(&peer.samples);
+    let counter = match plan.with_instructions {
+        true => Counter::find(),
+        false => Counter::Nobody("not asked for".to_owned()),
+    };
+    let mut rows = Vec::new();
+    for (case, (bench, samples)) in chosen.iter().zip(benches) {
+        let mut row = row(case, &bench, samples, &clock)?;
+        if plan.with_instructions {
+            progress.says(&format!("counting instructions of {}", row.name));
+            row.instructions = counted(case, &counter)?;
+            progress.step();
+        }
+        rows.push(row);
+        check(stop)?;
+    }
+    let ratios = bars(&rows, &peer);
+    Ok(Micro {
+        schema_version: SCHEMA_VERSION,
+        started_at_s: started.map_or(0, |time| time.as_secs()),
+        machine,
+        core,
+        rounds: plan.rounds,
+        tsc_hz: clock.hz,
+        instructions: counter.method(),
+        allocations: (allocations::count() > 0).then_some(0),
+        cases: rows,
+        peer,
+        ratios,
+    })
+}
+
+/// Runs one case for a while and says how many packets that was: what
+/// callgrind looks at.
+///
+/// # Errors
+/// When there is no such case, or it does not do what it is about.
+pub fn single(name: &str) -> Result<u64, MeasureError> {
+    let found = cases().into_iter().find(|case| case.name() == name);
+    let case = found.ok_or_else(|| MeasureError::Unexpected {
+        what: format!("micro --single {name}"),
+        detail: "there is no such case".to_owned(),
+    })?;
+    instructions::single(case)
+}
+
+fn check(stop: &Stop) -> Result<(), MeasureError> {
+    match stop.is_set() {
+        true => Err(MeasureError::Interrupted),
+        false => Ok(()),
+    }
+}
+
+fn set_up_peer(plan: &Plan, core: usize) -> Result<(Option<OvsDpdk>, Peer), MeasureError> {
+    let mut peer = Peer {
+        name: ovs_dpdk::NAME,
+        missing: None,
+        cycles: None,
+        settings: Vec::new(),
+        samples: Vec::new(),
+    };
+    if !plan.with_peer {
+        peer.missing = Some("not asked for".to_owned());
+        return Ok((None, peer));
+    }
+    match OvsDpdk::set_up(core) {
+        Ok(ovs) => {
+            peer.settings.clone_from(&ovs.settings);
+            Ok((Some(ovs), peer))
+        }
+        Err(MeasureError::Missing { reason, .. }) => {
+            peer.missing = Some(reason);
+            Ok((None, peer))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+fn row(case: &Case, bench: &Bench, samples: Vec<f64>, clock: &Clock) -> Result<Row, MeasureError> {
+    let cycles = Median::of(&samples).ok_or_else(|| MeasureError::Unexpected {
+        what: format!("micro {}", case.name()),
+        detail: "no samples".to_owned(),
+    })?;
+    Ok(Row {
+        name: case.name(),
+        case: *case,
+        unit: case.work.unit(),
+        cycles,
+        ns: clock.nanos(cycles.value),
+        instructions: None,
+        hit_share: bench.hit_share(),
+        samples,
+    })
+}
+
+/// Instructions do not depend on how many flows there are, and callgrind
+/// would take minutes to make a million.
+fn counted(case: &Case, counter: &Counter) -> Result<Option<f64>, MeasureError> {
+    let is_small = case.flows <= 1024 || case.work == Work::Churn;
+    match is_small {
+        true => counter.count(*case),
+        false => Ok(None),
+    }
+}
+
+fn bars(rows: &[Row], peer: &Peer) -> Vec<Ratio> {
+    let hit = |v6, flows| {
+        rows.iter().find(|row| {
+            let case = row.case;
+            (case.work, case.v6, case.flows, case.batch) == (Work::L3Hit, v6, flows, 32)
+        })
+    };
+    let mut bars = Vec::new();
+    for v6 in [false, true] {
+        let Some(one) = hit(v6, 1) else { continue };
+        let mut add = |of: &Row, to: &str, samples: &[f64], at_most| {
+            if let Some(median) = Median::of(&ratios(&of.samples, samples)) {
+                bars.push(Ratio {
+                    of: of.name.clone(),
+                    to: to.to_owned(),
+                    median,
+                    at_most,
+                    pass: median.interval.1 <= at_most,
+                });
+            }
+        };
+        add(one, peer.name, &peer.samples, PEER_BAR);
+        if let Some(million) = hit(v6, 1_000_000) {
+            add(million, &one.name, &one.samples, MILLION_BAR);
+        }
+    }
+    bars
+}

@@ -1,0 +1,366 @@
+//! What is measured: kinds of packets through the batch function.
+
+use serde::Serialize;
+use spinlane_dataplane::bench::Rig;
+use spinlane_dataplane::frame::Verdict;
+use spinlane_dataplane::pipeline::FlowCapacity;
+use spinlane_dataplane::wire::checksum::checksum;
+
+use super::packets::{self, IN_PORT, MTU};
+use super::{allocations, clock};
+use crate::measure::MeasureError;
+
+/// Rounds in a row on the same packets, before hop counts are put back (the
+/// packets begin with 64).
+const ROUNDS: u32 = 50;
+/// Packets that pass before a sample, so that caches hold what they will.
+const WARM_UP: u64 = 20_000;
+/// Flows of a case that decides each packet anew.
+const CLASSIFIED_FLOWS: u32 = 1024;
+/// Bytes that are summed: the payload of a full segment.
+const SUMMED: usize = 1448;
+
+/// A stage of the walk, or what a packet needs besides.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Work {
+    /// A known pair of stations of a segment.
+    L2Hit,
+    /// A known routed flow.
+    L3Hit,
+    /// The same, its checksum left to the receiver.
+    L3Partial,
+    /// A known flow whose snapshot is no longer in force.
+    Classify,
+    /// A new flow with every packet.
+    Churn,
+    /// A super-frame into segments; the unit is a segment.
+    Segmentation,
+    /// The sum over the payload of a full segment.
+    Checksum,
+}
+
+impl Work {
+    /// The name in tables and documents.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Work::L2Hit => "l2-hit",
+            Work::L3Hit => "l3-hit",
+            Work::L3Partial => "l3-partial",
+            Work::Classify => "classify",
+            Work::Churn => "churn",
+            Work::Segmentation => "segmentation",
+            Work::Checksum => "checksum",
+        }
+    }
+
+    /// What the figures are counted by.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        match self {
+            Work::Segmentation => "segment",
+            Work::Checksum => "1448 bytes",
+            _ => "packet",
+        }
+    }
+
+    const fn needs_a_fresh_batch(self) -> bool {
+        matches!(self, Work::Classify | Work::Churn)
+    }
+}
+
+/// One row of the result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Case {
+    /// What.
+    pub work: Work,
+    /// IPv6 rather than IPv4.
+    pub v6: bool,
+    /// Packets in a call.
+    pub batch: usize,
+    /// Flows that take turns.
+    pub flows: u32,
+}
+
+impl Case {
+    /// A name that tells the case from all others.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!(
+            "{}/{}/{}-flows/batch-{}",
+            self.work.name(),
+            if self.v6 { "ipv6" } else { "ipv4" },
+            self.flows,
+            self.batch
+        )
+    }
+}
+
+/// The rows of a run: sizes of batch with one flow, numbers of flows with
+/// batches of 32, and the other kinds of work.
+#[must_use]
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    let mut add = |work, v6, batch, flows| {
+        cases.push(Case {
+            work,
+            v6,
+            batch,
+            flows,
+        });
+    };
+    for (work, v6) in [
+        (Work::L3Hit, false),
+        (Work::L3Hit, true),
+        (Work::L2Hit, false),
+    ] {
+        for batch in [1, 4, 8, 16, 32, 64] {
+            add(work, v6, batch, 1);
+        }
+        for flows in [100, 10_000, 100_000, 1_000_000] {
+            add(work, v6, 32, flows);
+        }
+    }
+    for v6 in [false, true] {
+        add(Work::L3Partial, v6, 32, 1);
+        add(Work::Classify, v6, 32, CLASSIFIED_FLOWS);
+        add(Work::Churn, v6, 32, u32::MAX);
+        add(Work::Segmentation, v6, 1, 1);
+    }
+    add(Work::Checksum, false, 1, 1);
+    cases
+}
+
+/// What one sample gave.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Sample {
+    pub(super) ticks: u64,
+    pub(super) units: u64,
+}
+
+/// A case that is set up.
+pub(super) struct Bench {
+    case: Case,
+    rig: Rig,
+    template: Vec<u8>,
+    next_flow: u32,
+    units: u64,
+    /// Hits and misses of setting up.
+    before: [u64; 2],
+}
+
+impl Bench {
+    /// Sets the node up, and makes its flows known.
+    pub(super) fn set_up(case: Case) -> Result<Bench, MeasureError> {
+        let is_cut = case.work == Work::Segmentation;
+        let mut template = match case.work {
+            Work::Segmentation => packets::super_frame(case.v6)?,
+            Work::Checksum => vec![0x5a; SUMMED],
+            _ => packets::datagram(case.v6)?,
+        };
+        if case.work == Work::L3Partial {
+            packets::make_partial(&mut template, case.v6);
+        }
+        let node = packets::node(case.work == Work::L2Hit, !is_cut);
+        let rig = Rig::new(node, capacity(&case)).map_err(|error| failed(&case, error))?;
+        let mut bench = Bench {
+            case,
+            rig,
+            template,
+            next_flow: 0,
+            units: 0,
+            before: [0; 2],
+        };
+        for _ in 0..case.batch {
+            if !bench.rig.load(IN_PORT, &bench.template) {
+                return Err(failed(&case, "the frames ran out"));
+            }
+        }
+        if case.work != Work::Churn {
+            // Twice: a flow that saw two packets is not pushed out.
+            for _ in 0..(case.flows as usize).div_ceil(case.batch) * 2 {
+                bench.refresh();
+                bench.round()?;
+            }
+        }
+        bench.before = bench.looked_up();
+        Ok(bench)
+    }
+
+    /// Share of packets whose flow was known, since the case was set up.
+    /// `None` when none was looked for.
+    pub(super) fn hit_share(&self) -> Option<f64> {
+        let [hits, misses] = self.looked_up();
+        let (hits, misses) = (hits - self.before[0], misses - self.before[1]);
+        (hits + misses > 0).then(|| hits as f64 / (hits + misses) as f64)
+    }
+
+    fn looked_up(&self) -> [u64; 2] {
+        let counters = self.rig.counters();
+        [counters.flow_hits.get(), counters.flow_misses.get()]
+    }
+
+    /// Works until `ticks` were spent on it.
+    pub(super) fn sample(&mut self, ticks: u64, overhead: u64) -> Result<Sample, MeasureError> {
+        let warm_up = WARM_UP.min(u64::from(self.case.flows) * 4);
+        let mut passed = 0;
+        while passed < warm_up {
+            self.refresh();
+            self.round()?;
+            passed += self.case.batch as u64;
+        }
+        let rounds = match self.case.flows {
+            1 if !self.case.work.needs_a_fresh_batch() => ROUNDS,
+            _ => 1,
+        };
+        let mut sample = Sample::default();
+        while sample.ticks < ticks {
+            self.refresh();
+            let allocated = allocations::count();
+            let done = self.units;
+            let before = clock::now();
+            for _ in 0..rounds {
+                self.round()?;
+            }
+            let spent = clock::now() - before;
+            if allocations::count() != allocated {
+                return Err(failed(&self.case, "memory was allocated for a packet"));
+            }
+            sample.ticks += spent.saturating_sub(overhead);
+            sample.units += self.units - done;
+        }
+        self.check()?;
+        Ok(sample)
+    }
+
+    /// So many rounds, for who counts instructions.
+    pub(super) fn run(&mut self, rounds: u32) -> Result<(), MeasureError> {
+        for _ in 0..rounds {
+            self.refresh();
+            self.round()?;
+        }
+        self.check()
+    }
+
+    /// Units that passed since the start.
+    pub(super) fn units(&self) -> u64 {
+        self.units
+    }
+
+    /// The measured part: one call. Keeps its name in the binary, by which
+    /// callgrind knows it.
+    #[inline(never)]
+    pub(super) fn round(&mut self) -> Result<(), MeasureError> {
+        self.units += match self.case.work {
+            Work::Checksum => {
+                let bytes = std::hint::black_box(&self.template[..]);
+                std::hint::black_box(checksum(bytes));
+                1
+            }
+            Work::Segmentation => {
+                self.rig.process();
+                let pieces = self.rig.segment(0, MTU);
+                pieces.map_err(|reason| failed(&self.case, reason.name()))? as u64
+            }
+            _ => {
+                self.rig.process();
+                self.case.batch as u64
+            }
+        };
+        Ok(())
+    }
+
+    /// Writes each packet of the batch anew, for the next flows.
+    pub(super) fn refresh(&mut self) {
+        let Case {
+            work, v6, flows, ..
+        } = self.case;
+        if work == Work::Classify {
+            self.rig.publish();
+        }
+        for index in 0..self.rig.batch_len() {
+            let head = self.rig.head(index);
+            let len = head.len();
+            head.copy_from_slice(&self.template[..len]);
+            if flows > 1 {
+                packets::set_flow(head, work == Work::L2Hit, v6, self.next_flow);
+            }
+            self.next_flow = (self.next_flow + 1) % flows;
+        }
+    }
+
+    /// Every packet has to be forwarded in the way that its case is about.
+    fn check(&self) -> Result<(), MeasureError> {
+        for index in 0..self.rig.batch_len() {
+            let verdict = self.rig.verdict(index);
+            let is_right = match (self.case.work, verdict) {
+                (Work::Checksum, _) => true,
+                (Work::L2Hit, Verdict::Flood { .. }) => true,
+                (Work::L3Partial, Verdict::Forward { checksum, .. }) => checksum.is_some(),
+                (Work::L3Hit | Work::Classify | Work::Churn, Verdict::Forward { .. }) => true,
+                (Work::Segmentation, Verdict::Segment { .. }) => true,
+                _ => false,
+            };
+            if !is_right {
+                return Err(failed(&self.case, format!("a packet ended as {verdict:?}")));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Room for twice the flows, and as a lane has it at least.
+fn capacity(case: &Case) -> FlowCapacity {
+    let usual = FlowCapacity::default();
+    let flows = match case.work {
+        Work::Churn => 0,
+        _ => case.flows as usize * 2,
+    };
+    FlowCapacity {
+        v4: usual.v4.max(flows),
+        v6: usual.v6.max(flows),
+        l2: usual.l2.max(flows),
+    }
+}
+
+fn failed(case: &Case, detail: impl ToString) -> MeasureError {
+    MeasureError::Unexpected {
+        what: format!("micro {}", case.name()),
+        detail: detail.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_kind_of_work_does_what_it_says() {
+        for case in cases() {
+            let small = Case {
+                flows: case.flows.min(2048),
+                ..case
+            };
+            let mut bench = Bench::set_up(small).unwrap();
+            let before = bench.units();
+            bench.run(4).unwrap();
+            assert!(bench.units() >= before + 4, "{}", small.name());
+            if matches!(case.work, Work::L2Hit | Work::L3Hit | Work::L3Partial) {
+                let rounds = bench.rig.counters().flow_hits.get();
+                bench.run(4).unwrap();
+                let hits = bench.rig.counters().flow_hits.get() - rounds;
+                assert_eq!(hits, 4 * small.batch as u64, "{}", small.name());
+            }
+        }
+    }
+
+    #[test]
+    fn a_case_has_a_name_of_its_own() {
+        let mut names: Vec<String> = cases().iter().map(Case::name).collect();
+        let count = names.len();
+        names.sort();
+        names.dedup();
+        assert_eq!(names.len(), count);
+    }
+}
