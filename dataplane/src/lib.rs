@@ -34,12 +34,10 @@ mod port;
 #[cfg(not(loom))]
 pub mod snapshot;
 mod sync;
-#[cfg(not(loom))]
 pub mod tables;
 pub mod types;
 pub mod umem;
 #[cfg(not(loom))]
 mod uplink;
-#[cfg(not(loom))]
 pub mod wire;
 mod xsk;

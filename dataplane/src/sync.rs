@@ -28,3 +28,23 @@ impl<T> UnsafeCell<T> {
         write(self.0.get())
     }
 }
+
+/// Spins of a waiter before it lets another thread have the CPU.
+#[cfg(not(loom))]
+const SPINS: u32 = 128;
+
+/// Waits a moment for another thread, the `turn`th time in a row.
+#[cfg(not(loom))]
+#[inline]
+pub(crate) fn relax(turn: u32) {
+    match turn < SPINS {
+        true => std::hint::spin_loop(),
+        false => std::thread::yield_now(),
+    }
+}
+
+/// Lets loom go on with another thread.
+#[cfg(loom)]
+pub(crate) fn relax(_turn: u32) {
+    loom::thread::yield_now();
+}

@@ -1,4 +1,7 @@
-//! Tables that belong to one lane.
+//! Flow tables, of which each lane has its own, and the node's connections.
 
+pub mod connection;
+#[cfg(not(loom))]
 pub mod flow;
+#[cfg(not(loom))]
 mod prefetch;

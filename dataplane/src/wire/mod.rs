@@ -5,16 +5,26 @@
 //! big-endian fields, so a header is read where it lies; every function takes
 //! a slice and stays inside it.
 
+#[cfg(not(loom))]
 pub mod arp;
+#[cfg(not(loom))]
 pub mod checksum;
+#[cfg(not(loom))]
 pub mod ethernet;
+#[cfg(not(loom))]
 pub mod icmpv4;
+#[cfg(not(loom))]
 pub mod icmpv6;
+#[cfg(not(loom))]
 pub mod ipv4;
+#[cfg(not(loom))]
 pub mod ipv6;
 pub mod tcp;
+#[cfg(not(loom))]
 pub mod tunnel;
+#[cfg(not(loom))]
 pub mod udp;
+#[cfg(not(loom))]
 pub mod vxlan;
 
 /// Numbers of the IPv4 protocol and IPv6 next header fields (IANA).

@@ -1,0 +1,195 @@
+//! What the table keeps of one connection: 24 words.
+//!
+//! ```text
+//! 0 version     odd while live; counts up twice for each use of the entry
+//! 1 state       state 8 | side last seen 8 | pod's port 16
+//! 2 seen_ms     last packet
+//! 3 opened_ms   first packet
+//! 4 packets
+//! 5 wheel       previous 32 | next 32
+//! 6 queue       previous 32 | next 32
+//! 7 claim       masquerade's port, + 1; 0 without one
+//! 8..12         original source and destination
+//! 12..16        reply source and destination
+//! 16 ports      original source | destination | reply source | destination
+//! 17 protocol
+//! ```
+//!
+//! Tuples are written while the version is even and the entry is one lane's
+//! alone; who reads them reads the version before and after.
+
+use super::state::State;
+use super::tuple::{Address, End, Tuple};
+use super::words::Words;
+use crate::sync::Ordering;
+use crate::types::PortId;
+
+const WORDS: usize = 24;
+
+const VERSION: usize = 0;
+const STATE: usize = 1;
+const SEEN: usize = 2;
+const OPENED: usize = 3;
+const PACKETS: usize = 4;
+pub(super) const WHEEL: usize = 5;
+pub(super) const QUEUE: usize = 6;
+const CLAIM: usize = 7;
+const TUPLES: usize = 8;
+const PORTS: usize = 16;
+const PROTOCOL: usize = 17;
+
+/// The entries.
+#[derive(Debug)]
+pub(super) struct Entries(Words);
+
+/// Both directions of a connection, and which use of the entry it was.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Pair {
+    pub(super) version: u64,
+    pub(super) original: Tuple,
+    pub(super) reply: Tuple,
+}
+
+impl Entries {
+    pub(super) fn new(count: usize) -> Entries {
+        Entries(Words::new(count * WORDS))
+    }
+
+    #[inline]
+    fn word(&self, entry: u32, word: usize) -> &crate::sync::AtomicU64 {
+        self.0.at(entry as usize * WORDS + word)
+    }
+
+    /// A word that the entry's shard lock guards, or that needs no order.
+    pub(super) fn get(&self, entry: u32, word: usize) -> u64 {
+        self.0.get(entry as usize * WORDS + word)
+    }
+
+    pub(super) fn set(&self, entry: u32, word: usize, value: u64) {
+        self.0.set(entry as usize * WORDS + word, value);
+    }
+
+    /// The version now; odd for a live connection.
+    #[inline]
+    pub(super) fn version(&self, entry: u32) -> u64 {
+        // Acquire: tuples read afterwards are this version's or later ones'.
+        self.word(entry, VERSION).load(Ordering::Acquire)
+    }
+
+    /// Writes the tuples of a connection that is not live, and makes it so.
+    pub(super) fn write(&self, entry: u32, original: &Tuple, reply: &Tuple) -> u64 {
+        let ends = [
+            original.source,
+            original.destination,
+            reply.source,
+            reply.destination,
+        ];
+        // Release, each: a reader that sees one of these sees, too, that the
+        // version before them was even.
+        let put = |word: usize, value: u64| self.word(entry, word).store(value, Ordering::Release);
+        let mut ports = 0;
+        for (number, end) in ends.iter().enumerate() {
+            put(TUPLES + 2 * number, end.address.0[0]);
+            put(TUPLES + 2 * number + 1, end.address.0[1]);
+            ports = ports << 16 | u64::from(end.port);
+        }
+        put(PORTS, ports);
+        put(PROTOCOL, u64::from(original.protocol));
+        let version = self.get(entry, VERSION) + 1;
+        debug_assert_eq!(version & 1, 1);
+        // Release: the tuples go before.
+        put(VERSION, version);
+        version
+    }
+
+    /// Ends the entry's use; ids of it are void from now on.
+    pub(super) fn retire(&self, entry: u32) {
+        let version = self.get(entry, VERSION);
+        debug_assert_eq!(version & 1, 1);
+        // Release: whoever reuses the entry writes after this.
+        self.word(entry, VERSION)
+            .store(version + 1, Ordering::Release);
+    }
+
+    /// The tuples of a live connection; `None` when it is not live or changed
+    /// hands meanwhile.
+    #[inline]
+    pub(super) fn read(&self, entry: u32) -> Option<Pair> {
+        let version = self.version(entry);
+        if version & 1 == 0 {
+            return None;
+        }
+        // Acquire, each: see `write`.
+        let get = |word: usize| self.word(entry, word).load(Ordering::Acquire);
+        let ports = get(PORTS);
+        let end = |number: usize| End {
+            address: Address([get(TUPLES + 2 * number), get(TUPLES + 2 * number + 1)]),
+            port: (ports >> (48 - 16 * number)) as u16,
+        };
+        let protocol = get(PROTOCOL) as u8;
+        let tuple = |source, destination| Tuple {
+            source,
+            destination,
+            protocol,
+        };
+        let pair = Pair {
+            version,
+            original: tuple(end(0), end(1)),
+            reply: tuple(end(2), end(3)),
+        };
+        (self.version(entry) == version).then_some(pair)
+    }
+
+    /// The state; `None` for an entry that never had one.
+    #[inline]
+    pub(super) fn state(&self, entry: u32) -> Option<State> {
+        State::from_number(self.get(entry, STATE) as u8)
+    }
+
+    /// The port of the pod that the connection counts for.
+    pub(super) fn pod(&self, entry: u32) -> PortId {
+        PortId((self.get(entry, STATE) >> 16) as u16)
+    }
+
+    pub(super) fn set_state(&self, entry: u32, state: State, pod: PortId) {
+        self.set(entry, STATE, state as u64 | u64::from(pod.0) << 16);
+    }
+
+    /// When the last packet came.
+    #[inline]
+    pub(super) fn seen_ms(&self, entry: u32) -> u64 {
+        self.get(entry, SEEN)
+    }
+
+    #[inline]
+    pub(super) fn see(&self, entry: u32, now_ms: u64, packets: u64) {
+        self.set(entry, SEEN, now_ms);
+        // Two lanes that count at once may lose some: it is for people.
+        let before = self.get(entry, PACKETS);
+        self.set(entry, PACKETS, before.wrapping_add(packets));
+    }
+
+    pub(super) fn packets(&self, entry: u32) -> u64 {
+        self.get(entry, PACKETS)
+    }
+
+    pub(super) fn opened_ms(&self, entry: u32) -> u64 {
+        self.get(entry, OPENED)
+    }
+
+    /// Sets what a new connection begins with.
+    pub(super) fn begin(&self, entry: u32, now_ms: u64) {
+        self.set(entry, OPENED, now_ms);
+        self.set(entry, SEEN, now_ms);
+        self.set(entry, PACKETS, 1);
+        self.set(entry, CLAIM, 0);
+    }
+
+    pub(super) fn claim(&self, entry: u32) -> Option<u32> {
+        (self.get(entry, CLAIM) as u32).checked_sub(1)
+    }
+
+    pub(super) fn set_claim(&self, entry: u32, claim: Option<u32>) {
+        self.set(entry, CLAIM, claim.map_or(0, |claim| u64::from(claim) + 1));
+    }
+}

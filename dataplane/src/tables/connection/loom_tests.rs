@@ -1,0 +1,108 @@
+use loom::sync::Arc;
+use loom::thread;
+
+use super::*;
+
+fn model(test: impl Fn() + Send + Sync + 'static) {
+    let mut builder = loom::model::Builder::new();
+    // Two switches in the middle of things find every order of two critical
+    // sections and a reader; all orders would take days.
+    builder.preemption_bound = Some(2);
+    builder.check(test);
+}
+
+fn end(number: u8) -> End {
+    End {
+        address: Address::v4([10, 0, 0, number]),
+        port: u16::from(number),
+    }
+}
+
+fn tuple(source: u8, destination: u8) -> Tuple {
+    Tuple {
+        source: end(source),
+        destination: end(destination),
+        protocol: crate::wire::protocol::TCP,
+    }
+}
+
+fn open(table: &Connections, original: Tuple, reply: Tuple) -> Result<Found, Refused> {
+    let opening = Opening {
+        original,
+        pod: PortId(0),
+        state: State::Established,
+    };
+    table.open(&opening, 1000, |entry| {
+        Ok(table.publish(entry, &original, &reply, 1000))
+    })
+}
+
+#[test]
+fn loom_of_two_openers_one_opens() {
+    model(|| {
+        let table = Arc::new(Connections::new(4, 1));
+        let other = Arc::clone(&table);
+        let (original, replies) = (tuple(1, 2), [tuple(2, 8), tuple(2, 9)]);
+        let opener = thread::spawn(move || open(&other, original, replies[0]).unwrap());
+        let here = open(&table, original, replies[1]).unwrap();
+        let there = opener.join().unwrap();
+        assert_eq!((here.id, here.reply), (there.id, there.reply));
+        assert_eq!(table.len(), 1);
+        let lost = replies.into_iter().find(|reply| *reply != here.reply);
+        assert_eq!(table.find(&lost.unwrap(), 1000), None);
+    });
+}
+
+#[test]
+fn loom_a_translated_tuple_is_given_once() {
+    model(|| {
+        let table = Arc::new(Connections::new(4, 1));
+        let other = Arc::clone(&table);
+        let opener = thread::spawn(move || open(&other, tuple(1, 2), tuple(2, 9)));
+        let here = open(&table, tuple(3, 2), tuple(2, 9));
+        let there = opener.join().unwrap();
+        assert!(here.is_ok() != there.is_ok());
+        assert_eq!(here.err().or(there.err()), Some(Refused::NoPort));
+        assert_eq!(table.len(), 1);
+    });
+}
+
+#[test]
+fn loom_a_reader_never_sees_two_uses_mixed() {
+    model(|| {
+        let table = Arc::new(Connections::new(1, 1));
+        let first = open(&table, tuple(1, 2), tuple(2, 9)).unwrap();
+        let other = Arc::clone(&table);
+        let writer = thread::spawn(move || {
+            other.forget(end(1).address);
+            open(&other, tuple(3, 4), tuple(4, 9)).unwrap()
+        });
+        if let Some(found) = table.find(&tuple(1, 2), 1000) {
+            assert_eq!((found.id, found.reply), (first.id, tuple(2, 9)));
+        }
+        if let Some(found) = table.find(&tuple(4, 9), 1000) {
+            assert_eq!(found.original, tuple(3, 4));
+        }
+        let second = writer.join().unwrap();
+        assert_ne!(second.id, first.id);
+        assert_eq!(table.follow(first.id, Side::Original, 0, 1, 1000), None);
+        assert_eq!(table.find(&tuple(4, 9), 1000).unwrap().id, second.id);
+    });
+}
+
+#[test]
+fn loom_a_refresh_and_a_removal_end_well() {
+    model(|| {
+        let table = Arc::new(Connections::new(1, 1));
+        let found = open(&table, tuple(1, 2), tuple(2, 9)).unwrap();
+        let other = Arc::clone(&table);
+        let lane = thread::spawn(move || {
+            let reset = crate::wire::tcp::flags::RST;
+            other.follow(found.id, Side::Original, reset, 1, 1001)
+        });
+        table.forget(end(1).address);
+        lane.join().unwrap();
+        assert_eq!(table.len(), 0);
+        open(&table, tuple(1, 2), tuple(2, 9)).unwrap();
+    });
+}

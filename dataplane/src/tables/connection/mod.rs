@@ -1,0 +1,653 @@
+//! The node's connections, one table for all lanes.
+//!
+//! A connection is found by either direction's tuple. Its entry, its place in
+//! the index and in the timers are indices into a few arrays of 64-bit words
+//! ([`words`]): there are no pointers, and nothing is allocated after the
+//! start. The size is fixed, and each pod may hold half of it at most.
+//!
+//! # Who may do what at the same time
+//!
+//! - **Looking up and refreshing** take no lock and may run on any thread.
+//!   A cell of the index is loaded with *acquire* and was stored with
+//!   *release*, so the entry it names was written before. Tuples are written
+//!   only while the entry's version is even; each of their words is stored
+//!   with *release* and loaded with *acquire*, and the version is read before
+//!   and after them, so a reader that sees a word of the next use of the entry
+//!   sees that the version moved on, and finds nothing.
+//! - **Opening** is for any thread. An entry is taken from a shard under the
+//!   shard's lock, and is the opener's alone until it stands in the index.
+//!   Each tuple is put into the index under the lock of its index shard, which
+//!   also finds out whether it is there already: two openers of one tuple, or
+//!   two that want one translated tuple, cannot both succeed.
+//! - **Changing state, expiring, evicting** happen under the lock of the
+//!   entry's shard, and only for entries on the shard's wheel: one that is
+//!   still being opened is not there yet.
+//! - Locks are spin locks, held for tens of instructions. The shard's is taken
+//!   before the index's, never after, and never two of a kind.
+//! - An id is an entry and the version that it was made with; a later use of
+//!   the entry has another version, so an old id finds nothing. Between that
+//!   check and the store of a time the entry may change hands; the new
+//!   connection then looks a moment younger, which is harmless.
+//!
+//! # Flows that carry a translation
+//!
+//! A lane's flow refreshes its connection at most [`REFRESH_MS`] after the
+//! last time, and checks the id then. No connection that a flow may use is
+//! removed before it was left alone for twice that time, so a flow never
+//! translates for a connection whose port went to another.
+
+mod entry;
+mod index;
+#[cfg(all(test, loom))]
+mod loom_tests;
+mod ports;
+mod shard;
+mod state;
+#[cfg(all(test, not(loom)))]
+mod tests;
+mod tuple;
+mod words;
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+
+use crate::types::PortId;
+use entry::{Entries, Pair, WHEEL};
+use index::{Cell, Index, NoCell};
+use ports::Holders;
+use shard::{Shard, Shards};
+use words::Words;
+
+pub use state::{Side, State};
+pub use tuple::{Address, End, Tuple};
+
+/// How often a flow in use refreshes its connection, in milliseconds.
+pub const REFRESH_MS: u32 = 1000;
+
+/// A connection that a flow may use stays this long after its last packet.
+const GRACE_MS: u64 = 2 * REFRESH_MS as u64;
+
+/// Expendable entries that are looked at for one that may go.
+const VICTIMS: usize = 8;
+
+/// Entries that one call of [`Connections::advance`] looks at.
+const ADVANCE: usize = 32;
+
+/// Ports that are tried for one connection when ends share ports. More than
+/// the range of the default configuration has.
+const TRIES: usize = 8192;
+
+/// Pods that connections are counted for, by port.
+#[cfg(not(loom))]
+const PODS: usize = PortId::LIMIT;
+#[cfg(loom)]
+const PODS: usize = 2;
+
+/// Names one connection for as long as it lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct ConnectionId {
+    entry: u32,
+    version: u32,
+}
+
+impl ConnectionId {
+    /// As two numbers, to be kept in a flow.
+    pub const fn to_parts(self) -> [u32; 2] {
+        [self.entry, self.version]
+    }
+
+    /// From [`ConnectionId::to_parts`].
+    pub const fn from_parts([entry, version]: [u32; 2]) -> ConnectionId {
+        ConnectionId { entry, version }
+    }
+}
+
+/// A connection as a packet finds it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Found {
+    /// Its id.
+    pub id: ConnectionId,
+    /// The direction that the packet has.
+    pub side: Side,
+    /// The tuple of the first packet, as its sender sent it.
+    pub original: Tuple,
+    /// The tuple of the answers, as they arrive.
+    pub reply: Tuple,
+    /// Where it stands.
+    pub state: State,
+    /// Whether its time is not over. One whose time is over is as good as
+    /// gone, except for [`Connections::renew`].
+    pub is_live: bool,
+}
+
+/// A connection to be opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening {
+    /// Its first packet's tuple.
+    pub original: Tuple,
+    /// The pod's port, whose share of the table it takes.
+    pub pod: PortId,
+    /// What it begins as.
+    pub state: State,
+}
+
+/// Addresses and ports that masquerade may leave with.
+#[derive(Debug, Clone, Copy)]
+pub struct Exits<'a> {
+    /// The addresses.
+    pub addresses: Addresses<'a>,
+    /// The ports, and echo identifiers.
+    pub ports: &'a RangeInclusive<u16>,
+}
+
+/// Addresses of one family.
+#[derive(Debug, Clone, Copy)]
+pub enum Addresses<'a> {
+    /// IPv4.
+    V4(&'a [Ipv4Addr]),
+    /// IPv6.
+    V6(&'a [Ipv6Addr]),
+}
+
+impl Addresses<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Addresses::V4(addresses) => addresses.len(),
+            Addresses::V6(addresses) => addresses.len(),
+        }
+    }
+
+    fn get(&self, index: usize) -> Address {
+        match self {
+            Addresses::V4(addresses) => Address::v4(addresses[index].octets()),
+            Addresses::V6(addresses) => Address::v6(addresses[index].octets()),
+        }
+    }
+}
+
+/// Why no connection was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The table is full of connections that are worth more.
+    TableFull,
+    /// The pod has its share of the table.
+    PodLimit,
+    /// No port is free towards this destination.
+    NoPort,
+    /// There is no address of the family to leave with.
+    NoAddress,
+}
+
+/// One connection, ready to print.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionRecord {
+    /// The tuple of the first packet.
+    pub original: Tuple,
+    /// The tuple of the answers as they arrive.
+    pub reply: Tuple,
+    /// Where it stands.
+    pub state: State,
+    /// Port of the pod that it counts for.
+    pub pod: PortId,
+    /// Milliseconds since the last packet, give or take [`REFRESH_MS`].
+    pub idle_ms: u64,
+    /// Packets of both directions. Those of flows are added when a flow
+    /// refreshes its connection.
+    pub packets: u64,
+}
+
+/// The table.
+#[derive(Debug)]
+pub struct Connections {
+    seed: u64,
+    capacity: usize,
+    shard_count: usize,
+    index: Index,
+    entries: Entries,
+    shards: Shards,
+    holders: Holders,
+    pods: Words,
+}
+
+/// What came of putting a connection into the index.
+enum Published {
+    Done,
+    /// The translated tuple belongs to another connection.
+    ReplyTaken,
+    /// Somebody else opened it a moment ago.
+    OriginalTaken(Found),
+    Full,
+}
+
+impl Connections {
+    /// Connections that a table has by default.
+    pub const DEFAULT_CAPACITY: usize = 1 << 18;
+
+    /// An empty table for so many connections, rounded up; `seed` keeps
+    /// outsiders from aiming at one bucket.
+    ///
+    /// # Panics
+    /// When the address space has no room for it.
+    pub fn new(capacity: usize, seed: u64) -> Connections {
+        let shard_count = (capacity / 64).clamp(1, 64).next_power_of_two();
+        let per_shard = capacity.div_ceil(shard_count).max(1);
+        let capacity = per_shard * shard_count;
+        Connections {
+            seed,
+            capacity,
+            shard_count,
+            index: Index::new(capacity, shard_count),
+            entries: Entries::new(capacity),
+            shards: Shards::new(shard_count, per_shard as u32),
+            holders: Holders::new(seed.rotate_left(32)),
+            pods: Words::new(PODS),
+        }
+    }
+
+    /// Connections that fit.
+    pub fn capacity(&self) -> usize {
+        self.capacity
+    }
+
+    /// Connections in the table now.
+    pub fn len(&self) -> usize {
+        let live = (0..self.shard_count).map(|shard| self.shards.live(shard));
+        live.sum::<u64>() as usize
+    }
+
+    /// Whether there is none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// The connection that a packet's tuple belongs to.
+    #[inline]
+    pub fn find(&self, tuple: &Tuple, now_ms: u64) -> Option<Found> {
+        self.find_hashed(tuple.hash(self.seed), tuple, now_ms)
+    }
+
+    #[inline]
+    fn find_hashed(&self, hash: u64, tuple: &Tuple, now_ms: u64) -> Option<Found> {
+        self.index
+            .find(hash, |cell| self.confirm(cell, tuple, now_ms))
+    }
+
+    fn confirm(&self, cell: Cell, tuple: &Tuple, now_ms: u64) -> Option<Found> {
+        let entry = cell.entry();
+        let pair = self.entries.read(entry)?;
+        let (side, named) = match cell.side() {
+            Side::Original => (Side::Original, &pair.original),
+            Side::Reply => (Side::Reply, &pair.reply),
+        };
+        (named == tuple)
+            .then(|| self.found(entry, &pair, side, now_ms))
+            .flatten()
+    }
+
+    fn found(&self, entry: u32, pair: &Pair, side: Side, now_ms: u64) -> Option<Found> {
+        let state = self.entries.state(entry)?;
+        let due_ms = self.entries.seen_ms(entry) + state.timeout_ms(pair.original.protocol);
+        Some(Found {
+            id: ConnectionId {
+                entry,
+                version: pair.version as u32,
+            },
+            side,
+            original: pair.original,
+            reply: pair.reply,
+            state,
+            is_live: due_ms > now_ms,
+        })
+    }
+
+    /// Opens a connection whose answers come to one of the exits. When another
+    /// lane opened it just now, that one is found.
+    pub fn masquerade(
+        &self,
+        opening: &Opening,
+        exits: &Exits<'_>,
+        now_ms: u64,
+    ) -> Result<Found, Refused> {
+        if exits.addresses.len() == 0 {
+            return Err(Refused::NoAddress);
+        }
+        self.open(opening, now_ms, |entry| {
+            self.find_exit(entry, &opening.original, exits, now_ms)
+        })
+    }
+
+    /// Takes an entry, and gives it back unless `publish` succeeds.
+    fn open(
+        &self,
+        opening: &Opening,
+        now_ms: u64,
+        publish: impl FnOnce(u32) -> Result<Published, Refused>,
+    ) -> Result<Found, Refused> {
+        self.count_for(opening.pod)?;
+        let hash = opening.original.hash(self.seed);
+        let Some(entry) = self.take_entry(hash, now_ms) else {
+            self.uncount(opening.pod);
+            return Err(Refused::TableFull);
+        };
+        self.entries.begin(entry, now_ms);
+        self.entries.set_state(entry, opening.state, opening.pod);
+        let refused = match publish(entry) {
+            Ok(Published::Done) => {
+                let version = self.entries.version(entry);
+                self.enlist(entry, version);
+                let pair = self.entries.read(entry).ok_or(Refused::TableFull)?;
+                return self
+                    .found(entry, &pair, Side::Original, now_ms)
+                    .ok_or(Refused::TableFull);
+            }
+            Ok(Published::OriginalTaken(found)) => Ok(found),
+            Ok(Published::Full) => Err(Refused::TableFull),
+            Ok(Published::ReplyTaken) => Err(Refused::NoPort),
+            Err(refused) => Err(refused),
+        };
+        self.uncount(opening.pod);
+        let shard = self.shards.lock(self.shards.of(entry), &self.entries);
+        shard.give(entry);
+        refused
+    }
+
+    /// Tries exits until one is free: first the port that the end inside
+    /// holds or can hold, then any that is free towards this destination.
+    fn find_exit(
+        &self,
+        entry: u32,
+        original: &Tuple,
+        exits: &Exits<'_>,
+        now_ms: u64,
+    ) -> Result<Published, Refused> {
+        let count = exits.addresses.len();
+        let inside = original.source;
+        // An end's connections leave by one address (RFC 4787, REQ-2).
+        let home = End { port: 0, ..inside }.hash(0, self.seed) as usize;
+        let addresses = || (0..count).map(|step| exits.addresses.get((home + step) % count));
+        let reply = |address, port| Tuple {
+            source: original.destination,
+            destination: End { address, port },
+            protocol: original.protocol,
+        };
+        for address in addresses() {
+            let claim = self
+                .holders
+                .claim(original.protocol, inside, address, exits.ports);
+            let Some(claim) = claim else {
+                continue;
+            };
+            match self.publish(entry, original, &reply(address, claim.port), now_ms) {
+                Published::Done => {
+                    self.entries.set_claim(entry, Some(claim.place));
+                    return Ok(Published::Done);
+                }
+                Published::ReplyTaken => self.holders.release(claim.place),
+                other => {
+                    self.holders.release(claim.place);
+                    return Ok(other);
+                }
+            }
+        }
+        let first = *exits.ports.start();
+        let range = usize::from(*exits.ports.end() - first) + 1;
+        let start = original.hash(self.seed.rotate_left(17)) as usize % range;
+        for address in addresses() {
+            for step in 0..range.min(TRIES) {
+                let port = first + ((start + step) % range) as u16;
+                let reply = reply(address, port);
+                if self.find(&reply, now_ms).is_some() {
+                    continue;
+                }
+                match self.publish(entry, original, &reply, now_ms) {
+                    Published::ReplyTaken => {}
+                    other => return Ok(other),
+                }
+            }
+        }
+        Err(Refused::NoPort)
+    }
+
+    /// Makes the entry a connection, found by both tuples.
+    fn publish(&self, entry: u32, original: &Tuple, reply: &Tuple, now_ms: u64) -> Published {
+        self.entries.write(entry, original, reply);
+        let (there, back) = (original.hash(self.seed), reply.hash(self.seed));
+        let reply_cell = Cell::new(back, Side::Reply, entry);
+        let put = self
+            .index
+            .insert(back, reply_cell, |cell| self.confirm(cell, reply, now_ms));
+        if let Err(no) = put {
+            self.entries.retire(entry);
+            return match no {
+                NoCell::Taken(_) => Published::ReplyTaken,
+                NoCell::Full => Published::Full,
+            };
+        }
+        let cell = Cell::new(there, Side::Original, entry);
+        let put = self
+            .index
+            .insert(there, cell, |cell| self.confirm(cell, original, now_ms));
+        let Err(no) = put else {
+            return Published::Done;
+        };
+        self.index.remove(back, reply_cell);
+        self.entries.retire(entry);
+        match no {
+            NoCell::Taken(found) => Published::OriginalTaken(found),
+            NoCell::Full => Published::Full,
+        }
+    }
+
+    /// A free entry, of the hash's own shard when that has one.
+    fn take_entry(&self, hash: u64, now_ms: u64) -> Option<u32> {
+        let own = (hash >> 34) as usize;
+        let candidates =
+            || (0..4.min(self.shard_count)).map(|step| (own + step) % self.shard_count);
+        let take = |shard: usize| self.shards.lock(shard, &self.entries).take();
+        candidates().find_map(take).or_else(|| {
+            candidates().find_map(|shard| {
+                let shard = self.shards.lock(shard, &self.entries);
+                self.evict(&shard, now_ms);
+                shard.take()
+            })
+        })
+    }
+
+    /// Makes room by the oldest expendable connection that may go.
+    fn evict(&self, shard: &Shard<'_>, now_ms: u64) {
+        let may_go = |entry: &u32| {
+            let idle_ms = now_ms.saturating_sub(self.entries.seen_ms(*entry));
+            let state = self.entries.state(*entry);
+            idle_ms > GRACE_MS || state.is_some_and(State::is_half_open)
+        };
+        let victim = shard.expendable().take(VICTIMS).find(may_go);
+        if let Some(entry) = victim {
+            self.remove(shard, entry);
+        }
+    }
+
+    /// Puts a connection that stands in the index on the timers.
+    fn enlist(&self, entry: u32, version: u64) {
+        let shard = self.shards.lock(self.shards.of(entry), &self.entries);
+        if self.entries.version(entry) == version {
+            self.reschedule(&shard, entry);
+        }
+    }
+
+    fn reschedule(&self, shard: &Shard<'_>, entry: u32) {
+        let Some((pair, state)) = self.entries.read(entry).zip(self.entries.state(entry)) else {
+            return;
+        };
+        let timeout_ms = state.timeout_ms(pair.original.protocol);
+        shard.schedule(entry, self.entries.seen_ms(entry) + timeout_ms);
+        shard.set_expendable(entry, state.is_expendable());
+    }
+
+    /// Takes a connection out of everything.
+    fn remove(&self, shard: &Shard<'_>, entry: u32) {
+        let Some(pair) = self.entries.read(entry) else {
+            return;
+        };
+        for (tuple, side) in [(&pair.original, Side::Original), (&pair.reply, Side::Reply)] {
+            let hash = tuple.hash(self.seed);
+            self.index.remove(hash, Cell::new(hash, side, entry));
+        }
+        shard.unschedule(entry);
+        shard.set_expendable(entry, false);
+        self.uncount(self.entries.pod(entry));
+        if let Some(place) = self.entries.claim(entry) {
+            self.holders.release(place);
+        }
+        self.entries.retire(entry);
+        shard.give(entry);
+    }
+
+    /// Notes a packet of a connection (or several of one flow): its time, and
+    /// what its TCP flags do to the state. `None` when the connection is gone
+    /// or its time is over.
+    #[inline]
+    pub fn follow(
+        &self,
+        id: ConnectionId,
+        side: Side,
+        tcp_flags: u8,
+        packets: u64,
+        now_ms: u64,
+    ) -> Option<State> {
+        if self.entries.version(id.entry) as u32 != id.version {
+            return None;
+        }
+        let state = self.entries.state(id.entry)?;
+        let age_ms = now_ms.saturating_sub(self.entries.opened_ms(id.entry));
+        if state.after(side, tcp_flags, age_ms) == state {
+            self.entries.see(id.entry, now_ms, packets);
+            return Some(state);
+        }
+        self.change(id, now_ms, packets, |state| {
+            state.after(side, tcp_flags, age_ms)
+        })
+    }
+
+    /// Begins a connection anew whose time was over and whose ends and ports
+    /// are the same.
+    pub fn renew(&self, id: ConnectionId, state: State, now_ms: u64) -> Option<State> {
+        self.change(id, now_ms, 1, |_| state)
+    }
+
+    fn change(
+        &self,
+        id: ConnectionId,
+        now_ms: u64,
+        packets: u64,
+        next: impl FnOnce(State) -> State,
+    ) -> Option<State> {
+        let shard = self.shards.lock(self.shards.of(id.entry), &self.entries);
+        if self.entries.version(id.entry) as u32 != id.version {
+            return None;
+        }
+        let state = next(self.entries.state(id.entry)?);
+        self.entries
+            .set_state(id.entry, state, self.entries.pod(id.entry));
+        self.entries.see(id.entry, now_ms, packets);
+        self.reschedule(&shard, id.entry);
+        Some(state)
+    }
+
+    /// Removes what is overdue in the next shard; bounded work, for every
+    /// batch. `turn` is the caller's, and remembers where it was.
+    #[inline]
+    pub fn advance(&self, turn: &mut usize, now_ms: u64) {
+        *turn = (*turn + 1) & (self.shard_count - 1);
+        let second = now_ms / 1000;
+        if let Some(shard) = self.shards.lock_due(*turn, &self.entries, second) {
+            self.turn_wheel(&shard, second, now_ms);
+        }
+    }
+
+    #[cold]
+    fn turn_wheel(&self, shard: &Shard<'_>, second: u64, now_ms: u64) {
+        shard.catch_up(second);
+        let mut looked_at = 0;
+        while shard.second() < second && looked_at < ADVANCE {
+            let Some(entry) = shard.next_due() else {
+                continue;
+            };
+            looked_at += 1;
+            let state = self.entries.state(entry);
+            let pair = self.entries.read(entry);
+            let Some((state, pair)) = state.zip(pair) else {
+                continue;
+            };
+            let due_ms = self.entries.seen_ms(entry) + state.timeout_ms(pair.original.protocol);
+            match due_ms > now_ms {
+                true => shard.schedule(entry, due_ms),
+                false => self.remove(shard, entry),
+            }
+        }
+    }
+
+    /// Removes every connection of an address that is nobody's any more.
+    /// Takes time by the size of the table; for control.
+    pub fn forget(&self, address: Address) {
+        for shard in 0..self.shard_count {
+            for entry in self.shards.used(shard) {
+                let is_its = |pair: &Pair| {
+                    pair.original.source.address == address || pair.reply.source.address == address
+                };
+                if !self.entries.read(entry).as_ref().is_some_and(is_its) {
+                    continue;
+                }
+                let shard = self.shards.lock(shard, &self.entries);
+                // Read again: it may have changed hands before the lock.
+                let is_enlisted = self.entries.get(entry, WHEEL) != 0;
+                if is_enlisted && self.entries.read(entry).as_ref().is_some_and(is_its) {
+                    self.remove(&shard, entry);
+                }
+            }
+        }
+    }
+
+    /// The connections whose time is not over. Takes time by the size of the
+    /// table; for control.
+    pub fn records(&self, now_ms: u64) -> Vec<ConnectionRecord> {
+        let used = (0..self.shard_count).flat_map(|shard| self.shards.used(shard));
+        used.filter_map(|entry| self.record(entry, now_ms))
+            .collect()
+    }
+
+    fn record(&self, entry: u32, now_ms: u64) -> Option<ConnectionRecord> {
+        let pair = self.entries.read(entry)?;
+        let found = self.found(entry, &pair, Side::Original, now_ms)?;
+        found.is_live.then(|| ConnectionRecord {
+            original: found.original,
+            reply: found.reply,
+            state: found.state,
+            pod: self.entries.pod(entry),
+            idle_ms: now_ms.saturating_sub(self.entries.seen_ms(entry)),
+            packets: self.entries.packets(entry),
+        })
+    }
+
+    /// Takes one of the pod's share.
+    fn count_for(&self, pod: PortId) -> Result<(), Refused> {
+        use crate::sync::Ordering;
+        let word = self.pods.at(pod.index() % PODS);
+        // Relaxed, here and below: a count that publishes nothing.
+        let before = word.fetch_add(1, Ordering::Relaxed);
+        if before as usize >= self.pod_limit() {
+            word.fetch_sub(1, Ordering::Relaxed);
+            return Err(Refused::PodLimit);
+        }
+        Ok(())
+    }
+
+    fn uncount(&self, pod: PortId) {
+        let word = self.pods.at(pod.index() % PODS);
+        word.fetch_sub(1, crate::sync::Ordering::Relaxed);
+    }
+
+    /// Connections that one pod may have.
+    pub fn pod_limit(&self) -> usize {
+        (self.capacity / 2).max(1)
+    }
+}

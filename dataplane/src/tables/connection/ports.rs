@@ -1,0 +1,198 @@
+//! Which end inside holds which port outside.
+//!
+//! While ports last, an end keeps one port towards all destinations (RFC 4787
+//! REQ-1, RFC 5382 REQ-1, RFC 5508 REQ-1): each (protocol, address, port) has
+//! a word with the holder's fingerprint and how many connections stand on it.
+//!
+//! ```text
+//! | fingerprint of the end inside 40 | connections 24 |   0 = free
+//! ```
+//!
+//! The words of one address are a hash table of its own, probed from the port
+//! that the end itself uses, else from its hash. Two ends whose fingerprints
+//! are equal share a port; that hurts nobody, because what makes packets
+//! unambiguous is the reply tuple, which the index holds once.
+//!
+//! Any lane claims and releases at any time, with one compare-and-swap; the
+//! words publish nothing else, so every access is relaxed.
+
+use std::ops::RangeInclusive;
+
+use super::tuple::{Address, End};
+use super::words::Words;
+use crate::sync::Ordering;
+use crate::wire::protocol;
+
+/// Addresses that have words of their own; more share.
+const ADDRESSES: usize = 16;
+const PORTS: usize = 1 << 16;
+const PROTOCOLS: usize = 3;
+
+/// Ports that are looked at for an end, one after the other. Some 97 of 100
+/// ports find a holder so, at 2 KiB of reading; the rest serve by destination.
+const PROBES: usize = 256;
+
+const COUNT_MASK: u64 = (1 << 24) - 1;
+
+/// The holders.
+#[derive(Debug)]
+pub(super) struct Holders {
+    words: Words,
+    seed: u64,
+}
+
+/// A port that was claimed for one connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Claim {
+    /// The port.
+    pub(super) port: u16,
+    /// For [`Holders::release`].
+    pub(super) place: u32,
+}
+
+impl Holders {
+    #[cfg(not(loom))]
+    pub(super) fn new(seed: u64) -> Holders {
+        Holders {
+            words: Words::new(PROTOCOLS * ADDRESSES * PORTS),
+            seed,
+        }
+    }
+
+    /// Loom tests claim nothing.
+    #[cfg(loom)]
+    pub(super) fn new(seed: u64) -> Holders {
+        Holders {
+            words: Words::new(0),
+            seed,
+        }
+    }
+
+    fn base(&self, protocol: u8, address: Address) -> usize {
+        let class = match protocol {
+            protocol::TCP => 0,
+            protocol::UDP => 1,
+            _ => 2,
+        };
+        let end = End { address, port: 0 };
+        let slot = end.hash(0, self.seed) as usize % ADDRESSES;
+        (class * ADDRESSES + slot) * PORTS
+    }
+
+    /// The port of an end at an address, held for one connection more; `None`
+    /// when it holds none and none is free where it looks.
+    pub(super) fn claim(
+        &self,
+        protocol: u8,
+        inside: End,
+        address: Address,
+        range: &RangeInclusive<u16>,
+    ) -> Option<Claim> {
+        let hash = inside.hash(protocol, self.seed);
+        let fingerprint = (hash | 1 << 24) & !COUNT_MASK;
+        let base = self.base(protocol, address);
+        let first = usize::from(*range.start());
+        let count = usize::from(*range.end()) - first + 1;
+        let start = match range.contains(&inside.port) {
+            true => usize::from(inside.port) - first,
+            false => hash as usize % count,
+        };
+        let places = || (0..count.min(PROBES)).map(|step| base + first + (start + step) % count);
+        let made = |place: usize| Claim {
+            port: (place - base) as u16,
+            place: place as u32,
+        };
+        let held = places().find(|&place| self.join(place, fingerprint));
+        held.or_else(|| places().find(|&place| self.take(place, fingerprint)))
+            .map(made)
+    }
+
+    /// One connection more of a holder.
+    fn join(&self, place: usize, fingerprint: u64) -> bool {
+        let word = self.words.at(place);
+        let more = |held: u64| {
+            let is_ours = held & !COUNT_MASK == fingerprint;
+            (is_ours && held & COUNT_MASK != COUNT_MASK).then_some(held + 1)
+        };
+        more(self.words.get(place)).is_some()
+            && word
+                .fetch_update(Ordering::Relaxed, Ordering::Relaxed, more)
+                .is_ok()
+    }
+
+    fn take(&self, place: usize, fingerprint: u64) -> bool {
+        let word = self.words.at(place);
+        self.words.get(place) == 0
+            && word
+                .compare_exchange(0, fingerprint | 1, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// One connection less; the last one frees the port.
+    pub(super) fn release(&self, place: u32) {
+        let less = |held: u64| match held & COUNT_MASK {
+            0 => None,
+            1 => Some(0),
+            _ => Some(held - 1),
+        };
+        let word = self.words.at(place as usize);
+        // It cannot be free: the caller holds it.
+        let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    fn end(last: u8, port: u16) -> End {
+        End {
+            address: Address::v4([10, 244, 1, last]),
+            port,
+        }
+    }
+
+    fn egress() -> Address {
+        Address::from(std::net::IpAddr::from(Ipv4Addr::new(172, 31, 0, 1)))
+    }
+
+    #[test]
+    fn an_end_keeps_its_port_until_the_last_connection() {
+        let holders = Holders::new(7);
+        let range = 61_000..=65_535;
+        let claim = |last, port| {
+            let claim = holders.claim(protocol::UDP, end(last, port), egress(), &range);
+            claim.unwrap()
+        };
+        let first = claim(2, 5000);
+        assert!(range.contains(&first.port));
+        assert_eq!(claim(2, 5000), first);
+        assert_ne!(claim(2, 5001).port, first.port);
+        assert_eq!(claim(2, 62_000).port, 62_000, "kept when free");
+        assert_ne!(claim(3, 62_000).port, 62_000, "held by another");
+        holders.release(first.place);
+        assert_eq!(claim(2, 5000), first, "still one left");
+    }
+
+    #[test]
+    fn nearly_every_port_finds_a_holder_and_comes_back() {
+        let holders = Holders::new(9);
+        let range = 61_000..=65_535;
+        let mut claims = Vec::new();
+        for number in 0..4536u16 {
+            let inside = end(2, number + 1024);
+            claims.extend(holders.claim(protocol::TCP, inside, egress(), &range));
+        }
+        assert!(claims.len() > 4400, "{}", claims.len());
+        let mut ports: Vec<u16> = claims.iter().map(|claim| claim.port).collect();
+        ports.sort_unstable();
+        ports.dedup();
+        assert_eq!(ports.len(), claims.len(), "one holder each");
+        for claim in &claims {
+            holders.release(claim.place);
+        }
+        assert!((0..PROTOCOLS * ADDRESSES * PORTS).all(|place| holders.words.get(place) == 0));
+    }
+}

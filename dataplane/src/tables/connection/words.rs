@@ -1,0 +1,73 @@
+//! Memory of the connection table: 64-bit atomics and nothing else, so that
+//! it holds no pointers and may lie anywhere.
+
+use crate::sync::{AtomicU64, Ordering, relax};
+
+/// Zeroed words; the operating system backs them as they are first touched.
+#[derive(Debug)]
+pub(super) struct Words(Vec<AtomicU64>);
+
+impl Words {
+    #[cfg(not(loom))]
+    pub(super) fn new(count: usize) -> Words {
+        use zerocopy::FromZeros;
+        let zeroed = "the address space has room for the connection table";
+        Words(AtomicU64::new_vec_zeroed(count).expect(zeroed))
+    }
+
+    #[cfg(loom)]
+    pub(super) fn new(count: usize) -> Words {
+        Words((0..count).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    #[inline]
+    pub(super) fn at(&self, index: usize) -> &AtomicU64 {
+        &self.0[index]
+    }
+
+    /// A value that only holders of its lock change, read by one of them, or
+    /// one that carries nothing else with it.
+    #[inline]
+    pub(super) fn get(&self, index: usize) -> u64 {
+        // Relaxed: ordered by the lock, or needs no order.
+        self.0[index].load(Ordering::Relaxed)
+    }
+
+    /// See [`Words::get`].
+    #[inline]
+    pub(super) fn set(&self, index: usize, value: u64) {
+        self.0[index].store(value, Ordering::Relaxed);
+    }
+
+    /// Takes the lock in a word; it is free again when the guard is dropped.
+    pub(super) fn lock(&self, index: usize) -> Guard<'_> {
+        let mut turn = 0;
+        loop {
+            if let Some(guard) = self.try_lock(index) {
+                return guard;
+            }
+            relax(turn);
+            turn += 1;
+        }
+    }
+
+    /// As [`Words::lock`]; `None` when somebody else has it.
+    pub(super) fn try_lock(&self, index: usize) -> Option<Guard<'_>> {
+        let word = &self.0[index];
+        // Acquire: what the last holder wrote is seen.
+        word.compare_exchange(0, 1, Ordering::Acquire, Ordering::Relaxed)
+            .ok()
+            .map(|_| Guard(word))
+    }
+}
+
+/// A lock that is held.
+#[must_use]
+pub(super) struct Guard<'a>(&'a AtomicU64);
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        // Release: what was written under the lock goes before.
+        self.0.store(0, Ordering::Release);
+    }
+}
