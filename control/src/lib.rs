@@ -3,7 +3,7 @@
 //!
 //! [`config`] turns `spinlane.toml` into a validated value. [`node`] owns what
 //! the node has (endpoints, addresses, links, the store) and plans the
-//! snapshot that the lanes read.
+//! snapshot that the lanes read. [`source`] keeps the cluster's objects.
 #![forbid(unsafe_code)]
 
 pub mod agent;
@@ -14,4 +14,5 @@ pub mod cli;
 pub mod config;
 pub mod metrics;
 pub mod node;
+pub mod source;
 pub mod views;

@@ -1,0 +1,371 @@
+//! A directory of Kubernetes manifests.
+//!
+//! [`Manifests::scan`] compares the files with what was read before and reads
+//! those that changed. A file that does not parse is reported by name and
+//! line and keeps its last good content; a file that is gone takes its
+//! objects along. Files end in `.yaml`, `.yml` or `.json` (which is YAML) and
+//! do not begin with a dot, so that what editors and mounted ConfigMaps keep
+//! beside them is left alone.
+
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::cluster::{Change, Cluster};
+use super::object::{self, Content, Object};
+
+/// Longest file that is read.
+const LONGEST_FILE: u64 = 1 << 30;
+
+/// What tells that a file changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    device: u64,
+    inode: u64,
+    len: u64,
+    modified: (i64, i64),
+    changed: (i64, i64),
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Stamp {
+        Stamp {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            len: metadata.len(),
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
+#[derive(Debug)]
+struct File {
+    /// As it was when it was last read.
+    stamp: Stamp,
+    /// Its last good content.
+    objects: Vec<Object>,
+    /// Why the present content is not in force.
+    error: Option<String>,
+}
+
+/// The directory and what it holds.
+#[derive(Debug)]
+pub struct Manifests {
+    dir: PathBuf,
+    files: BTreeMap<Arc<str>, File>,
+    cluster: Cluster,
+    /// Kinds that were said to be ignored.
+    told: HashSet<String>,
+    /// Why the directory could not be read the last time.
+    error: Option<String>,
+}
+
+impl Manifests {
+    /// Nothing is read yet.
+    pub fn new(dir: &Path) -> Manifests {
+        Manifests {
+            dir: dir.to_path_buf(),
+            files: BTreeMap::new(),
+            cluster: Cluster::default(),
+            told: HashSet::new(),
+            error: None,
+        }
+    }
+
+    /// The objects of all files.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The directory.
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Files whose present content is not in force, and why.
+    pub fn errors(&self) -> impl Iterator<Item = &str> {
+        let files = self.files.values().filter_map(|f| f.error.as_deref());
+        self.error.as_deref().into_iter().chain(files)
+    }
+
+    /// Reads what changed. Files of these names are read in any case.
+    pub fn scan(&mut self, touched: &BTreeSet<String>) -> Change {
+        let names = match self.list() {
+            Ok(names) => {
+                self.error = None;
+                names
+            }
+            Err(error) => {
+                // What is in force stays: a directory that is being replaced
+                // must not take the cluster's nodes away.
+                let message = format!("cannot read manifests in {}: {error}", self.dir.display());
+                if self.error.as_ref() != Some(&message) {
+                    tracing::error!("{message}; make the directory");
+                }
+                self.error = Some(message);
+                return Change::default();
+            }
+        };
+        let mut change = Change::default();
+        let gone: Vec<Arc<str>> = self
+            .files
+            .keys()
+            .filter(|name| !names.contains_key(&***name))
+            .cloned()
+            .collect();
+        for name in gone {
+            if let Some(file) = self.files.remove(&name) {
+                change |= self.cluster.replace(&name, &file.objects, &[]);
+            }
+        }
+        for (name, stamp) in names {
+            let known = self.files.get(name.as_str());
+            if touched.contains(&name) || known.is_none_or(|file| file.stamp != stamp) {
+                change |= self.read(&name, stamp);
+            }
+        }
+        change
+    }
+
+    fn list(&self) -> io::Result<BTreeMap<String, Stamp>> {
+        let mut names = BTreeMap::new();
+        for entry in std::fs::read_dir(&self.dir)? {
+            let Ok(name) = entry?.file_name().into_string() else {
+                continue;
+            };
+            if !is_manifest(&name) {
+                continue;
+            }
+            // Through links: a mounted ConfigMap is made of them. A file that
+            // vanishes meanwhile is gone.
+            match std::fs::metadata(self.dir.join(&name)) {
+                Ok(metadata) if metadata.is_file() => {
+                    names.insert(name, Stamp::of(&metadata));
+                }
+                _ => {}
+            }
+        }
+        Ok(names)
+    }
+
+    fn read(&mut self, name: &str, stamp: Stamp) -> Change {
+        let path = self.dir.join(name);
+        let content = read(&path, stamp);
+        let name: Arc<str> = name.into();
+        let before = self.files.remove(&name);
+        let mut file = before.unwrap_or(File {
+            stamp,
+            objects: Vec::new(),
+            error: None,
+        });
+        file.stamp = stamp;
+        let mut change = Change::default();
+        match content {
+            Ok(content) => {
+                if file.error.take().is_some() {
+                    tracing::info!("{}: in force again", path.display());
+                }
+                change = self.cluster.replace(&name, &file.objects, &content.objects);
+                self.tell_ignored(&path, &content);
+                file.objects = content.objects;
+            }
+            Err(message) => {
+                if file.error.as_ref() != Some(&message) {
+                    let kept = match file.objects.len() {
+                        0 => "nothing of it is in force".to_owned(),
+                        count => format!("its last good content ({count} objects) stays in force"),
+                    };
+                    tracing::error!("{message}; {kept}");
+                }
+                file.error = Some(message);
+            }
+        }
+        self.files.insert(name, file);
+        change
+    }
+
+    fn tell_ignored(&mut self, path: &Path, content: &Content) {
+        for kind in content.others.keys() {
+            if self.told.insert(kind.clone()) {
+                tracing::info!(
+                    "{}: objects of kind {kind} have no effect in this version",
+                    path.display()
+                );
+            }
+        }
+    }
+}
+
+/// Whether a file of that name is read.
+pub(super) fn is_manifest(name: &str) -> bool {
+    !name.starts_with('.')
+        && [".yaml", ".yml", ".json"]
+            .iter()
+            .any(|end| name.ends_with(end))
+}
+
+/// The content, or one line that says what is wrong with the file.
+fn read(path: &Path, stamp: Stamp) -> Result<Content, String> {
+    let at = path.display();
+    if stamp.len > LONGEST_FILE {
+        return Err(format!(
+            "{at}: {} bytes are more than {LONGEST_FILE}: split the file",
+            stamp.len
+        ));
+    }
+    let bytes = std::fs::read(path).map_err(|e| format!("{at}: cannot be read: {e}"))?;
+    let text = String::from_utf8(bytes).map_err(|e| {
+        let good = &e.as_bytes()[..e.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|b| **b == b'\n').count() + 1;
+        format!("{at}:{line}: is not UTF-8")
+    })?;
+    object::parse(&text).map_err(|error| match error.line {
+        Some(line) => format!("{at}:{line}: {error}"),
+        None => format!("{at}: {error}"),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(name: &str, cidr: &str) -> String {
+        format!("apiVersion: v1\nkind: Node\nmetadata:\n  name: {name}\nspec:\n  podCIDR: {cidr}\n")
+    }
+
+    fn names(manifests: &Manifests) -> Vec<&str> {
+        let nodes = manifests.cluster().nodes();
+        nodes.map(|node| node.name.as_str()).collect()
+    }
+
+    fn scan(manifests: &mut Manifests) -> Change {
+        manifests.scan(&BTreeSet::new())
+    }
+
+    #[test]
+    fn files_come_change_break_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
+        let mut manifests = Manifests::new(dir.path());
+        assert!(!scan(&mut manifests).any());
+        write("a.yaml", node("a", "10.0.1.0/24"));
+        write(
+            "b.yml",
+            node("b", "10.0.2.0/24") + "---\n" + &node("c", "10.0.3.0/24"),
+        );
+        write(".a.yaml.swp", "{{{".to_owned());
+        write("README", "{{{".to_owned());
+        assert!(scan(&mut manifests).nodes);
+        assert_eq!(names(&manifests), ["a", "b", "c"]);
+        assert!(!scan(&mut manifests).any(), "nothing changed");
+
+        write("b.yml", "kind: Node\nmetadata: [\n".to_owned());
+        assert!(!scan(&mut manifests).any());
+        assert_eq!(names(&manifests), ["a", "b", "c"], "the last good content");
+        let errors: Vec<_> = manifests.errors().collect();
+        assert_eq!(errors.len(), 1);
+        assert!(errors[0].contains("b.yml:"), "{errors:?}");
+
+        write("b.yml", node("c", "10.0.4.0/24"));
+        assert!(scan(&mut manifests).nodes);
+        assert_eq!(names(&manifests), ["a", "c"]);
+        assert_eq!(manifests.errors().count(), 0);
+        let cidr = manifests.cluster().node("c").unwrap().pod_cidrs[0];
+        assert_eq!(cidr.to_string(), "10.0.4.0/24");
+
+        std::fs::remove_file(dir.path().join("a.yaml")).unwrap();
+        assert!(scan(&mut manifests).nodes);
+        assert_eq!(names(&manifests), ["c"]);
+    }
+
+    #[test]
+    fn the_first_file_decides_and_the_next_takes_over() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
+        let mut manifests = Manifests::new(dir.path());
+        write("2.yaml", node("a", "10.0.2.0/24"));
+        scan(&mut manifests);
+        write("1.yaml", node("a", "10.0.1.0/24"));
+        assert!(scan(&mut manifests).nodes);
+        let cidr = |m: &Manifests| m.cluster().node("a").unwrap().pod_cidrs[0].to_string();
+        assert_eq!(cidr(&manifests), "10.0.1.0/24");
+        write("3.yaml", node("a", "10.0.3.0/24"));
+        assert!(!scan(&mut manifests).any());
+        std::fs::remove_file(dir.path().join("1.yaml")).unwrap();
+        assert!(scan(&mut manifests).nodes);
+        assert_eq!(cidr(&manifests), "10.0.2.0/24");
+    }
+
+    #[test]
+    fn a_directory_that_goes_away_keeps_the_nodes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("manifests");
+        std::fs::create_dir(&path).unwrap();
+        std::fs::write(path.join("a.yaml"), node("a", "10.0.1.0/24")).unwrap();
+        let mut manifests = Manifests::new(&path);
+        scan(&mut manifests);
+        std::fs::remove_dir_all(&path).unwrap();
+        assert!(!scan(&mut manifests).any());
+        assert_eq!(names(&manifests), ["a"]);
+        assert_eq!(manifests.errors().count(), 1);
+    }
+
+    /// 1 000 nodes with 110 pods each, a file a node.
+    /// `cargo test --release -p spinlane-control large_cluster -- --ignored --nocapture`
+    #[test]
+    #[ignore = "a measurement, for release builds"]
+    fn a_large_cluster_loads_in_two_seconds() {
+        use std::fmt::Write as _;
+        let dir = tempfile::tempdir().unwrap();
+        let mut bytes = 0;
+        for n in 0..1000u32 {
+            let (a, b) = (n / 250, n % 250);
+            let mut text = node(&format!("node-{n}"), &format!("10.{}.{b}.0/24", 16 + a));
+            for p in 0..110 {
+                let ip = format!("10.{}.{b}.{}", 16 + a, p + 2);
+                write!(
+                    text,
+                    "---\napiVersion: v1\nkind: Pod\nmetadata:\n  labels:\n    app: web\n  name: web-{n}-{p}\n  namespace: shop\nspec:\n  containers:\n  - image: nginx:1.27\n    name: nginx\n    ports:\n    - containerPort: 80\n      protocol: TCP\n  nodeName: node-{n}\nstatus:\n  hostIP: 172.31.{a}.{b}\n  phase: Running\n  podIP: {ip}\n  podIPs:\n  - ip: {ip}\n"
+                )
+                .unwrap();
+            }
+            bytes += text.len();
+            std::fs::write(dir.path().join(format!("node-{n:04}.yaml")), text).unwrap();
+        }
+        let rss = || {
+            let status = std::fs::read_to_string("/proc/self/status").unwrap();
+            let line = status.lines().find(|l| l.starts_with("VmRSS")).unwrap();
+            line.split_whitespace()
+                .nth(1)
+                .unwrap()
+                .parse::<u64>()
+                .unwrap()
+        };
+        let before = rss();
+        let started = std::time::Instant::now();
+        let mut manifests = Manifests::new(dir.path());
+        scan(&mut manifests);
+        let took = started.elapsed();
+        assert_eq!(
+            manifests.cluster().counts(),
+            [("Node", 1000), ("Namespace", 0), ("Pod", 110_000)]
+        );
+        println!(
+            "{bytes} bytes in {took:?}, {} KiB resident for it",
+            rss() - before
+        );
+        let started = std::time::Instant::now();
+        std::fs::write(
+            dir.path().join("node-0500.yaml"),
+            node("node-500", "10.99.0.0/24"),
+        )
+        .unwrap();
+        assert!(scan(&mut manifests).nodes);
+        println!("one node changed: {:?}", started.elapsed());
+        assert!(took < std::time::Duration::from_secs(2));
+    }
+}
