@@ -33,7 +33,6 @@ pub(super) struct Emitter<'a> {
 impl Emitter<'_> {
     /// Carries every verdict out and leaves the batch empty.
     pub(super) fn emit(mut self, batch: &mut Batch) {
-        self.counters.rx_packets.add(batch.len() as u64);
         for index in 0..batch.len() {
             let packet = batch.packets()[index];
             match packet.verdict {

@@ -24,6 +24,7 @@ use crossbeam::utils::CachePadded;
 use crate::counters::LaneCounters;
 use crate::drops::DropReason;
 use crate::frame::{Batch, Frame, MAX_CHAIN};
+use crate::pipeline::coalesce::Coalescer;
 use crate::pipeline::{self, FlowRecord, LaneState};
 use crate::port::LanePort;
 use crate::snapshot::Snapshot;
@@ -112,6 +113,7 @@ pub(crate) struct Lane {
     pub(crate) ports: LanePorts,
     batch: Batch,
     scratch: Batch,
+    coalescer: Coalescer,
     copies: Vec<Frame>,
     captures: Vec<Arc<CaptureQueue>>,
     wedged: Sender<Wedged>,
@@ -143,6 +145,7 @@ impl Lane {
             ports: LanePorts::default(),
             batch: Batch::new(),
             scratch: Batch::new(),
+            coalescer: Coalescer::new(),
             copies: Vec::with_capacity(MAX_CHAIN),
             captures: Vec::new(),
             wedged: parts.wedged,
@@ -192,10 +195,13 @@ impl Lane {
                 continue;
             };
             packets += self.batch.len();
+            self.shared.counters.rx_packets.add(self.batch.len() as u64);
             let mut copies = Copies::before(&self.captures, &self.umem, &self.batch);
             pipeline::process(&self.umem, &mut self.batch, snapshot, &mut self.state, now);
-            if let Some(copies) = &mut copies {
-                copies.after(&self.umem, &self.batch, snapshot);
+            match &mut copies {
+                // Who captures sees the packets as they came.
+                Some(copies) => copies.after(&self.umem, &self.batch, snapshot),
+                None => self.coalescer.merge(&self.umem, &mut self.batch, snapshot),
             }
             Emitter {
                 umem: &self.umem,

@@ -18,6 +18,7 @@
 mod bridge;
 mod chain;
 mod classify;
+pub(crate) mod coalesce;
 mod fragment;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

@@ -1,6 +1,7 @@
 //! The packet logic in memory: packets built by etherparse go in, verdicts
 //! and rewritten frames come out.
 
+mod coalesce;
 mod fragments;
 mod plain;
 mod segments;
