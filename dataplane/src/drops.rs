@@ -86,6 +86,32 @@ drop_reasons! {
     /// A pod's fragmentation-needed about a super-frame that was delivered to
     /// it: it gets segments from now on, and the sender must not hear of it.
     SuperFrameRefused => "super_frame_refused",
+    /// An outer packet whose IP or UDP length contradicts the frame.
+    BadOuterLength => "bad_outer_length",
+    /// An outer packet without the VNI flag.
+    BadVxlan => "bad_vxlan",
+    /// A VNI that this node takes no part in.
+    WrongVni => "wrong_vni",
+    /// An outer packet from an address that is no remote end of its network.
+    UnknownVtep => "unknown_vtep",
+    /// An outer packet too short for an inner frame.
+    BadInnerLength => "bad_inner_length",
+    /// A congestion mark that the inner packet's sender would not understand
+    /// (RFC 6040, section 4.2).
+    EcnNotCapable => "ecn_not_capable",
+    /// No room before the packet for outer headers.
+    NoHeadroom => "no_headroom",
+    /// Came from another node and would have to leave to another one.
+    SplitHorizon => "split_horizon",
+    /// An ICMP error about an outer packet: control was told when it named the
+    /// path's MTU.
+    OuterUndelivered => "outer_undelivered",
+    /// A neighbour on the underlay was not resolved in time.
+    NeighborUnresolved => "neighbor_unresolved",
+    /// More packets than may wait for a neighbour.
+    NeighborQueueFull => "neighbor_queue_full",
+    /// A frame of a station that moves to and fro too often.
+    StationHeld => "station_held",
     /// The port it should leave by is gone.
     PortGone => "port_gone",
     /// The port's transmit ring is full.

@@ -5,7 +5,7 @@
 //! frames in a [`Batch`]; the pipeline gives each packet one [`Verdict`].
 
 use crate::drops::DropReason;
-use crate::types::{PortId, SegmentId};
+use crate::types::{NextHopId, PortId, SegmentId, VtepId};
 
 /// Bytes of one chunk.
 pub const FRAME_SIZE: usize = 4096;
@@ -131,7 +131,23 @@ pub enum Verdict {
         /// Longest IP packet.
         mtu: u32,
     },
-    /// Leaves by every port of the segment but the one it came by.
+    /// Leaves through the overlay in pieces of at most `mtu` bytes of inner
+    /// IP packet, each behind outer headers of its own.
+    Tunnel {
+        /// The remote end.
+        vtep: VtepId,
+        /// Longest inner IP packet.
+        mtu: u32,
+        /// UDP source port of the outer packets.
+        source_port: u16,
+    },
+    /// Waits, as it came, until the neighbour that it goes to is resolved.
+    Wait {
+        /// The neighbour.
+        next_hop: NextHopId,
+    },
+    /// Leaves by every port of the segment but the one it came by, and
+    /// through the overlay to every remote end of it unless it came from one.
     Flood {
         /// The segment.
         segment: SegmentId,
@@ -162,6 +178,8 @@ pub struct Packet {
     pub len: u32,
     /// Port that it came by.
     pub in_port: PortId,
+    /// Remote end of the overlay that it came from; its outer headers are off.
+    pub vtep: Option<VtepId>,
     /// What becomes of it; set by the pipeline.
     pub verdict: Verdict,
 }
@@ -214,6 +232,7 @@ impl Batch {
             frames: chain.len() as u8,
             len: chain.iter().flatten().map(|frame| frame.len() as u32).sum(),
             in_port,
+            vtep: None,
             verdict: Verdict::Drop(DropReason::BrokenChain),
         });
     }
@@ -246,6 +265,33 @@ impl Batch {
     /// Sets what becomes of packet `index`.
     pub fn decide(&mut self, index: usize, verdict: Verdict) {
         self.packets[index].verdict = verdict;
+    }
+
+    /// Grows packet `index` to the front by `bytes`; `false` and unchanged
+    /// when its head frame has no room.
+    #[must_use]
+    pub(crate) fn push_front(&mut self, index: usize, bytes: usize) -> bool {
+        let fits = self.head_mut(index).push_front(bytes);
+        if fits {
+            self.packets[index].len += bytes as u32;
+        }
+        fits
+    }
+
+    /// Cuts `bytes` off the front of packet `index`; `false` and unchanged
+    /// when its head frame has fewer.
+    #[must_use]
+    pub(crate) fn pull_front(&mut self, index: usize, bytes: usize) -> bool {
+        let fits = self.head_mut(index).pull_front(bytes);
+        if fits {
+            self.packets[index].len -= bytes as u32;
+        }
+        fits
+    }
+
+    /// Notes that packet `index` came out of the overlay.
+    pub(crate) fn came_from(&mut self, index: usize, vtep: VtepId) {
+        self.packets[index].vtep = Some(vtep);
     }
 
     /// Cuts what follows the first `len` bytes of packet `index`: padding of

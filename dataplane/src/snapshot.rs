@@ -77,6 +77,31 @@ impl Snapshot {
         self.next_hops.get(id.index())?.as_ref()
     }
 
+    /// Whether the way to a remote end is known down to its neighbour.
+    pub fn is_resolved(&self, vtep: &Vtep) -> bool {
+        let next_hop = self.next_hop(vtep.next_hop);
+        next_hop.is_some_and(|next_hop| next_hop.mac.is_some())
+    }
+
+    /// The segment that a port belongs to.
+    pub fn segment_of(&self, port: &PortEntry) -> Option<SegmentId> {
+        match port.role {
+            Role::SegmentPod(segment) => Some(segment),
+            Role::Host | Role::Uplink => self.underlay.segment,
+            Role::Pod => None,
+        }
+    }
+
+    /// Whether frames pass between two ports of one segment: not between the
+    /// host port and the uplink, which the kernel has for itself.
+    pub fn may_bridge(&self, from: PortId, to: PortId) -> bool {
+        let role = |id| self.port(id).map(|port| port.role);
+        !matches!(
+            (role(from), role(to)),
+            (Some(Role::Host), Some(Role::Uplink)) | (Some(Role::Uplink), Some(Role::Host))
+        )
+    }
+
     /// The routed destination of an address.
     pub fn host(&self, address: IpAddr) -> Option<Destination> {
         match address {
@@ -234,6 +259,31 @@ pub struct FdbTarget {
     /// until control lets go (loop damping).
     pub is_held: bool,
 }
+
+impl Location {
+    /// Set in a flow key's port for what came out of the overlay.
+    const OVERLAY: u16 = 1 << 15;
+
+    /// As flow keys hold it: ports and remote ends share a number space.
+    #[inline]
+    pub fn to_key(self) -> u16 {
+        match self {
+            Location::Port(port) => port.0,
+            Location::Vtep(vtep) => Location::OVERLAY | vtep.0,
+        }
+    }
+
+    /// From a flow key.
+    #[inline]
+    pub fn from_key(number: u16) -> Location {
+        match number & Location::OVERLAY {
+            0 => Location::Port(PortId(number)),
+            _ => Location::Vtep(VtepId(number & !Location::OVERLAY)),
+        }
+    }
+}
+
+const _: () = assert!(PortId::LIMIT <= 1 << 15 && VtepId::LIMIT <= 1 << 15);
 
 /// Behind what a station of a segment is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]

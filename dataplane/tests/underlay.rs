@@ -59,9 +59,9 @@ impl Lab {
         lab.ip("pod", "address add 10.244.1.2/32 dev eth0");
         lab.ip("pod", "address add fd00:1::2/128 dev eth0 nodad");
         lab.ip("pod", "route add 10.244.1.1 dev eth0");
-        lab.ip("pod", "route add default via 10.244.1.1 mtu 1450");
+        lab.ip("pod", "route add default via 10.244.1.1");
         lab.ip("pod", "route add fd00:1::1 dev eth0");
-        lab.ip("pod", "route add default via fd00:1::1 mtu 1430");
+        lab.ip("pod", "route add default via fd00:1::1");
         for address in ["10.244.1.1", "fd00:1::1"] {
             let neighbor = format!("neighbor replace {address} dev eth0 lladdr {GATEWAY_MAC}");
             lab.ip("pod", &neighbor);
@@ -84,7 +84,10 @@ impl Lab {
     }
 
     fn ip(&self, end: &str, arguments: &str) {
-        let family = if arguments.contains("::") { "-6 " } else { "" };
+        let family = match arguments.contains("::") {
+            true => "-6 ",
+            false => "",
+        };
         self.run(&format!(
             "ip {family}-n {} {arguments}",
             self.namespace(end)
@@ -271,4 +274,84 @@ fn the_kernel_keeps_the_uplink() {
     lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 fd00:31::1");
     engine.stop();
     lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 172.31.0.1");
+}
+
+/// The peer as a plain Linux VXLAN router with an address of its own.
+fn linux_vxlan(lab: &Lab, local: &str, remote: &str, mtu: u32) {
+    let family = if local.contains(':') {
+        "udp6zerocsumrx"
+    } else {
+        ""
+    };
+    lab.ip(
+        "peer",
+        &format!("link add vx0 address {PEER_VTEP_MAC} type vxlan id 7 dstport 4789 local {local} remote {remote} dev eth0 nolearning {family}"),
+    );
+    lab.ip("peer", &format!("link set vx0 mtu {mtu} up"));
+    lab.ip("peer", "address add 10.244.2.2/32 dev lo");
+    lab.ip("peer", "address add fd00:2::2/128 dev lo");
+    lab.ip(
+        "peer",
+        "route add 10.244.1.0/24 via 10.244.1.1 dev vx0 onlink src 10.244.2.2",
+    );
+    lab.ip(
+        "peer",
+        "route add fd00:1::/64 via fd00:1::1 dev vx0 onlink src fd00:2::2",
+    );
+}
+
+/// Both directions, both inner families, small and as long as the path takes,
+/// and longer.
+fn converse(lab: &Lab, mtu: u32) {
+    for (address, header) in [("10.244.2.2", 28), ("fd00:2::2", 48)] {
+        let longest = mtu - header;
+        let gateway = if header == 28 {
+            "10.244.1.1"
+        } else {
+            "fd00:1::1"
+        };
+        lab.ip(
+            "pod",
+            &format!("route change default via {gateway} dev eth0 mtu {mtu}"),
+        );
+        lab.succeeds("pod", &format!("ping -c 3 -i 0.1 -W 2 {address}"));
+        lab.succeeds(
+            "pod",
+            &format!("ping -c 2 -i 0.1 -W 2 -M do -s {longest} {address}"),
+        );
+        lab.succeeds(
+            "pod",
+            &format!("ping -c 2 -i 0.1 -W 2 -M dont -s 4000 {address}"),
+        );
+    }
+    lab.succeeds("peer", "ping -c 2 -i 0.1 -W 2 -I 10.244.2.2 10.244.1.2");
+    lab.succeeds("peer", "ping -c 2 -i 0.1 -W 2 -I fd00:2::2 fd00:1::2");
+    // The gateway, and what the overlay's own neighbours ask for.
+    lab.succeeds("peer", "ping -c 2 -i 0.1 -W 2 -I 10.244.2.2 10.244.1.1");
+}
+
+#[test]
+fn a_linux_vxlan_device_talks_with_a_pod_over_ipv4() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new("vx4");
+    let engine = engine(&lab);
+    engine.publish(with_overlay(snapshot(), "172.31.0.1", "172.31.0.2"));
+    linux_vxlan(&lab, "172.31.0.2", "172.31.0.1", 1450);
+    converse(&lab, 1450);
+    engine.stop();
+}
+
+#[test]
+fn a_linux_vxlan_device_talks_with_a_pod_over_ipv6() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new("vx6");
+    let engine = engine(&lab);
+    engine.publish(with_overlay(snapshot(), "fd00:31::1", "fd00:31::2"));
+    linux_vxlan(&lab, "fd00:31::2", "fd00:31::1", 1430);
+    converse(&lab, 1430);
+    engine.stop();
 }

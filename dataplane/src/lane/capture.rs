@@ -135,6 +135,8 @@ impl Copies {
                 Verdict::Forward { out, .. } | Verdict::Segment { out, .. } => {
                     copied.outs.push(out);
                 }
+                Verdict::Tunnel { .. } => copied.outs.extend(snapshot.underlay.uplink),
+                Verdict::Wait { .. } => {}
                 Verdict::Reply { dropped } => {
                     copied.drop = dropped;
                     copied.outs.push(packet.in_port);
@@ -142,7 +144,9 @@ impl Copies {
                 Verdict::Flood { segment, .. } => {
                     let members = snapshot.segment(segment).map(|s| s.members.iter());
                     let members = members.into_iter().flatten().copied();
-                    copied.outs.extend(members.filter(|&p| p != packet.in_port));
+                    let is_target =
+                        |&p: &PortId| p != packet.in_port && snapshot.may_bridge(packet.in_port, p);
+                    copied.outs.extend(members.filter(is_target));
                 }
                 Verdict::Drop(reason) => copied.drop = Some(reason),
             }

@@ -8,9 +8,11 @@ use crate::drops::DropReason;
 use crate::frame::{Batch, Frame, Packet, TxChecksum, Verdict};
 use crate::lane::capture::Copies;
 use crate::lane::ports::LanePorts;
+use crate::lane::waiting::Waiting;
 use crate::pipeline::segment::{Offload, is_super_frame, offload, segment};
+use crate::pipeline::{complete, source_port_of, wrap};
 use crate::snapshot::{PortEntry, Snapshot};
-use crate::types::{PortId, SegmentId};
+use crate::types::{NextHopId, PortId, SegmentId, VtepId};
 use crate::umem::{FramePool, OwnerTable, Umem};
 use crate::wire::ethernet;
 use crate::xsk::queue::Flush;
@@ -26,6 +28,8 @@ pub(super) struct Emitter<'a> {
     pub(super) scratch: &'a mut Batch,
     /// Frames of a copy in the making; empty between packets.
     pub(super) copies: &'a mut Vec<Frame>,
+    /// What waits for a neighbour.
+    pub(super) waiting: &'a mut Waiting,
     /// Who captures learns here what did not leave.
     pub(super) captured: Option<&'a mut Copies>,
 }
@@ -41,6 +45,20 @@ impl Emitter<'_> {
                 Verdict::Flood { segment, checksum } => {
                     self.flood(batch, index, segment, checksum);
                 }
+                Verdict::Tunnel {
+                    vtep,
+                    mtu,
+                    source_port,
+                } => self.tunnel(
+                    batch,
+                    index,
+                    Tunnel {
+                        vtep,
+                        mtu,
+                        source_port,
+                    },
+                ),
+                Verdict::Wait { next_hop } => self.wait(batch, index, next_hop),
                 Verdict::Reply { dropped } => self.reply(batch, index, dropped),
                 Verdict::Drop(reason) => self.drop(batch, index, reason),
             }
@@ -160,6 +178,93 @@ impl Emitter<'_> {
         cut
     }
 
+    fn tunnel(&mut self, batch: &mut Batch, index: usize, way: Tunnel) {
+        match self.send_through(batch, index, way) {
+            Ok(()) => self.free(batch, index),
+            Err(reason) => {
+                if let Some(out) = self.snapshot.underlay.uplink {
+                    self.lost(index, out, reason);
+                }
+                self.drop(batch, index, reason);
+            }
+        }
+    }
+
+    /// Sends a packet through the overlay in pieces, each behind outer headers
+    /// of its own. The packet stays in the batch.
+    fn send_through(&mut self, batch: &Batch, index: usize, way: Tunnel) -> Result<(), DropReason> {
+        let mut scratch = std::mem::take(self.scratch);
+        let captured = self.captured.take();
+        let cut = segment(self.umem, self.pool, batch, index, way.mtu, &mut scratch);
+        for at in 0..scratch.len() {
+            self.wrap(&mut scratch, at, way);
+        }
+        scratch.clear();
+        *self.scratch = scratch;
+        self.captured = captured;
+        cut
+    }
+
+    /// Puts the outer headers before a packet that fits, and sends it.
+    fn wrap(&mut self, batch: &mut Batch, index: usize, way: Tunnel) {
+        let snapshot = self.snapshot;
+        let (vtep, out) = (snapshot.vtep(way.vtep), snapshot.underlay.uplink);
+        let (Some(vtep), Some(out)) = (vtep, out) else {
+            return self.drop(batch, index, DropReason::PortGone);
+        };
+        if !snapshot.is_resolved(vtep) {
+            return self.drop(batch, index, DropReason::NeighborUnresolved);
+        }
+        match wrap(self.umem, batch, index, vtep, way.source_port) {
+            Ok(()) => self.forward(batch, index, out, None),
+            Err(reason) => self.drop(batch, index, reason),
+        }
+    }
+
+    /// Sends a copy of a flooded packet to a remote end of its segment.
+    fn replicate(
+        &mut self,
+        batch: &Batch,
+        index: usize,
+        vtep: VtepId,
+        length: Length,
+    ) -> Result<(), DropReason> {
+        let packet = batch.packets()[index];
+        let from = self.snapshot.port(packet.in_port);
+        let to = self.snapshot.vtep(vtep).ok_or(DropReason::PortGone)?;
+        let mut way = Tunnel {
+            vtep,
+            mtu: from.map_or(to.mtu, |from| from.mtu.min(to.mtu)),
+            source_port: source_port_of(self.umem.bytes(batch.head(index))),
+        };
+        if length.network > way.mtu {
+            way.mtu = match length.is_super_frame {
+                true => way.mtu,
+                false => return Err(DropReason::Oversize),
+            };
+            return self.send_through(batch, index, way);
+        }
+        self.copy(batch, index)?;
+        let mut scratch = std::mem::take(self.scratch);
+        scratch.push(packet.in_port, self.copies.drain(..));
+        self.wrap(&mut scratch, 0, way);
+        scratch.clear();
+        *self.scratch = scratch;
+        Ok(())
+    }
+
+    /// Keeps a packet until its neighbour is resolved.
+    fn wait(&mut self, batch: &mut Batch, index: usize, next_hop: NextHopId) {
+        let packet = batch.packets()[index];
+        match self.waiting.admit(next_hop) {
+            Ok(()) => {
+                let generation = self.snapshot.generation;
+                self.waiting.keep(&packet, batch.take(index), generation);
+            }
+            Err(reason) => self.drop(batch, index, reason),
+        }
+    }
+
     /// Whether a packet of `len` bytes of frame fits the far end's device.
     fn device_takes(&self, out: PortId, len: u32) -> bool {
         let device_mtu = self.snapshot.port(out).map_or(0, |port| port.device_mtu);
@@ -204,11 +309,26 @@ impl Emitter<'_> {
         let packet = batch.packets()[index];
         let length = Length::of(self.umem, batch, index, checksum);
         let from = snapshot.port(packet.in_port);
+        let is_from_overlay = packet.vtep.is_some();
+        let mut checksum = checksum;
+        if let Some(field) = checksum
+            && !length.is_super_frame
+            && (!segment.vteps.is_empty() || snapshot.underlay.segment.is_some())
+        {
+            // No device beyond the node finishes it.
+            complete(self.umem, batch, index, field);
+            checksum = None;
+        }
+        for &vtep in segment.vteps.iter().filter(|_| !is_from_overlay) {
+            if let Err(reason) = self.replicate(batch, index, vtep, length) {
+                self.count_drop(&packet, reason);
+            }
+        }
         let mut targets = segment
             .members
             .iter()
             .copied()
-            .filter(|&port| port != packet.in_port)
+            .filter(|&port| port != packet.in_port && snapshot.may_bridge(packet.in_port, port))
             .peekable();
         while let Some(out) = targets.next() {
             let is_last = targets.peek().is_none();
@@ -304,6 +424,15 @@ impl Emitter<'_> {
     fn free(&mut self, batch: &mut Batch, index: usize) {
         batch.take(index).for_each(|frame| self.pool.free(frame));
     }
+}
+
+/// A way through the overlay.
+#[derive(Debug, Clone, Copy)]
+struct Tunnel {
+    vtep: VtepId,
+    /// Longest inner IP packet.
+    mtu: u32,
+    source_port: u16,
 }
 
 /// How a member of a segment gets a flooded packet.

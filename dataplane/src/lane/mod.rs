@@ -12,6 +12,7 @@ mod ports;
 mod rest;
 #[cfg(test)]
 mod tests;
+mod waiting;
 
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
@@ -36,10 +37,11 @@ pub(crate) use capture::CaptureQueue;
 use capture::Copies;
 pub use capture::{CaptureSpec, CapturedPacket, Direction};
 use emit::Emitter;
-use ports::LanePorts;
+use ports::{LanePorts, Waits};
 pub(crate) use rest::Alarm;
 pub use rest::PollMode;
 use rest::Rest;
+use waiting::Waiting;
 
 /// How often a lane looks after its gauges and fill levels.
 const HOUSEKEEPING_NANOS: u64 = 1_000_000_000;
@@ -115,6 +117,7 @@ pub(crate) struct Lane {
     scratch: Batch,
     coalescer: Coalescer,
     copies: Vec<Frame>,
+    waiting: Waiting,
     captures: Vec<Arc<CaptureQueue>>,
     wedged: Sender<Wedged>,
     rest: Rest,
@@ -147,6 +150,7 @@ impl Lane {
             scratch: Batch::new(),
             coalescer: Coalescer::new(),
             copies: Vec::with_capacity(MAX_CHAIN),
+            waiting: Waiting::new(),
             captures: Vec::new(),
             wedged: parts.wedged,
             rest,
@@ -160,6 +164,9 @@ impl Lane {
         loop {
             let now = self.now();
             if !self.shared.commands.is_empty() && self.obey(now) {
+                // Old and young.
+                self.give_up_waiting();
+                self.give_up_waiting();
                 return self.ports.take_all();
             }
             let packets = self.breathe(now);
@@ -173,7 +180,11 @@ impl Lane {
             }
             if self.rest.is_due(packets, now) {
                 self.update_gauges();
-                let waits = self.ports.waits();
+                let waits = match self.waiting.is_empty() {
+                    true => self.ports.waits(),
+                    // Nothing wakes the lane for a snapshot.
+                    false => Waits::Transmit,
+                };
                 self.rest
                     .sleep(&self.shared.alarm, &self.shared.counters, waits);
             }
@@ -187,15 +198,24 @@ impl Lane {
         let snapshot = self.snapshot.load();
         let frames_short = self.pool.depot_free() < self.frames_low;
         let mut packets = 0;
-        for at in 0..self.ports.len() {
-            let Some(in_port) = self
-                .ports
-                .receive(at, &mut self.batch, &self.umem, &self.owners)
-            else {
-                continue;
+        // What waited for a neighbour goes first, then port by port.
+        for at in 0..=self.ports.len() {
+            let in_port = match at.checked_sub(1) {
+                Some(at) => self
+                    .ports
+                    .receive(at, &mut self.batch, &self.umem, &self.owners),
+                None => None,
             };
+            if in_port.is_none()
+                && (at > 0 || !self.waiting.release(&mut self.batch, snapshot.generation))
+            {
+                continue;
+            }
             packets += self.batch.len();
-            self.shared.counters.rx_packets.add(self.batch.len() as u64);
+            // What waited was counted when it came.
+            if in_port.is_some() {
+                self.shared.counters.rx_packets.add(self.batch.len() as u64);
+            }
             let mut copies = Copies::before(&self.captures, &self.umem, &self.batch);
             pipeline::process(&self.umem, &mut self.batch, snapshot, &mut self.state, now);
             match &mut copies {
@@ -212,14 +232,17 @@ impl Lane {
                 counters: &self.shared.counters,
                 scratch: &mut self.scratch,
                 copies: &mut self.copies,
+                waiting: &mut self.waiting,
                 captured: copies.as_mut(),
             }
             .emit(&mut self.batch);
             if let Some(copies) = copies {
                 copies.deliver(&self.captures);
             }
-            self.ports
-                .refill(in_port, &mut self.pool, &self.owners, frames_short);
+            if let Some(in_port) = in_port {
+                self.ports
+                    .refill(in_port, &mut self.pool, &self.owners, frames_short);
+            }
         }
         self.ports.flush(&mut self.pool, &self.owners);
         if packets > 0 && self.state.take_events_pending() {
@@ -246,7 +269,7 @@ impl Lane {
                     let _ = reply.send(removed);
                 }
                 Command::Flows(reply) => {
-                    let _ = reply.send(self.state.flows(now));
+                    let _ = reply.send(self.state.flows(&self.snapshot.load().clone(), now));
                 }
                 Command::Capture(captures) => self.captures = captures,
                 Command::Stop => return true,
@@ -294,7 +317,24 @@ impl Lane {
             began: now,
             busy_nanos: 0,
         };
+        self.give_up_waiting();
         self.update_gauges();
+    }
+
+    /// Drops packets whose neighbour was not resolved in time.
+    fn give_up_waiting(&mut self) {
+        let expired = self.waiting.expire();
+        let count = expired.len() as u64;
+        for index in 0..expired.len() {
+            let packet = expired.packets()[index];
+            if let Some(port) = self.ports.get(packet.in_port) {
+                port.counters.drops.add(1);
+            }
+            expired.take(index).for_each(|frame| self.pool.free(frame));
+        }
+        expired.clear();
+        let counters = &self.shared.counters;
+        counters.drops[DropReason::NeighborUnresolved.index()].add(count);
     }
 
     fn update_gauges(&mut self) {

@@ -44,6 +44,7 @@ impl Lane {
             counters: &self.shared.counters,
             scratch: &mut self.scratch,
             copies: &mut self.copies,
+            waiting: &mut self.waiting,
             captured: copies.as_mut(),
         }
         .emit(&mut self.batch);

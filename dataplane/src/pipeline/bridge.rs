@@ -10,13 +10,14 @@ use std::net::IpAddr;
 
 use zerocopy::FromBytes;
 
-use super::{Lane, Round};
+use super::classify::Ingress;
+use super::{Lane, Round, uplink};
 use crate::drops::DropReason;
 use crate::event::Event;
 use crate::frame::{Batch, Verdict};
 use crate::snapshot::{Location, PortEntry, Role, Segment};
 use crate::tables::flow::{Actions, Hint, Inserted, KeyL2};
-use crate::types::{MacAddr, PortId, SegmentId};
+use crate::types::{MacAddr, NextHopId, PortId, SegmentId, VtepId};
 use crate::wire::arp::ArpPacket;
 use crate::wire::ethernet::{self, EtherType};
 use crate::wire::icmpv6::{self, NeighborMessage};
@@ -40,6 +41,10 @@ pub(super) struct Frame<'a> {
 }
 
 impl Frame<'_> {
+    fn from(&self) -> Location {
+        Location::from_key(self.key.in_port)
+    }
+
     fn destination(&self) -> MacAddr {
         let [a, b, c, d, e, f, ..] = self.key.addresses;
         MacAddr([a, b, c, d, e, f])
@@ -62,10 +67,12 @@ pub(super) fn switch(
     let Some(segment) = round.snapshot.segment(frame.segment) else {
         return Verdict::Drop(DropReason::NoSegment);
     };
-    let Some(port) = round.snapshot.port(PortId(frame.key.in_port)) else {
+    let Some(from) = Ingress::of(round.snapshot, frame.key.in_port) else {
         return Verdict::Drop(DropReason::PortRemoved);
     };
-    if segment.guard {
+    if segment.guard
+        && let Some(port) = from.local()
+    {
         let bytes = round.umem.bytes(batch.head(index));
         if let Err(reason) = guard(port, frame.source(), bytes) {
             return Verdict::Drop(reason);
@@ -76,8 +83,15 @@ pub(super) fn switch(
         Some(actions) => actions,
         None => {
             lane.tally.misses += 1;
-            match classify(round, segment, port, &frame) {
-                Ok(actions) => {
+            match classify(round, segment, from, &frame) {
+                Ok(Decision::Wait(next_hop)) => {
+                    lane.tell_missing(next_hop, round.now_ms);
+                    return Verdict::Wait { next_hop };
+                }
+                Ok(Decision::Go(actions)) => {
+                    if actions.has(Actions::FLOOD) {
+                        ask_for_neighbors(round, segment, lane);
+                    }
                     lane.install_l2(&frame, actions, bytes, round);
                     actions
                 }
@@ -85,24 +99,50 @@ pub(super) fn switch(
             }
         }
     };
-    send(round, batch, index, &frame, &actions)
+    let verdict = send(round, batch, index, &frame, &actions);
+    match actions.leaves_node() {
+        true => uplink::leave(round, batch, index, (verdict, &actions, frame.hash)),
+        false => verdict,
+    }
+}
+
+/// Has the neighbours resolved that a flooded frame could not be sent to.
+fn ask_for_neighbors(round: &Round<'_>, segment: &Segment, lane: &mut Lane) {
+    for &id in segment.vteps.iter() {
+        let vtep = round.snapshot.vtep(id);
+        if let Some(Err(Some(next_hop))) = vtep.map(|vtep| uplink::resolved(round.snapshot, vtep)) {
+            lane.tell_missing(next_hop, round.now_ms);
+        }
+    }
+}
+
+/// What classify decides.
+enum Decision {
+    Go(Actions),
+    /// Waits for a neighbour on the underlay.
+    Wait(NextHopId),
 }
 
 /// Where the frame goes, by the forwarding database.
 fn classify(
     round: &Round<'_>,
     segment: &Segment,
-    port: &PortEntry,
+    from: Ingress<'_>,
     frame: &Frame<'_>,
-) -> Result<Actions, DropReason> {
+) -> Result<Decision, DropReason> {
     let (source, destination) = (frame.source(), frame.destination());
     if !source.is_unicast() {
         return Err(DropReason::BadSourceMac);
     }
+    let mtu = match from {
+        Ingress::Port(port) => port.mtu,
+        Ingress::Overlay(_) => u32::MAX,
+    };
     let mut flags = 0;
     match segment.fdb.get(&source) {
-        Some(target) if target.at == Location::Port(port.id) => flags |= Actions::STATION_KNOWN,
+        Some(target) if target.at == frame.from() => flags |= Actions::STATION_KNOWN,
         Some(target) if target.is_static => return Err(DropReason::BadSourceMac),
+        Some(target) if target.is_held => return Err(DropReason::StationHeld),
         Some(_) | None => {}
     }
     if ethernet::is_reserved_group(destination) {
@@ -113,34 +153,62 @@ fn classify(
         false => segment.fdb.get(&destination),
     };
     let Some(target) = target else {
-        return Ok(Actions {
-            mtu: port.mtu.min(u32::from(u16::MAX)) as u16,
+        return Ok(Decision::Go(Actions {
+            mtu: mtu.min(u32::from(u16::MAX)) as u16,
             flags: flags | Actions::FLOOD,
             ..Actions::default()
-        });
+        }));
     };
-    let Location::Port(to) = target.at else {
-        return Err(DropReason::PortGone);
+    let to = match target.at {
+        to if to == frame.from() => return Err(DropReason::SamePort),
+        Location::Vtep(id) => {
+            return match from {
+                Ingress::Port(_) => through(round, id, mtu, flags),
+                Ingress::Overlay(_) => Err(DropReason::SplitHorizon),
+            };
+        }
+        Location::Port(to) => to,
     };
-    if to == port.id {
-        return Err(DropReason::SamePort);
-    }
     let out = round
         .snapshot
         .port(to)
-        .filter(|out| out.role == Role::SegmentPod(frame.segment))
+        .filter(|out| round.snapshot.segment_of(out) == Some(frame.segment))
         .ok_or(DropReason::PortGone)?;
+    if let Ingress::Port(port) = from
+        && !round.snapshot.may_bridge(port.id, to)
+    {
+        return Err(DropReason::SplitHorizon);
+    }
+    if out.role == Role::Uplink {
+        flags |= Actions::UPLINK;
+    }
     if out.super_frames {
         flags |= Actions::SUPER_FRAMES;
     }
-    let mtu = port.mtu.min(out.mtu).min(u32::from(u16::MAX));
-    Ok(Actions {
+    let mtu = mtu.min(out.mtu).min(u32::from(u16::MAX));
+    Ok(Decision::Go(Actions {
         out: out.id.0,
         mtu: mtu as u16,
         segment_mtu: out.segment_mtu.min(mtu) as u16,
         flags,
         ..Actions::default()
-    })
+    }))
+}
+
+/// To a station behind a remote end.
+fn through(round: &Round<'_>, id: VtepId, mtu: u32, flags: u16) -> Result<Decision, DropReason> {
+    let vtep = round.snapshot.vtep(id).ok_or(DropReason::PortGone)?;
+    if let Err(missing) = uplink::resolved(round.snapshot, vtep) {
+        return missing.map(Decision::Wait).ok_or(DropReason::PortGone);
+    }
+    let mtu = mtu.min(vtep.mtu).min(u32::from(u16::MAX)) as u16;
+    Ok(Decision::Go(Actions {
+        out: id.0,
+        mtu,
+        segment_mtu: mtu,
+        flags: flags | Actions::ENCAPSULATE,
+        ..Actions::default()
+    }))
 }
 
 /// What depends on the one frame: its length and its checksum.
@@ -317,7 +385,7 @@ impl Lane {
         self.tell(Event::Station {
             segment: frame.segment,
             mac: frame.source(),
-            at: Location::Port(PortId(frame.key.in_port)),
+            at: frame.from(),
         });
     }
 }

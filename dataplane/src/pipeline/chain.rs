@@ -1,7 +1,7 @@
 //! Reads across the frames of one packet, and copies into new ones.
 
 use crate::drops::DropReason;
-use crate::frame::{Batch, FRAME_SIZE, HEADROOM, MAX_CHAIN};
+use crate::frame::{Batch, FRAME_SIZE, HEADROOM, MAX_CHAIN, TxChecksum};
 use crate::umem::{FramePool, Umem};
 use crate::wire::checksum::Sum;
 
@@ -30,6 +30,15 @@ pub(super) fn sum(umem: &Umem, batch: &Batch, index: usize, from: usize) -> Sum 
         summed += bytes.len();
     }
     sum
+}
+
+/// Finishes a partial checksum. The field takes part in the sum as the
+/// pseudo-header's share.
+pub(crate) fn complete(umem: &Umem, batch: &mut Batch, index: usize, field: TxChecksum) {
+    let sum = sum(umem, batch, index, usize::from(field.start));
+    let at = usize::from(field.start + field.offset);
+    let bytes = umem.bytes_mut(batch.head_mut(index));
+    bytes[at..at + 2].copy_from_slice(&sum.udp_checksum().to_be_bytes());
 }
 
 /// Takes frames from the pool, copies headers and `len` bytes of payload, and

@@ -6,13 +6,14 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use super::Lane;
 use super::parse::{Headers, Part};
 use super::refuse::Refusal;
+use super::{Lane, uplink};
 use crate::drops::DropReason;
-use crate::snapshot::{Destination, PortEntry, Role, Snapshot};
+use crate::frame::Packet;
+use crate::snapshot::{Destination, Location, PortEntry, Role, RouteTarget, Snapshot};
 use crate::tables::flow::{Actions, FlowKey, FlowTable, KeyV4, KeyV6, UpperKey};
-use crate::types::{PortId, is_routable};
+use crate::types::{NextHopId, PortId, VtepId, is_routable};
 use crate::wire::{icmpv4, icmpv6, ipv6, protocol};
 use zerocopy::FromBytes;
 
@@ -27,6 +28,10 @@ pub(super) enum Decision {
     Neighbor,
     /// An echo request to the gateway.
     Echo,
+    /// An ICMP error to the node itself, for [`super::uplink::news`].
+    News,
+    /// Waits for a neighbour on the underlay.
+    Wait(NextHopId),
     /// Goes nowhere, and its sender is told.
     Refuse(Refusal, DropReason),
 }
@@ -92,7 +97,7 @@ impl RoutedKey for KeyV6 {
 
 /// Decides a routed packet that no flow answers for.
 pub(super) fn classify<K: RoutedKey>(snapshot: &Snapshot, key: &K, headers: &Headers) -> Decision {
-    let Some(port) = snapshot.port(PortId(key.upper().in_port)) else {
+    let Some(from) = Ingress::of(snapshot, key.upper().in_port) else {
         return Decision::Drop(DropReason::PortRemoved);
     };
     let (source, destination) = (key.source(), key.destination());
@@ -106,23 +111,72 @@ pub(super) fn classify<K: RoutedKey>(snapshot: &Snapshot, key: &K, headers: &Hea
             Part::First | Part::Later => Decision::Drop(DropReason::BadFragment),
         };
     }
-    if let Err(reason) = admit(snapshot, port, source, destination, headers.to_group) {
+    if let Err(reason) = admit(snapshot, from, source, destination, headers.to_group) {
         return Decision::Drop(reason);
     }
     match snapshot.host(destination) {
-        Some(Destination::Pod(out) | Destination::Host(out)) => deliver(snapshot, port, out),
+        Some(Destination::Host(_)) if from.is_uplink() => Decision::News,
+        Some(Destination::Pod(out) | Destination::Host(out)) => deliver(snapshot, from, out),
         Some(Destination::Gateway) => serve::<K>(headers),
+        None if from.is_uplink() && snapshot.underlay.addresses.contains(&destination) => {
+            Decision::News
+        }
         None if snapshot.is_pod_address(destination) => {
             Decision::Refuse(Refusal::HostUnreachable, DropReason::NoEndpoint)
         }
-        None => Decision::Refuse(Refusal::NetUnreachable, DropReason::NoRoute),
+        None => match from {
+            Ingress::Port(port) if port.role != Role::Uplink => {
+                uplink::beyond(snapshot, port, destination)
+            }
+            Ingress::Port(_) | Ingress::Overlay(_) => Decision::Drop(DropReason::SplitHorizon),
+        },
+    }
+}
+
+/// Where a routed packet came from.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Ingress<'a> {
+    /// A port of this switch.
+    Port(&'a PortEntry),
+    /// A remote end of the overlay.
+    Overlay(VtepId),
+}
+
+impl<'a> Ingress<'a> {
+    /// As a flow key has it; `None` when it is gone.
+    pub(super) fn of(snapshot: &'a Snapshot, in_port: u16) -> Option<Ingress<'a>> {
+        match Location::from_key(in_port) {
+            Location::Port(id) => snapshot.port(id).map(Ingress::Port),
+            Location::Vtep(id) => snapshot.vtep(id).map(|_| Ingress::Overlay(id)),
+        }
+    }
+
+    /// Of a packet.
+    pub(super) fn of_packet(snapshot: &'a Snapshot, packet: &Packet) -> Option<Ingress<'a>> {
+        let location = match packet.vtep {
+            Some(vtep) => Location::Vtep(vtep),
+            None => Location::Port(packet.in_port),
+        };
+        Ingress::of(snapshot, location.to_key())
+    }
+
+    fn is_uplink(self) -> bool {
+        matches!(self, Ingress::Port(port) if port.role == Role::Uplink)
+    }
+
+    /// The port, unless other nodes are beyond it.
+    pub(super) fn local(self) -> Option<&'a PortEntry> {
+        match self {
+            Ingress::Port(port) if port.role != Role::Uplink => Some(port),
+            Ingress::Port(_) | Ingress::Overlay(_) => None,
+        }
     }
 }
 
 /// Whether the addresses may cross the switch, and may come from this port.
 fn admit(
     snapshot: &Snapshot,
-    port: &PortEntry,
+    from: Ingress<'_>,
     source: IpAddr,
     destination: IpAddr,
     to_group: bool,
@@ -141,7 +195,7 @@ fn admit(
     if source == destination {
         return Err(DropReason::SelfAddressed);
     }
-    if !may_send(snapshot, port, source) {
+    if !may_send(snapshot, from, source) {
         return Err(DropReason::Spoofed);
     }
     // Link-local addresses stay on their link (RFC 4007, section 9): between
@@ -169,9 +223,16 @@ fn is_link_local(address: IpAddr) -> bool {
     matches!(address, IpAddr::V6(v6) if ipv6::is_link_local(v6))
 }
 
-/// The source guard: whether packets from this port may carry the address as
-/// their source.
-pub(super) fn may_send(snapshot: &Snapshot, port: &PortEntry, source: IpAddr) -> bool {
+/// The source guard: whether packets from there may carry the address as
+/// their source. Through the overlay come only addresses that are routed back
+/// the same way.
+pub(super) fn may_send(snapshot: &Snapshot, from: Ingress<'_>, source: IpAddr) -> bool {
+    let port = match from {
+        Ingress::Port(port) => port,
+        Ingress::Overlay(vtep) => {
+            return snapshot.routes.lookup(source) == Some(RouteTarget::Vtep(vtep));
+        }
+    };
     match port.role {
         Role::Host => match snapshot.host(source) {
             Some(Destination::Pod(_) | Destination::Gateway) => false,
@@ -179,14 +240,17 @@ pub(super) fn may_send(snapshot: &Snapshot, port: &PortEntry, source: IpAddr) ->
             None => !snapshot.is_pod_address(source),
         },
         Role::Pod | Role::SegmentPod(_) => port.may_use(source),
-        Role::Uplink => false,
+        // What the underlay carries, but nobody out there is one of us.
+        Role::Uplink => snapshot.host(source).is_none() && !snapshot.is_pod_address(source),
     }
 }
 
-fn deliver(snapshot: &Snapshot, port: &PortEntry, out: PortId) -> Decision {
-    if out == port.id {
-        return Decision::Drop(DropReason::SamePort);
-    }
+pub(super) fn deliver(snapshot: &Snapshot, from: Ingress<'_>, out: PortId) -> Decision {
+    let mtu = match from {
+        Ingress::Port(port) if port.id == out => return Decision::Drop(DropReason::SamePort),
+        Ingress::Port(port) => port.mtu,
+        Ingress::Overlay(_) => u32::MAX,
+    };
     let Some(entry) = snapshot.port(out) else {
         return Decision::Drop(DropReason::PortGone);
     };
@@ -194,7 +258,7 @@ fn deliver(snapshot: &Snapshot, port: &PortEntry, out: PortId) -> Decision {
     if entry.super_frames {
         flags |= Actions::SUPER_FRAMES;
     }
-    let mtu = port.mtu.min(entry.mtu).min(u32::from(u16::MAX));
+    let mtu = mtu.min(entry.mtu).min(u32::from(u16::MAX));
     Decision::Forward(Actions {
         destination: entry.mac,
         source: snapshot.gateway.mac,

@@ -217,7 +217,11 @@ impl Segment {
         let (out, checksum, is_whole) = match packet.verdict {
             Verdict::Forward { out, checksum } => (out, checksum, true),
             Verdict::Segment { out, .. } => (out, None, false),
-            Verdict::Flood { .. } | Verdict::Reply { .. } | Verdict::Drop(_) => return None,
+            Verdict::Tunnel { .. }
+            | Verdict::Flood { .. }
+            | Verdict::Wait { .. }
+            | Verdict::Reply { .. }
+            | Verdict::Drop(_) => return None,
         };
         let bytes = umem.bytes(batch.head(index));
         let (headers, is_bare) = locate(bytes)?;

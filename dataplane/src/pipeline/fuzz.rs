@@ -4,7 +4,7 @@
 //! port, two for its length, and its bytes; the last one may be cut short.
 
 use super::segment::segment;
-use super::world::World;
+use super::world::{NEIGHBOR_MAC, UPLINK, UPLINK_MAC, World};
 use super::{FlowCapacity, parse};
 use crate::frame::{Batch, HEADROOM, TX_METADATA_BYTES, TxChecksum, Verdict};
 use crate::snapshot::Role;
@@ -83,12 +83,16 @@ fn check(world: &mut World, batch: &Batch, index: usize, port: u16, before: &[u8
     let packet = batch.packets()[index];
     let head = batch.head(index);
     assert!(head.headroom() >= TX_METADATA_BYTES);
-    assert!(head.headroom() <= HEADROOM);
+    // Outer headers may be gone.
+    assert!(head.headroom() <= HEADROOM || packet.vtep.is_some());
     let after = world.bytes(batch, index);
     let role = world.snapshot.port(PortId(port)).map(|port| port.role);
     match packet.verdict {
         Verdict::Forward { out, checksum } => {
             assert_eq!(packet.len as usize, after.len());
+            if port == UPLINK || out.0 == UPLINK {
+                return check_border(world, port, out, &after);
+            }
             assert!(after.len() <= before.len());
             check_way(world, role, port, out);
             if let Some(field) = checksum {
@@ -101,7 +105,9 @@ fn check(world: &mut World, batch: &Batch, index: usize, port: u16, before: &[u8
             }
         }
         Verdict::Segment { out, mtu } => {
-            check_way(world, role, port, out);
+            if port != UPLINK && out.0 != UPLINK {
+                check_way(world, role, port, out);
+            }
             let mut out = Batch::new();
             if segment(&world.umem, &mut world.pool, batch, index, mtu, &mut out).is_ok() {
                 for segment in out.packets() {
@@ -113,9 +119,24 @@ fn check(world: &mut World, batch: &Batch, index: usize, port: u16, before: &[u8
             world.free(&mut out);
         }
         Verdict::Flood { segment, checksum } => {
-            assert_eq!(role, Some(Role::SegmentPod(segment)));
+            let from = packet
+                .vtep
+                .map_or(role, |_| Some(Role::SegmentPod(segment)));
+            assert_eq!(from, Some(Role::SegmentPod(segment)));
             if let Some(field) = checksum {
                 assert_inside(field, head.len());
+            }
+        }
+        Verdict::Tunnel { vtep, mtu, .. } => {
+            assert!(world.snapshot.vtep(vtep).is_some() && mtu <= 1500);
+            assert_ne!(port, UPLINK, "never back into the overlay");
+        }
+        Verdict::Wait { .. } => assert!(before.starts_with(&after), "as it came"),
+        Verdict::Reply { .. } if port == UPLINK => {
+            let reply = world.umem.bytes(head);
+            assert!(reply.len() >= 42);
+            if packet.vtep.is_some() {
+                check_outer(reply);
             }
         }
         Verdict::Reply { dropped } => {
@@ -131,6 +152,40 @@ fn check(world: &mut World, batch: &Batch, index: usize, port: u16, before: &[u8
             assert!(reply.len() <= 14 + 1280 || dropped.is_none());
         }
         Verdict::Drop(_) => {}
+    }
+}
+
+/// A packet that came into the node or leaves it, and never both.
+fn check_border(world: &World, port: u16, out: PortId, after: &[u8]) {
+    let to = world.snapshot.port(out).map(|port| port.role);
+    assert!(to.is_some());
+    assert_ne!(PortId(port), out);
+    if out.0 == UPLINK {
+        assert_eq!(after[6..12], UPLINK_MAC.0);
+        assert_eq!(after[..6], NEIGHBOR_MAC.0);
+        check_outer(after);
+    }
+}
+
+/// The IP header of a packet on the underlay, and the overlay's when it is one
+/// of those.
+fn check_outer(frame: &[u8]) {
+    let is_v6 = frame[14] >> 4 == 6;
+    let (udp, len) = match is_v6 {
+        true => (
+            54,
+            40 + usize::from(u16::from_be_bytes([frame[18], frame[19]])),
+        ),
+        false => (34, usize::from(u16::from_be_bytes([frame[16], frame[17]]))),
+    };
+    assert_eq!(len + 14, frame.len());
+    if !is_v6 && frame[14] == 0x45 {
+        assert_eq!(checksum::checksum(&frame[14..34]), 0);
+    }
+    let is_overlay = frame[14] == 0x45 && frame[23] == 17 || is_v6 && frame[20] == 17;
+    if is_overlay && frame[udp + 2..udp + 4] == 4789u16.to_be_bytes() && frame[udp] >= 0xc0 {
+        let claimed = u16::from_be_bytes([frame[udp + 4], frame[udp + 5]]);
+        assert_eq!(usize::from(claimed) + udp, frame.len());
     }
 }
 
@@ -204,7 +259,47 @@ mod tests {
             }
             seeds.push((port, seed));
         }
+        // Out of the overlay, and to other nodes.
+        let inner: Vec<_> = seeds
+            .iter()
+            .filter(|(_, s)| s.len() < 1400)
+            .cloned()
+            .collect();
+        for (port, seed) in inner {
+            seeds.push((UPLINK as u8, wrapped(&seed)));
+            let mut away = seed;
+            if away.len() > 34 && away[12..14] == [8, 0] {
+                away[32] = 2 + port % 4;
+                mend(&mut away);
+                seeds.push((port, away));
+            }
+        }
         seeds
+    }
+
+    /// A frame behind outer headers from a remote end of the routed network
+    /// or of a segment, turned about: what goes to a pod comes from afar.
+    fn wrapped(inner: &[u8]) -> Vec<u8> {
+        let world = World::with_underlay();
+        let vni = usize::from(inner.len() % 2 == 0) * 2;
+        let vtep = world.snapshot.vteps[vni].as_ref().unwrap();
+        let mut bytes = vtep.outer.bytes().to_vec();
+        bytes[..6].copy_from_slice(&UPLINK_MAC.0);
+        for at in 26..30 {
+            bytes.swap(at, at + 4);
+        }
+        let len = (inner.len() + 36) as u16;
+        bytes[16..18].copy_from_slice(&len.to_be_bytes());
+        bytes[38..40].copy_from_slice(&(len - 20).to_be_bytes());
+        bytes.extend(inner);
+        if vni == 0 && inner.len() > 34 {
+            bytes[50..56].copy_from_slice(&super::super::world::VTEP_MAC.0);
+            // From a pod of the remote end.
+            bytes[50 + 28] = 2;
+            mend(&mut bytes[50..]);
+        }
+        mend(&mut bytes);
+        bytes
     }
 
     /// Changes a few bytes, cuts, or joins two packets; then makes the sums
@@ -271,6 +366,7 @@ mod tests {
         let seeds = seeds();
         let mut random = Random(0x5119_1a9e);
         let mut world = World::new();
+        let mut beyond = World::with_underlay();
         for round in 0..4_000u64 {
             let mut input = Vec::new();
             for _ in 0..10 {
@@ -280,6 +376,8 @@ mod tests {
             }
             world.now.0 += 5_000_000;
             process_in(&mut world, &input);
+            beyond.now.0 += 5_000_000;
+            process_in(&mut beyond, &input);
             if round % 97 == 0 {
                 world.publish(|_| {});
                 process_packets(&input);
@@ -287,6 +385,7 @@ mod tests {
         }
         assert!(world.counters.flow_hits.get() > 1000);
         assert!(world.counters.flow_misses.get() > 1000);
+        assert!(beyond.counters.flow_hits.get() > 1000);
     }
 
     #[test]

@@ -24,6 +24,7 @@ mod fragment;
 pub mod fuzz;
 mod limit;
 mod neighbor;
+mod overlay;
 mod parse;
 mod record;
 mod refuse;
@@ -32,6 +33,7 @@ mod route;
 pub mod segment;
 #[cfg(test)]
 mod tests;
+mod uplink;
 #[cfg(any(test, fuzzing))]
 mod world;
 
@@ -41,16 +43,18 @@ use crossbeam::utils::CachePadded;
 
 use crate::counters::LaneCounters;
 use crate::event::Event;
-use crate::frame::{Batch, Verdict};
+use crate::frame::{Batch, Packet, Verdict};
 use crate::snapshot::Snapshot;
 use crate::tables::flow::{Actions, FlowTable, Hint, Inserted, KeyL2, KeyV4, KeyV6};
-use crate::types::{LaneId, Nanos};
+use crate::types::{LaneId, MacAddr, Nanos};
 use crate::umem::Umem;
 
 use classify::{Decision, RoutedKey};
 use limit::ErrorLimit;
 use parse::{Kind, Parsed};
 
+pub(crate) use chain::complete;
+pub(crate) use overlay::{source_port_of, wrap};
 pub use record::FlowRecord;
 
 /// Flows that each table of a lane holds at most.
@@ -105,6 +109,8 @@ struct Lane {
     flows_l2: FlowTable<KeyL2>,
     errors: ErrorLimit,
     tally: Tally,
+    /// When control was last told of a missing neighbour, by its number.
+    told_missing_ms: [u32; uplink::TOLD],
     /// Events were queued since [`LaneState::take_events_pending`].
     events_pending: bool,
 }
@@ -152,6 +158,7 @@ impl LaneState {
                 flows_l2: FlowTable::new(flows.l2.min(FlowCapacity::LIMIT)),
                 errors: ErrorLimit::new(),
                 tally: Tally::default(),
+                told_missing_ms: [0; uplink::TOLD],
                 events_pending: false,
             },
         }
@@ -159,8 +166,8 @@ impl LaneState {
 
     /// The flows that the lane knows, for `spinlane flows`. Takes time by the
     /// number of flows; call it between rounds, on request.
-    pub fn flows(&self, now: Nanos) -> Vec<FlowRecord> {
-        record::records(&self.lane, now)
+    pub fn flows(&self, snapshot: &Snapshot, now: Nanos) -> Vec<FlowRecord> {
+        record::records(&self.lane, snapshot, now)
     }
 
     /// Whether control has events to fetch since the last time of asking.
@@ -192,7 +199,10 @@ pub fn process(
         parse_all(&round, batch, first, packets);
         lane.look_up_all(packets);
         for (offset, packet) in packets.iter().enumerate() {
-            let verdict = decide(&round, batch, first + offset, packet, lane);
+            let mut verdict = decide(&round, batch, first + offset, packet, lane);
+            if let Verdict::Reply { dropped } = verdict {
+                verdict = uplink::answer(&round, batch, first + offset, dropped);
+            }
             batch.decide(first + offset, verdict);
         }
         first += count;
@@ -273,6 +283,11 @@ fn routed<K: RoutedKey>(
                     actions
                 }
                 Decision::Drop(reason) => return Verdict::Drop(reason),
+                Decision::News => return uplink::news(round, batch, index, headers, lane),
+                Decision::Wait(next_hop) => {
+                    lane.tell_missing(next_hop, round.now_ms);
+                    return Verdict::Wait { next_hop };
+                }
                 Decision::Neighbor => return neighbor::discovery(round, batch, index, headers),
                 Decision::Echo => return reply::echo(round, batch, index, headers, K::IS_V6),
                 Decision::Refuse(refusal, reason) => {
@@ -283,7 +298,23 @@ fn routed<K: RoutedKey>(
             }
         }
     };
-    route::forward::<K>(round, batch, index, headers, &actions, lane)
+    let verdict = route::forward::<K>(round, batch, index, headers, &actions, lane);
+    match actions.leaves_node() {
+        true => uplink::leave(round, batch, index, (verdict, &actions, packet.hash)),
+        false => verdict,
+    }
+}
+
+impl Round<'_> {
+    /// The MAC address that the switch has where a packet came from.
+    fn own_mac(&self, packet: &Packet) -> MacAddr {
+        let underlay = &self.snapshot.underlay;
+        match packet.vtep {
+            Some(_) => underlay.vtep_mac,
+            None if underlay.uplink == Some(packet.in_port) => underlay.mac,
+            None => self.snapshot.gateway.mac,
+        }
+    }
 }
 
 impl Lane {

@@ -13,11 +13,12 @@ use zerocopy::big_endian::{U16, U32};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Round;
-use super::classify::may_send;
+use super::classify::{Ingress, may_send};
 use super::parse::{Headers, L3};
 use crate::drops::DropReason;
 use crate::frame::{Batch, Verdict};
 use crate::snapshot::{Destination, PortEntry, Role, Snapshot};
+use crate::types::MacAddr;
 use crate::wire::arp::{self, ArpPacket, Operation};
 use crate::wire::checksum::{Sum, pseudo_header};
 use crate::wire::icmpv6::{self, Icmpv6Header, LinkLayerOption, NeighborMessage};
@@ -26,31 +27,31 @@ use crate::wire::protocol;
 
 /// Answers or drops an ARP packet of a routed port.
 pub(super) fn arp(round: &Round<'_>, batch: &mut Batch, index: usize, to_group: bool) -> Verdict {
-    let Some(port) = round.snapshot.port(batch.packets()[index].in_port) else {
+    let Some(from) = Ingress::of_packet(round.snapshot, &batch.packets()[index]) else {
         return Verdict::Drop(DropReason::PortRemoved);
     };
     let bytes = round.umem.bytes(batch.head(index));
     let Ok((packet, _)) = ArpPacket::read_from_prefix(&bytes[L3..]) else {
         return Verdict::Drop(DropReason::Runt);
     };
-    if let Err(reason) = judge_arp(round.snapshot, port, &packet, to_group) {
+    if let Err(reason) = judge_arp(round.snapshot, from, &packet, to_group) {
         return Verdict::Drop(reason);
     }
-    let gateway = round.snapshot.gateway.mac;
+    let own_mac = round.own_mac(&batch.packets()[index]);
     let frame = batch.head_mut(index);
     if !frame.resize(L3 + arp::PACKET_LEN) {
         return Verdict::Drop(DropReason::Runt);
     }
     let bytes = round.umem.bytes_mut(frame);
-    bytes[..6].copy_from_slice(&port.mac.0);
-    bytes[6..12].copy_from_slice(&gateway.0);
-    bytes[L3..].copy_from_slice(packet.answer(gateway).as_bytes());
+    bytes[..6].copy_from_slice(&packet.sender_mac.0);
+    bytes[6..12].copy_from_slice(&own_mac.0);
+    bytes[L3..].copy_from_slice(packet.answer(own_mac).as_bytes());
     Verdict::Reply { dropped: None }
 }
 
 fn judge_arp(
     snapshot: &Snapshot,
-    port: &PortEntry,
+    from: Ingress<'_>,
     packet: &ArpPacket,
     _to_group: bool,
 ) -> Result<(), DropReason> {
@@ -58,32 +59,45 @@ fn judge_arp(
     if !packet.is_ipv4_on_ethernet() {
         return Err(DropReason::NeighborIgnored);
     }
-    if packet.sender_mac != port.mac {
+    if !is_own_mac(from, packet.sender_mac) {
         return Err(DropReason::SpoofedNeighbor);
     }
     if sender.is_unspecified() {
         return Err(DropReason::NeighborIgnored);
     }
-    if !may_send(snapshot, port, sender.into()) {
+    if !may_send(snapshot, from, sender.into()) {
         return Err(DropReason::SpoofedNeighbor);
     }
     let is_asked = packet.operation == Operation::REQUEST && sender != target;
-    match is_asked && answers_for(snapshot, port, target.into()) {
+    match is_asked && answers_for(snapshot, from, target.into()) {
         true => Ok(()),
         false => Err(DropReason::NeighborIgnored),
     }
 }
 
-/// Whether the switch answers this port for the address: the gateway's own,
-/// and all that is reached through it, but never the asker's own.
-fn answers_for(snapshot: &Snapshot, port: &PortEntry, target: IpAddr) -> bool {
+/// Whether a neighbour there has this MAC address. What other nodes' pods
+/// have is not known here.
+fn is_own_mac(from: Ingress<'_>, mac: MacAddr) -> bool {
+    match from.local() {
+        Some(port) => mac == port.mac,
+        None => mac.is_unicast(),
+    }
+}
+
+/// Whether the switch answers there for the address: the gateway's own, and
+/// all that is reached through it, but never the asker's own. Through the
+/// overlay it answers for what this node holds.
+fn answers_for(snapshot: &Snapshot, from: Ingress<'_>, target: IpAddr) -> bool {
+    let Some(port) = from.local() else {
+        return matches!(from, Ingress::Overlay(_)) && snapshot.host(target).is_some();
+    };
     if port.may_use(target) {
         return false;
     }
     match snapshot.host(target) {
         Some(Destination::Gateway) => true,
         Some(Destination::Pod(out) | Destination::Host(out)) => out != port.id,
-        None => snapshot.is_pod_address(target),
+        None => snapshot.is_pod_address(target) || snapshot.routes.lookup(target).is_some(),
     }
 }
 
@@ -94,11 +108,11 @@ pub(super) fn discovery(
     index: usize,
     headers: &Headers,
 ) -> Verdict {
-    let Some(port) = round.snapshot.port(batch.packets()[index].in_port) else {
+    let Some(from) = Ingress::of_packet(round.snapshot, &batch.packets()[index]) else {
         return Verdict::Drop(DropReason::PortRemoved);
     };
     let bytes = round.umem.bytes(batch.head(index));
-    match judge_discovery(round.snapshot, port, bytes, headers) {
+    match judge_discovery(round.snapshot, from, bytes, headers) {
         Ok((solicitor, target)) => advertise(round, batch, index, solicitor, target),
         Err(reason) => Verdict::Drop(reason),
     }
@@ -107,7 +121,7 @@ pub(super) fn discovery(
 /// Who asks for which address, when it is to be answered.
 fn judge_discovery(
     snapshot: &Snapshot,
-    port: &PortEntry,
+    from: Ingress<'_>,
     bytes: &[u8],
     headers: &Headers,
 ) -> Result<(Ipv6Addr, Ipv6Addr), DropReason> {
@@ -140,7 +154,7 @@ fn judge_discovery(
         NeighborMessage::ref_from_prefix(message).map_err(|_| DropReason::Runt)?;
     let (source, target) = (ip.source(), view.target());
     if headers.icmp_kind == icmpv6::kind::NEIGHBOR_ADVERTISEMENT {
-        return Err(match may_claim(snapshot, port, target) {
+        return Err(match may_claim(snapshot, from, target) {
             true => DropReason::NeighborIgnored,
             false => DropReason::SpoofedNeighbor,
         });
@@ -150,22 +164,28 @@ fn judge_discovery(
     }
     let mac = icmpv6::link_layer_option(options, icmpv6::OPTION_SOURCE)
         .map_err(|_| DropReason::NeighborIgnored)?;
-    if !may_claim(snapshot, port, source) || mac.is_some_and(|mac| mac != port.mac) {
+    if !may_claim(snapshot, from, source) || mac.is_some_and(|mac| !is_own_mac(from, mac)) {
         return Err(DropReason::SpoofedNeighbor);
     }
-    match answers_for(snapshot, port, target.into()) {
+    match answers_for(snapshot, from, target.into()) {
         true => Ok((source, target)),
         false => Err(DropReason::NeighborIgnored),
     }
 }
 
-fn may_claim(snapshot: &Snapshot, port: &PortEntry, address: Ipv6Addr) -> bool {
-    match port.role {
-        // The host's link-local address on its port is not known here.
-        Role::Host if ipv6::is_link_local(address) => {
+fn may_claim(snapshot: &Snapshot, from: Ingress<'_>, address: Ipv6Addr) -> bool {
+    match from {
+        // The link-local addresses of the host on its port, and of remote
+        // ends, are not known here.
+        Ingress::Port(PortEntry {
+            role: Role::Host, ..
+        })
+        | Ingress::Overlay(_)
+            if ipv6::is_link_local(address) =>
+        {
             snapshot.host(address.into()) != Some(Destination::Gateway)
         }
-        _ => may_send(snapshot, port, address.into()),
+        _ => may_send(snapshot, from, address.into()),
     }
 }
 
@@ -180,6 +200,7 @@ fn advertise(
     target: Ipv6Addr,
 ) -> Verdict {
     let gateway = &round.snapshot.gateway;
+    let own_mac = round.own_mac(&batch.packets()[index]);
     let frame = batch.head_mut(index);
     if !frame.resize(L3 + ipv6::HEADER_LEN + ADVERTISEMENT_LEN) {
         return Verdict::Drop(DropReason::Runt);
@@ -207,11 +228,11 @@ fn advertise(
     let option = LinkLayerOption {
         kind: icmpv6::OPTION_TARGET,
         units: 1,
-        mac: gateway.mac,
+        mac: own_mac,
     };
     let bytes = round.umem.bytes_mut(frame);
     bytes.copy_within(6..12, 0);
-    bytes[6..12].copy_from_slice(&gateway.mac.0);
+    bytes[6..12].copy_from_slice(&own_mac.0);
     let (ip_bytes, rest) = bytes[L3..].split_at_mut(ipv6::HEADER_LEN);
     ip_bytes.copy_from_slice(header.as_bytes());
     rest[..24].copy_from_slice(message.as_bytes());

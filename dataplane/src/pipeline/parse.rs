@@ -6,11 +6,12 @@
 
 use zerocopy::FromBytes;
 
+use super::overlay;
 use crate::drops::DropReason;
 use crate::frame::Batch;
-use crate::snapshot::{PortEntry, Role, Snapshot};
+use crate::snapshot::{Location, Network, PortEntry, Role, Snapshot};
 use crate::tables::flow::{KeyL2, KeyV4, KeyV6, UpperKey};
-use crate::types::SegmentId;
+use crate::types::{MacAddr, SegmentId};
 use crate::umem::Umem;
 use crate::wire::ethernet::{self, EtherType, EthernetHeader};
 use crate::wire::ipv4::{self, Ipv4Header};
@@ -117,24 +118,74 @@ pub(super) fn parse(
     let Some(port) = snapshot.port(packet.in_port) else {
         return *parsed = Parsed::bad(DropReason::PortRemoved);
     };
+    if port.role == Role::Uplink {
+        return match uplink(umem, batch, index, snapshot, parsed) {
+            Ok(len) => trim(batch, index, len, parsed),
+            Err(reason) => *parsed = Parsed::bad(reason),
+        };
+    }
     let seen = Seen {
         bytes: umem.bytes(batch.head(index)),
         len: packet.len as usize,
         port,
+        in_port: port.id.0,
     };
-    let done = match port.role {
-        Role::SegmentPod(segment) => seen.segment(segment, parsed),
-        Role::Pod | Role::Host => seen.routed(snapshot, parsed),
-        Role::Uplink => Err(DropReason::NoRoute),
+    let done = match (port.role, snapshot.underlay.segment) {
+        (Role::SegmentPod(segment), _) | (Role::Host, Some(segment)) => {
+            seen.segment(segment, parsed)
+        }
+        (Role::Pod | Role::Host | Role::Uplink, _) => seen.routed(snapshot, parsed),
     };
-    if let Err(reason) = done {
-        return *parsed = Parsed::bad(reason);
+    match done {
+        Ok(()) => trim(batch, index, seen.len, parsed),
+        Err(reason) => *parsed = Parsed::bad(reason),
     }
+}
+
+/// Parses a packet of the uplink, out of the overlay when it came through
+/// that; gives its length.
+#[inline(never)]
+fn uplink(
+    umem: &Umem,
+    batch: &mut Batch,
+    index: usize,
+    snapshot: &Snapshot,
+    parsed: &mut Parsed,
+) -> Result<usize, DropReason> {
+    let underlay = &snapshot.underlay;
+    let unwrapped = overlay::unwrap(umem, batch, index, underlay)?;
+    let packet = &batch.packets()[index];
+    let port = snapshot.port(packet.in_port);
+    let port = port.ok_or(DropReason::PortRemoved)?;
+    let location = match unwrapped {
+        Some(unwrapped) => Location::Vtep(unwrapped.vtep),
+        None => Location::Port(port.id),
+    };
+    let seen = Seen {
+        bytes: umem.bytes(batch.head(index)),
+        len: packet.len as usize,
+        port,
+        in_port: location.to_key(),
+    };
+    match (unwrapped.map(|u| u.network), underlay.segment) {
+        (Some(Network::Segment(segment)), _) => seen.segment(segment, parsed)?,
+        (Some(Network::Routed), _) => seen.addressed_to(underlay.vtep_mac, parsed)?,
+        (None, Some(segment)) if seen.bytes.get(..6) != Some(&underlay.mac.0) => {
+            seen.segment(segment, parsed)?;
+        }
+        (None, _) => seen.addressed_to(underlay.mac, parsed)?,
+    }
+    Ok(seen.len)
+}
+
+/// Cuts padding off a packet of `len` bytes of frame.
+#[inline]
+fn trim(batch: &mut Batch, index: usize, len: usize, parsed: &mut Parsed) {
     // Short frames come padded to 60 bytes; what follows the IP packet is not
     // part of it.
     let is_ip = matches!(parsed.kind, Kind::V4(_) | Kind::V6(_));
     let frame_len = parsed.headers.ip_len as usize + L3;
-    if is_ip && seen.len > frame_len && !batch.trim(index, frame_len) {
+    if is_ip && len > frame_len && !batch.trim(index, frame_len) {
         *parsed = Parsed::bad(DropReason::BadLength);
     }
 }
@@ -145,6 +196,8 @@ struct Seen<'a> {
     bytes: &'a [u8],
     len: usize,
     port: &'a PortEntry,
+    /// Where it came from, as the key has it.
+    in_port: u16,
 }
 
 impl Seen<'_> {
@@ -154,7 +207,7 @@ impl Seen<'_> {
         addresses.copy_from_slice(&bytes[..12]);
         let key = KeyL2 {
             addresses,
-            in_port: self.port.id.0,
+            in_port: self.in_port,
             reserved: 0,
         };
         parsed.kind = Kind::Segment(segment, key);
@@ -174,8 +227,25 @@ impl Seen<'_> {
         if header.source != self.port.mac {
             return Err(DropReason::SpoofedMac);
         }
+        self.network(header, snapshot.gateway.mac, parsed)
+    }
+
+    /// A packet of another node, to one of this node's own MAC addresses.
+    fn addressed_to(&self, own: MacAddr, parsed: &mut Parsed) -> Result<(), DropReason> {
+        let (header, _) =
+            EthernetHeader::ref_from_prefix(self.bytes).map_err(|_| DropReason::Runt)?;
+        self.network(header, own, parsed)
+    }
+
+    #[inline(always)]
+    fn network(
+        &self,
+        header: &EthernetHeader,
+        own: MacAddr,
+        parsed: &mut Parsed,
+    ) -> Result<(), DropReason> {
         let to_group = header.destination.is_multicast();
-        if !to_group && header.destination != snapshot.gateway.mac {
+        if !to_group && header.destination != own {
             return Err(DropReason::WrongMac);
         }
         match header.ethertype {
@@ -288,7 +358,7 @@ impl Seen<'_> {
     ) -> Result<(UpperKey, u8), DropReason> {
         let mut upper = UpperKey {
             ports: [0; 4],
-            in_port: self.port.id.0,
+            in_port: self.in_port,
             protocol,
             is_fragment: u8::from(part != Part::Whole),
         };

@@ -3,8 +3,9 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::Lane;
+use crate::snapshot::{Location, Snapshot};
 use crate::tables::flow::{Actions, Flow, IDLE_LIMIT_MS, KeyL2, KeyV4, KeyV6, UpperKey};
-use crate::types::{MacAddr, Nanos, PortId};
+use crate::types::{MacAddr, Nanos, PortId, VtepId};
 use crate::wire::protocol;
 
 /// One flow of one lane, ready to print.
@@ -14,6 +15,8 @@ pub struct FlowRecord {
     pub lane: usize,
     /// Port that its packets enter by.
     pub in_port: PortId,
+    /// Remote end of the overlay that they come from.
+    pub in_vtep: Option<VtepId>,
     /// Source address; a MAC address in a segment.
     pub src: String,
     /// Destination address; a MAC address in a segment.
@@ -28,6 +31,8 @@ pub struct FlowRecord {
     pub actions: Vec<String>,
     /// Port that they leave by; none when they are flooded.
     pub out: Option<PortId>,
+    /// Remote end of the overlay that they go to.
+    pub out_vtep: Option<VtepId>,
     /// Packets that it counted.
     pub packets: u64,
     /// Their bytes.
@@ -36,10 +41,11 @@ pub struct FlowRecord {
     pub idle_ns: u64,
 }
 
-pub(super) fn records(lane: &Lane, now: Nanos) -> Vec<FlowRecord> {
+pub(super) fn records(lane: &Lane, snapshot: &Snapshot, now: Nanos) -> Vec<FlowRecord> {
     let now_ms = (now.0 / 1_000_000) as u32;
     let maker = Maker {
         lane: usize::from(lane.id.0),
+        uplink: snapshot.underlay.uplink,
         now_ms,
     };
     let v4 = lane.flows_v4.iter().map(|(key, flow)| maker.v4(key, flow));
@@ -50,6 +56,7 @@ pub(super) fn records(lane: &Lane, now: Nanos) -> Vec<FlowRecord> {
 
 struct Maker {
     lane: usize,
+    uplink: Option<PortId>,
     now_ms: u32,
 }
 
@@ -73,11 +80,10 @@ impl Maker {
     fn l2(&self, key: &KeyL2, flow: &Flow) -> Option<FlowRecord> {
         let [a, b, c, d, e, f, g, h, i, j, k, l] = key.addresses;
         Some(FlowRecord {
-            in_port: PortId(key.in_port),
             src: MacAddr([g, h, i, j, k, l]).to_string(),
             dst: MacAddr([a, b, c, d, e, f]).to_string(),
             proto: "l2".to_owned(),
-            ..self.record(flow)?
+            ..self.record(key.in_port, flow)?
         })
     }
 
@@ -85,7 +91,6 @@ impl Maker {
         let is_icmp = matches!(upper.protocol, protocol::ICMP | protocol::ICMPV6);
         let [a, b, c, d] = upper.ports;
         Some(FlowRecord {
-            in_port: PortId(upper.in_port),
             src,
             dst,
             proto: protocol_name(upper.protocol),
@@ -95,24 +100,37 @@ impl Maker {
             } else {
                 u16::from_be_bytes([c, d])
             },
-            ..self.record(flow)?
+            ..self.record(upper.in_port, flow)?
         })
     }
 
     /// The part that is the same for all; `None` for a flow that is only
     /// still there because nobody needed its place.
-    fn record(&self, flow: &Flow) -> Option<FlowRecord> {
+    fn record(&self, in_port: u16, flow: &Flow) -> Option<FlowRecord> {
+        let uplink = self.uplink.unwrap_or(PortId(0));
+        let (in_port, in_vtep) = match Location::from_key(in_port) {
+            Location::Port(port) => (port, None),
+            Location::Vtep(vtep) => (uplink, Some(vtep)),
+        };
+        let actions = &flow.actions;
+        let (out, out_vtep) = match () {
+            () if actions.has(Actions::FLOOD) => (None, None),
+            () if actions.has(Actions::ENCAPSULATE) => (self.uplink, Some(VtepId(actions.out))),
+            () => (Some(PortId(actions.out)), None),
+        };
         let idle_ms = self.now_ms.wrapping_sub(flow.used_ms);
         (idle_ms <= IDLE_LIMIT_MS).then(|| FlowRecord {
             lane: self.lane,
-            in_port: PortId(0),
+            in_port,
+            in_vtep,
             src: String::new(),
             dst: String::new(),
             proto: String::new(),
             sport: 0,
             dport: 0,
             actions: words(&flow.actions),
-            out: (!flow.actions.has(Actions::FLOOD)).then_some(PortId(flow.actions.out)),
+            out,
+            out_vtep,
             packets: flow.packets,
             bytes: flow.bytes,
             idle_ns: u64::from(idle_ms) * 1_000_000,
@@ -138,9 +156,15 @@ fn words(actions: &Actions) -> Vec<String> {
         words.push(format!("set-smac {}", actions.source));
         words.push("dec-ttl".to_owned());
     }
-    words.push("checksum-offload".to_owned());
+    words.push(match actions.leaves_node() {
+        true => "checksum".to_owned(),
+        false => "checksum-offload".to_owned(),
+    });
     if !actions.has(Actions::SUPER_FRAMES | Actions::FLOOD) {
         words.push(format!("segment {}", actions.segment_mtu));
+    }
+    if actions.has(Actions::ENCAPSULATE) {
+        words.push(format!("encapsulate {}", actions.out));
     }
     words.push(match actions.has(Actions::FLOOD) {
         true => "flood".to_owned(),

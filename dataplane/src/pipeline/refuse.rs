@@ -115,14 +115,9 @@ fn complete_checksum<K: RoutedKey>(
         return;
     }
     let bytes = round.umem.bytes(batch.head(index));
-    let Some(field) = route::partial_checksum::<K>(bytes, headers) else {
-        return;
-    };
-    // The field takes part in the sum as the pseudo-header's share.
-    let sum = chain::sum(round.umem, batch, index, usize::from(field.start));
-    let at = usize::from(field.start + field.offset);
-    let bytes = round.umem.bytes_mut(batch.head_mut(index));
-    bytes[at..at + 2].copy_from_slice(&sum.udp_checksum().to_be_bytes());
+    if let Some(field) = route::partial_checksum::<K>(bytes, headers) {
+        chain::complete(round.umem, batch, index, field);
+    }
 }
 
 /// Makes room for `added` bytes before the network header, cuts the quote so
@@ -135,6 +130,7 @@ fn reframe<'a>(
     headers: &Headers,
     (added, limit): (usize, usize),
 ) -> Option<&'a mut [u8]> {
+    let own_mac = round.own_mac(&batch.packets()[index]);
     let frame = batch.head_mut(index);
     let quoted = (frame.len() - L3)
         .min(headers.ip_len as usize)
@@ -144,7 +140,7 @@ fn reframe<'a>(
     }
     let bytes = round.umem.bytes_mut(frame);
     bytes.copy_within(added + 6..added + 12, 0);
-    bytes[6..12].copy_from_slice(&round.snapshot.gateway.mac.0);
+    bytes[6..12].copy_from_slice(&own_mac.0);
     bytes.copy_within(added + 12..added + 14, 12);
     Some(&mut bytes[L3..])
 }

@@ -22,9 +22,10 @@ pub(super) fn echo(
     if batch.packets()[index].frames > 1 {
         return Verdict::Drop(DropReason::GatewayUnserved);
     }
+    let own_mac = round.own_mac(&batch.packets()[index]);
     let bytes = round.umem.bytes_mut(batch.head_mut(index));
     bytes.copy_within(6..12, 0);
-    bytes[6..12].copy_from_slice(&round.snapshot.gateway.mac.0);
+    bytes[6..12].copy_from_slice(&own_mac.0);
     if is_v6 {
         swap::<16>(bytes, L3 + 8, L3 + 24);
         bytes[L3 + 7] = HOPS;

@@ -160,6 +160,7 @@ fn cut(
             frames: (out.frames.len() - first) as u8,
             len: (layout.payload + len) as u32,
             in_port: packet.in_port,
+            vtep: packet.vtep,
             verdict: Verdict::Drop(DropReason::Oversize),
         });
         offset += len;

@@ -11,10 +11,10 @@ use crate::event::Event;
 use crate::frame::{Batch, FRAME_SIZE, Frame, HEADROOM, Verdict};
 use crate::pipeline::{FlowCapacity, LaneState, process};
 use crate::snapshot::{
-    AddressMap, Destination, FdbTarget, Gateway, Location, PortEntry, Prefix, Role, Segment,
-    Snapshot,
+    AddressMap, Destination, FdbTarget, Gateway, Location, Network, NextHop, OuterHeader,
+    OuterPath, PortEntry, Prefix, Role, RouteTable, RouteTarget, Segment, Snapshot, Underlay, Vtep,
 };
-use crate::types::{Generation, LaneId, MacAddr, Nanos, PortId, SegmentId};
+use crate::types::{Generation, LaneId, MacAddr, Nanos, NextHopId, PortId, SegmentId, Vni, VtepId};
 use crate::umem::{FramePool, Umem, in_memory};
 
 pub(super) const GATEWAY_MAC: MacAddr = MacAddr([0x0a, 0x58, 0x0a, 0xf4, 0x01, 0x01]);
@@ -133,6 +133,108 @@ pub(super) fn snapshot() -> Snapshot {
     }
 }
 
+/// The node's uplink, and two remote ends over IPv4 and IPv6.
+pub(super) const UPLINK: u16 = 25;
+pub(super) const UPLINK_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
+pub(super) const NEIGHBOR_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
+pub(super) const VTEP_MAC: MacAddr = MacAddr([0x0a, 0x58, 172, 31, 0, 1]);
+pub(super) const REMOTE_MAC: MacAddr = MacAddr([0x0a, 0x58, 172, 31, 0, 2]);
+pub(super) const REMOTE_V4: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 2);
+pub(super) const REMOTE_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 31, 0, 0, 0, 0, 0, 2);
+/// The routed network, and segment 0.
+pub(super) const VNI: u32 = 7;
+pub(super) const BLUE_VNI: u32 = 100;
+
+/// Adds the uplink: remote pods 10.244.2.0/24 and fd00:2::/64 through the
+/// overlay over IPv4, 10.244.3.0/24 over IPv6, 10.244.4.0/24 by a neighbour,
+/// 10.244.5.0/24 by one that is not resolved; segment 0 reaches both ends.
+pub(super) fn with_underlay(mut snapshot: Snapshot) -> Snapshot {
+    let uplink = PortEntry {
+        super_frames: false,
+        mtu: 1500,
+        segment_mtu: 1500,
+        device_mtu: 1500,
+        addresses: Vec::new(),
+        mac: UPLINK_MAC,
+        ..entry(UPLINK, Role::Uplink)
+    };
+    Arc::make_mut(&mut snapshot.ports)[usize::from(UPLINK)] = Some(uplink);
+    let neighbor = |address: IpAddr, mac| {
+        Some(NextHop {
+            address,
+            port: PortId(UPLINK),
+            mac,
+            mtu: 1500,
+        })
+    };
+    snapshot.next_hops = Arc::new(vec![
+        neighbor(REMOTE_V4.into(), Some(NEIGHBOR_MAC)),
+        neighbor(REMOTE_V6.into(), Some(NEIGHBOR_MAC)),
+        neighbor(Ipv4Addr::new(172, 31, 0, 9).into(), None),
+    ]);
+    let ends = [
+        (REMOTE_V4.into(), NODE_V4.into(), VNI, 0),
+        (REMOTE_V6.into(), NODE_V6.into(), VNI, 1),
+        (REMOTE_V4.into(), NODE_V4.into(), BLUE_VNI, 0),
+        (REMOTE_V6.into(), NODE_V6.into(), BLUE_VNI, 1),
+    ];
+    let mut underlay = Underlay {
+        uplink: Some(PortId(UPLINK)),
+        mac: UPLINK_MAC,
+        addresses: vec![NODE_V4.into(), NODE_V6.into()],
+        vxlan_port: 4789,
+        vtep_mac: VTEP_MAC,
+        is_routed: true,
+        ..Underlay::default()
+    };
+    let mut vteps = Vec::new();
+    for (address, source, vni, next_hop) in ends {
+        let vni = Vni::new(vni).unwrap();
+        let path = OuterPath {
+            source_mac: UPLINK_MAC,
+            destination_mac: NEIGHBOR_MAC,
+            source,
+            destination: address,
+        };
+        let id = VtepId(vteps.len() as u16);
+        underlay.peers.insert((vni, address), id);
+        vteps.push(Some(Vtep {
+            address,
+            vni,
+            mac: REMOTE_MAC,
+            mtu: if address.is_ipv4() { 1450 } else { 1430 },
+            next_hop: NextHopId(next_hop),
+            outer: OuterHeader::new(&path, 4789, vni).unwrap(),
+        }));
+    }
+    snapshot.vteps = Arc::new(vteps);
+    let blue = SegmentId(0);
+    let networks = [(VNI, Network::Routed), (BLUE_VNI, Network::Segment(blue))];
+    underlay.networks = networks
+        .into_iter()
+        .map(|(vni, network)| (Vni::new(vni).unwrap(), network))
+        .collect();
+    snapshot.underlay = Arc::new(underlay);
+    let mut routes = RouteTable::default();
+    let v4 = |third| Prefix {
+        address: Ipv4Addr::new(10, 244, third, 0).into(),
+        len: 24,
+    };
+    routes.insert(v4(2), RouteTarget::Vtep(VtepId(0)));
+    routes.insert(v4(3), RouteTarget::Vtep(VtepId(1)));
+    routes.insert(v4(4), RouteTarget::NextHop(NextHopId(0)));
+    routes.insert(v4(5), RouteTarget::NextHop(NextHopId(2)));
+    let v6 = Prefix {
+        address: Ipv6Addr::new(0xfd00, 2, 0, 0, 0, 0, 0, 0).into(),
+        len: 64,
+    };
+    routes.insert(v6, RouteTarget::Vtep(VtepId(0)));
+    snapshot.routes = Arc::new(routes);
+    let segments = Arc::make_mut(&mut snapshot.segments);
+    segments[0].as_mut().unwrap().vteps = Arc::new(vec![VtepId(2), VtepId(3)]);
+    snapshot
+}
+
 fn segment(members: &[u16], guard: bool) -> Segment {
     Segment {
         fdb: Arc::default(),
@@ -195,6 +297,13 @@ impl World {
             events,
             now: Nanos(1_000_000_000_000),
         }
+    }
+
+    /// A node with an uplink.
+    pub(super) fn with_underlay() -> World {
+        let mut world = World::new();
+        world.snapshot = with_underlay(world.snapshot.clone());
+        world
     }
 
     /// Changes the snapshot, as a publication does.

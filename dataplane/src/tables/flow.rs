@@ -70,7 +70,7 @@ pub struct UpperKey {
     /// Source and destination port as they lie in the header; identifier and
     /// type of an echo; 0 without.
     pub ports: [u8; 4],
-    /// Port that it came by.
+    /// Where it came from: [`crate::snapshot::Location::to_key`].
     pub in_port: u16,
     /// Protocol.
     pub protocol: u8,
@@ -84,7 +84,7 @@ pub struct UpperKey {
 pub struct KeyL2 {
     /// Destination and source address, as they lie in the header.
     pub addresses: [u8; 12],
-    /// Port that it came by.
+    /// Where it came from: [`crate::snapshot::Location::to_key`].
     pub in_port: u16,
     /// Always 0.
     pub reserved: u16,
@@ -177,7 +177,7 @@ pub struct Actions {
     pub destination: MacAddr,
     /// Source address to set.
     pub source: MacAddr,
-    /// Port to leave by.
+    /// Port to leave by; with [`Actions::ENCAPSULATE`] the remote end.
     pub out: u16,
     /// Longest IP packet that passes as it is.
     pub mtu: u16,
@@ -196,6 +196,17 @@ impl Actions {
     pub const FLOOD: u16 = 4;
     /// The sending station is known to be where it is.
     pub const STATION_KNOWN: u16 = 8;
+
+    /// Leaves through the overlay.
+    pub const ENCAPSULATE: u16 = 16;
+    /// Leaves by the uplink, where no device finishes checksums.
+    pub const UPLINK: u16 = 32;
+
+    /// Whether it leaves the node.
+    #[inline]
+    pub const fn leaves_node(&self) -> bool {
+        self.flags & (Actions::ENCAPSULATE | Actions::UPLINK) != 0
+    }
 
     /// Whether a flag is set.
     #[inline]

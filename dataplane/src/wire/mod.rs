@@ -10,6 +10,8 @@ pub mod arp;
 #[cfg(not(loom))]
 pub mod checksum;
 #[cfg(not(loom))]
+pub mod ecn;
+#[cfg(not(loom))]
 pub mod ethernet;
 #[cfg(not(loom))]
 pub mod icmpv4;

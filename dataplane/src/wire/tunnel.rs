@@ -126,7 +126,11 @@ fn udp_tunnel(transport: &[u8]) -> Option<UdpTunnel> {
 
 /// The partial checksum of the packet whose network header of type
 /// `ethertype` begins at `at`: its own transport's, or that of one inside.
-pub fn partial_checksum(frame: &[u8], mut ethertype: EtherType, mut at: usize) -> Option<Partial> {
+pub fn partial_checksum(
+    mut frame: &[u8],
+    mut ethertype: EtherType,
+    mut at: usize,
+) -> Option<Partial> {
     let mut end = 0;
     for depth in 0..MAX_DEPTH {
         let Transport {
@@ -137,6 +141,8 @@ pub fn partial_checksum(frame: &[u8], mut ethertype: EtherType, mut at: usize) -
         } = transport(frame, ethertype, at)?;
         if depth == 0 {
             end = start + len;
+            // Nothing inside lies in the frame's padding.
+            frame = &frame[..end.min(frame.len())];
         }
         if let Some(field) = partial_field(frame, addresses, protocol, start, len) {
             return Some(Partial {

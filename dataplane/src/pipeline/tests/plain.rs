@@ -37,7 +37,7 @@ fn udp_between_pods_is_routed_with_one_hop_less() {
     }
     assert_eq!(world.counters.flow_misses.get(), 1);
     assert_eq!(world.counters.flow_hits.get(), 2);
-    let flows = world.state.flows(world.now);
+    let flows = world.state.flows(&world.snapshot, world.now);
     assert_eq!(flows.len(), 1);
     assert_eq!(flows[0].packets, 3);
     assert_eq!(flows[0].proto, "udp");

@@ -1,0 +1,229 @@
+//! What leaves the node, and what the underlay says about it.
+//!
+//! Packets that leave go through [`super::route`] or [`super::bridge`] like
+//! any other; [`leave`] then does what no device does for them: it finishes
+//! their checksums and puts the outer headers before them.
+
+use std::net::IpAddr;
+
+use zerocopy::FromBytes;
+
+use super::classify::{self, Decision, Ingress};
+use super::parse::Headers;
+use super::refuse::Refusal;
+use super::{Lane, Round, chain, overlay};
+use crate::drops::DropReason;
+use crate::event::Event;
+use crate::frame::{Batch, Verdict};
+use crate::snapshot::{NextHop, PortEntry, RouteTarget, Snapshot, Vtep};
+use crate::tables::flow::Actions;
+use crate::types::{NextHopId, VtepId};
+use crate::wire::icmpv4::{self, Icmpv4Header};
+use crate::wire::icmpv6::{self, Icmpv6Header};
+use crate::wire::ipv4::Ipv4Header;
+use crate::wire::ipv6::{self, Ipv6Header};
+use crate::wire::protocol;
+use crate::wire::udp::UdpHeader;
+
+/// How often control hears of a neighbour that packets wait for.
+const MISSING_MS: u32 = 100;
+
+/// Where a packet of a port goes whose destination is not on this node.
+pub(super) fn beyond(snapshot: &Snapshot, port: &PortEntry, destination: IpAddr) -> Decision {
+    let unreachable = Decision::Refuse(Refusal::NetUnreachable, DropReason::NoRoute);
+    match snapshot.routes.lookup(destination) {
+        None | Some(RouteTarget::Unreachable) => unreachable,
+        Some(RouteTarget::Host(out)) => classify::deliver(snapshot, Ingress::Port(port), out),
+        Some(RouteTarget::Vtep(id)) => match snapshot.vtep(id) {
+            Some(vtep) => through(snapshot, port, (id, vtep)),
+            None => unreachable,
+        },
+        Some(RouteTarget::NextHop(id)) => match snapshot.next_hop(id) {
+            Some(next_hop) => by(snapshot, port, (id, next_hop)),
+            None => unreachable,
+        },
+    }
+}
+
+/// Through the overlay.
+fn through(snapshot: &Snapshot, port: &PortEntry, (id, vtep): (VtepId, &Vtep)) -> Decision {
+    if let Err(missing) = resolved(snapshot, vtep) {
+        return missing.map_or(
+            Decision::Refuse(Refusal::NetUnreachable, DropReason::NoRoute),
+            Decision::Wait,
+        );
+    }
+    let mtu = port.mtu.min(vtep.mtu).min(u32::from(u16::MAX)) as u16;
+    Decision::Forward(Actions {
+        destination: vtep.mac,
+        source: snapshot.underlay.vtep_mac,
+        out: id.0,
+        mtu,
+        segment_mtu: mtu,
+        flags: Actions::ROUTE | Actions::ENCAPSULATE,
+    })
+}
+
+/// Whether the way to a remote end is known, else the neighbour that is
+/// missing, when there is one.
+pub(super) fn resolved(snapshot: &Snapshot, vtep: &Vtep) -> Result<(), Option<NextHopId>> {
+    match snapshot.next_hop(vtep.next_hop) {
+        None => Err(None),
+        Some(next_hop) if next_hop.mac.is_none() => Err(Some(vtep.next_hop)),
+        Some(_) => Ok(()),
+    }
+}
+
+/// To a neighbour on the underlay, as it is.
+fn by(snapshot: &Snapshot, port: &PortEntry, (id, next_hop): (NextHopId, &NextHop)) -> Decision {
+    let Some(mac) = next_hop.mac else {
+        return Decision::Wait(id);
+    };
+    let mtu = port.mtu.min(next_hop.mtu).min(u32::from(u16::MAX)) as u16;
+    Decision::Forward(Actions {
+        destination: mac,
+        source: snapshot.underlay.mac,
+        out: next_hop.port.0,
+        mtu,
+        segment_mtu: mtu,
+        flags: Actions::ROUTE | Actions::UPLINK,
+    })
+}
+
+/// Makes a decided packet ready for the wire. `verdict` is what route or
+/// bridge said, with the remote end in the place of the port when the flow
+/// goes through the overlay.
+pub(super) fn leave(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    index: usize,
+    (verdict, actions, hash): (Verdict, &Actions, u64),
+) -> Verdict {
+    match verdict {
+        Verdict::Forward { out, checksum } => {
+            if let Some(field) = checksum {
+                chain::complete(round.umem, batch, index, field);
+            }
+            if !actions.has(Actions::ENCAPSULATE) {
+                let checksum = None;
+                return Verdict::Forward { out, checksum };
+            }
+            encapsulate(round, batch, index, VtepId(actions.out), hash)
+        }
+        Verdict::Segment { mtu, .. } if actions.has(Actions::ENCAPSULATE) => Verdict::Tunnel {
+            vtep: VtepId(actions.out),
+            mtu,
+            source_port: overlay::source_port(hash),
+        },
+        other => other,
+    }
+}
+
+fn encapsulate(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    index: usize,
+    id: VtepId,
+    hash: u64,
+) -> Verdict {
+    let vtep = round.snapshot.vtep(id);
+    let (Some(vtep), Some(out)) = (vtep, round.snapshot.underlay.uplink) else {
+        return Verdict::Drop(DropReason::PortGone);
+    };
+    let source_port = overlay::source_port(hash);
+    match overlay::wrap(round.umem, batch, index, vtep, source_port) {
+        Ok(()) => Verdict::Forward {
+            out,
+            checksum: None,
+        },
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// Sends the switch's answer to a packet that came out of the overlay back
+/// into it.
+#[cold]
+pub(super) fn answer(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    index: usize,
+    dropped: Option<DropReason>,
+) -> Verdict {
+    let id = batch.packets()[index].vtep;
+    let Some(vtep) = id.and_then(|id| round.snapshot.vtep(id)) else {
+        return Verdict::Reply { dropped };
+    };
+    match overlay::wrap_reply(round.umem, batch.head_mut(index), vtep) {
+        Ok(()) => Verdict::Reply { dropped },
+        Err(reason) => Verdict::Drop(reason),
+    }
+}
+
+/// An ICMP error to the node: about an outer packet it may say the path's MTU,
+/// which control is told.
+pub(super) fn news(
+    round: &Round<'_>,
+    batch: &Batch,
+    index: usize,
+    headers: &Headers,
+    lane: &mut Lane,
+) -> Verdict {
+    let bytes = round.umem.bytes(batch.head(index));
+    let message = bytes.get(usize::from(headers.transport)..);
+    let port = round.snapshot.underlay.vxlan_port;
+    let about = message.and_then(|message| match headers.protocol {
+        protocol::ICMP => quoted_v4(message, port),
+        protocol::ICMPV6 => quoted_v6(message, port),
+        _ => None,
+    });
+    let Some((destination, mtu)) = about else {
+        return Verdict::Drop(DropReason::NoEndpoint);
+    };
+    if let Some(mtu) = mtu {
+        lane.tell(Event::PathMtu { destination, mtu });
+    }
+    Verdict::Drop(DropReason::OuterUndelivered)
+}
+
+/// Where an outer packet went that an ICMP error quotes, and the MTU that the
+/// error names.
+fn quoted_v4(message: &[u8], vxlan_port: u16) -> Option<(IpAddr, Option<u32>)> {
+    let (icmp, quote) = Icmpv4Header::ref_from_prefix(message).ok()?;
+    let (ip, _) = Ipv4Header::ref_from_prefix(quote).ok()?;
+    let (udp, _) = UdpHeader::ref_from_prefix(quote.get(ip.header_len()..)?).ok()?;
+    if ip.protocol != protocol::UDP || udp.destination.get() != vxlan_port {
+        return None;
+    }
+    let is_too_big = (icmp.kind, icmp.code)
+        == (
+            icmpv4::kind::UNREACHABLE,
+            icmpv4::unreachable::FRAGMENTATION_NEEDED,
+        );
+    let mtu = is_too_big.then(|| u32::from(icmp.sequence.get()));
+    Some((ip.destination().into(), mtu))
+}
+
+fn quoted_v6(message: &[u8], vxlan_port: u16) -> Option<(IpAddr, Option<u32>)> {
+    let (icmp, quote) = Icmpv6Header::ref_from_prefix(message).ok()?;
+    let (ip, _) = Ipv6Header::ref_from_prefix(quote).ok()?;
+    let (udp, _) = UdpHeader::ref_from_prefix(quote.get(ipv6::HEADER_LEN..)?).ok()?;
+    if ip.next_header != protocol::UDP || udp.destination.get() != vxlan_port {
+        return None;
+    }
+    let mtu = (icmp.kind == icmpv6::kind::PACKET_TOO_BIG).then(|| icmp.body.get());
+    Some((ip.destination().into(), mtu))
+}
+
+impl Lane {
+    /// Tells control that a packet waits, now and then for each neighbour.
+    pub(super) fn tell_missing(&mut self, next_hop: NextHopId, now_ms: u32) {
+        let told = &mut self.told_missing_ms[next_hop.index() % TOLD];
+        if now_ms.wrapping_sub(*told) >= MISSING_MS {
+            *told = now_ms;
+            self.tell(Event::NeighborMissing { next_hop });
+        }
+    }
+}
+
+/// Neighbours whose last telling is remembered; more share a place.
+pub(super) const TOLD: usize = 64;
