@@ -70,6 +70,7 @@ fn veth() -> Result<u32, String> {
         mac: MacAddr([0x0a, 0x58, 0, 0, 0, 1]),
         mtu: DEVICE_MTU,
         queues: 1,
+        used_queues: 1,
     };
     link::create(&mut netlink, veth, std::os::fd::AsFd::as_fd(&own)).map_err(|e| e.to_string())
 }

@@ -185,7 +185,8 @@ impl Core {
             pod: &endpoint.attachment.ifname,
             mac: endpoint.mac.parse().unwrap_or_default(),
             mtu: endpoint.device_mtu,
-            queues: self.switch.veth_queues(),
+            queues: link::queues_with_room(self.switch.veth_queues()),
+            used_queues: self.switch.veth_queues(),
         };
         let ifindex = link::create(&mut netlink, veth, netns)?;
         let port = self.bind(&endpoint.attachment, &endpoint.host_ifname, ifindex)?;
@@ -194,7 +195,7 @@ impl Core {
             without_offloads(&mut endpoint);
         }
         link::raise_host(&mut netlink, &endpoint.host_ifname, ifindex)?;
-        let routes = netns::run(netns, || link::configure_pod(&endpoint, veth.queues))?;
+        let routes = netns::run(netns, || link::configure_pod(&endpoint, veth.used_queues))?;
         recorded.wait()?;
         let mut inventory = self.inventory();
         if let Some(live) = inventory.endpoints.get_mut(attachment) {

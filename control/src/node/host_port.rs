@@ -86,6 +86,7 @@ impl Core {
                     mac,
                     mtu,
                     queues,
+                    used_queues: queues,
                 };
                 link::create(&mut netlink, veth, netns::own()?.as_fd())?
             }

@@ -65,6 +65,9 @@ pub enum LinkError {
     Vanished(String),
 }
 
+/// Queues that a pod's veth is made with at most, unless more are in use.
+const MOST_SPARE_QUEUES: u32 = 9;
+
 /// How long an interface may take to be operational.
 const OPERATIONAL_PATIENCE: Duration = Duration::from_secs(3);
 
@@ -83,6 +86,30 @@ pub struct Veth<'a> {
     pub mtu: u32,
     /// Queues of both directions at both ends.
     pub queues: u32,
+    /// Of those, how many are in use; the others are for more lanes after a
+    /// restart.
+    pub used_queues: u32,
+}
+
+/// Queues that a pod's veth is made with when `used` of them are needed now:
+/// an interface cannot get more later. As many as lanes are possible, up to a
+/// bound, because each costs memory and an entry in sysfs.
+pub fn queues_with_room(used: u32) -> u32 {
+    // One more than lanes, as generic mode wants.
+    let lanes = steering::highest_cpu() as u32 + 1;
+    (lanes + 1).min(MOST_SPARE_QUEUES).max(used)
+}
+
+/// Has the pod's end use `queues` of the queues that it `has`; runs in the
+/// pod's namespace.
+pub fn use_pod_queues(name: &str, has: u32, queues: u32) -> Result<(), LinkError> {
+    if has != 1 {
+        offload::use_queues(name, queues)?;
+    }
+    if queues > 1 {
+        steering::spare_first_queue(&Sysfs::open()?, name, queues)?;
+    }
+    Ok(())
 }
 
 /// Makes the pair, both ends down: the host's end in the calling thread's
@@ -123,11 +150,15 @@ pub fn create(
             Some(libc::EEXIST) => LinkError::NameTaken(veth.pod.to_owned()),
             _ => LinkError::Netlink(error),
         })?;
-    answers
+    let index = answers
         .iter()
         .find_map(super::netlink::Link::from_message)
         .map(|link| link.index)
-        .ok_or_else(|| LinkError::Vanished(veth.host.to_owned()))
+        .ok_or_else(|| LinkError::Vanished(veth.host.to_owned()))?;
+    if veth.queues != veth.used_queues {
+        offload::use_queues(veth.host, veth.used_queues)?;
+    }
+    Ok(index)
 }
 
 /// The host's end speaks no protocol of its own: no ARP, no IPv6 address.
@@ -180,7 +211,7 @@ fn set_mtu(name: &str, index: u32, mtu: u32) -> Request {
     )
 }
 
-/// Sets up the pod's end, which has `queues` transmit queues, and brings it
+/// Sets up the pod's end, which is to use `queues` of its queues, and brings it
 /// up; runs on a thread inside the pod's namespace. Returns the endpoint's
 /// routes without those that the pod has already by another interface.
 pub fn configure_pod(endpoint: &Endpoint, queues: u32) -> Result<Vec<PodRoute>, LinkError> {
@@ -193,9 +224,7 @@ pub fn configure_pod(endpoint: &Endpoint, queues: u32) -> Result<Vec<PodRoute>, 
         netns::set(&key, &value)?;
     }
     set_offloads(name, endpoint.offloads)?;
-    if queues > 1 {
-        steering::spare_first_queue(&Sysfs::open()?, name, queues)?;
-    }
+    use_pod_queues(name, link.rx_queues, queues)?;
     // What another interface of the pod reaches already stays there: the
     // first network has the default route and the gateway.
     let taken: HashSet<IpNet> = routes(&mut netlink)?.into_iter().map(|r| r.to).collect();

@@ -1,4 +1,5 @@
-//! Device features (`ethtool -K`) by generic netlink, in one round trip.
+//! Device features (`ethtool -K`) and queues in use (`ethtool -L`) by generic
+//! netlink, each in one round trip.
 //!
 //! What a super-frame needs stays on: scatter-gather, TCP segmentation and
 //! generic checksums. What the switch cannot carry without changing its
@@ -60,9 +61,13 @@ const CTRL_ATTR_FAMILY_ID: u16 = 1;
 const CTRL_ATTR_FAMILY_NAME: u16 = 2;
 const FEATURES_GET: u8 = 11;
 const FEATURES_SET: u8 = 12;
-const FEATURES_HEADER: u16 = 1;
+const CHANNELS_GET: u8 = 17;
+const CHANNELS_SET: u8 = 18;
+const HEADER: u16 = 1;
 const FEATURES_WANTED: u16 = 3;
 const FEATURES_ACTIVE: u16 = 4;
+const CHANNELS_RX_COUNT: u16 = 6;
+const CHANNELS_TX_COUNT: u16 = 7;
 const HEADER_DEV_NAME: u16 = 2;
 const HEADER_FLAGS: u16 = 3;
 const FLAG_OMIT_REPLY: u32 = 2;
@@ -77,9 +82,10 @@ const NLMSG_ERROR: u16 = 2;
 
 /// Why features were not read or set.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {what} the offloads of {interface}: {source}")]
+#[error("cannot {what} the {which} of {interface}: {source}")]
 pub struct OffloadError {
     what: &'static str,
+    which: &'static str,
     interface: String,
     source: io::Error,
 }
@@ -110,6 +116,30 @@ pub fn set(interface: &str, on: &[&str], off: &[&str]) -> Result<(), OffloadErro
     };
     attempt().map_err(|source| OffloadError {
         what: "set",
+        which: "offloads",
+        interface: interface.to_owned(),
+        source,
+    })
+}
+
+/// Has an interface in the calling thread's namespace use so many of its
+/// queues, in each direction.
+pub fn use_queues(interface: &str, queues: u32) -> Result<(), OffloadError> {
+    let attempt = || Channel::open()?.use_queues(interface, queues);
+    attempt().map_err(|source| OffloadError {
+        what: "choose",
+        which: "queues",
+        interface: interface.to_owned(),
+        source,
+    })
+}
+
+/// How many of its queues an interface receives on.
+pub fn queues_in_use(interface: &str) -> Result<u32, OffloadError> {
+    let attempt = || Channel::open()?.queues_in_use(interface);
+    attempt().map_err(|source| OffloadError {
+        what: "read",
+        which: "queues",
         interface: interface.to_owned(),
         source,
     })
@@ -120,6 +150,7 @@ pub fn active(interface: &str) -> Result<BTreeSet<String>, OffloadError> {
     let attempt = || Channel::open()?.active(interface);
     attempt().map_err(|source| OffloadError {
         what: "read",
+        which: "offloads",
         interface: interface.to_owned(),
         source,
     })
@@ -169,7 +200,7 @@ impl Channel {
 
     fn set(&mut self, interface: &str, features: &[(&str, bool)]) -> io::Result<()> {
         let mut request = Attributes::default();
-        request.nest(FEATURES_HEADER, |header| {
+        request.nest(HEADER, |header| {
             header.text(HEADER_DEV_NAME, interface);
             header.bytes(HEADER_FLAGS, &FLAG_OMIT_REPLY.to_ne_bytes());
         });
@@ -188,9 +219,30 @@ impl Channel {
         self.exchange(self.family, FEATURES_SET, request).map(drop)
     }
 
+    fn use_queues(&mut self, interface: &str, queues: u32) -> io::Result<()> {
+        let mut request = Attributes::default();
+        request.nest(HEADER, |header| header.text(HEADER_DEV_NAME, interface));
+        for direction in [CHANNELS_RX_COUNT, CHANNELS_TX_COUNT] {
+            request.bytes(direction, &queues.to_ne_bytes());
+        }
+        self.exchange(self.family, CHANNELS_SET, request).map(drop)
+    }
+
+    fn queues_in_use(&mut self, interface: &str) -> io::Result<u32> {
+        let mut request = Attributes::default();
+        request.nest(HEADER, |header| header.text(HEADER_DEV_NAME, interface));
+        let answers = self.exchange(self.family, CHANNELS_GET, request)?;
+        answers
+            .iter()
+            .flat_map(|a| attributes(a))
+            .find(|(kind, _)| *kind == CHANNELS_RX_COUNT)
+            .and_then(|(_, value)| value.first_chunk().map(|b| u32::from_ne_bytes(*b)))
+            .ok_or_else(|| io::Error::other("the kernel does not tell"))
+    }
+
     fn active(&mut self, interface: &str) -> io::Result<BTreeSet<String>> {
         let mut request = Attributes::default();
-        request.nest(FEATURES_HEADER, |header| {
+        request.nest(HEADER, |header| {
             header.text(HEADER_DEV_NAME, interface);
         });
         let answers = self.exchange(self.family, FEATURES_GET, request)?;

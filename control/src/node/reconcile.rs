@@ -16,12 +16,13 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use spinlane_api::PENDING_DELETIONS_DIR;
 use spinlane_api::cni::Attachment;
 
-use super::attach::delete_ours;
+use super::attach::{delete_ours, in_pod};
 use super::endpoint::{ALIAS_PREFIX, Endpoint, NAME_PREFIX, State};
 use super::inventory::Live;
 use super::ipam::{Ipam, ScopeName};
-use super::link;
+use super::link::{self, LinkError};
 use super::netlink::{Link, Netlink, NetlinkError};
+use super::offload;
 use super::store::Contents;
 use super::{Core, StartError};
 
@@ -166,14 +167,22 @@ impl Core {
         link: &Link,
     ) -> Result<(), super::attach::AttachError> {
         let needs = self.switch.veth_queues();
-        if link.rx_queues != needs {
-            // With fewer a lane has no way to the pod, with more some of the
-            // pod's packets find no lane.
+        if link.rx_queues < needs {
+            // A lane would have no way to the pod.
             return Err(super::attach::AttachError::Queues {
                 interface: link.name.clone(),
                 has: link.rx_queues,
                 needs,
             });
+        }
+        // With more in use than lanes read, some of the pod's packets would
+        // find no lane. The host's end comes last: it tells that both are done.
+        if offload::queues_in_use(&link.name).map_err(LinkError::from)? != needs {
+            let ifname = &endpoint.attachment.ifname;
+            in_pod(endpoint, || {
+                link::use_pod_queues(ifname, link.rx_queues, needs)
+            })?;
+            offload::use_queues(&link.name, needs).map_err(LinkError::from)?;
         }
         self.bind(&endpoint.attachment, &link.name, link.index)?;
         if !link.up {

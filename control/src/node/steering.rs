@@ -66,13 +66,7 @@ pub fn apply(
 /// transmit queues 0 and 1 on the same receive queue, so with the first in use
 /// one lane would get twice its share of the flows.
 pub fn spare_first_queue(sysfs: &Sysfs, interface: &str, queues: u32) -> Result<(), SteeringError> {
-    let everyone = std::fs::read_to_string("/sys/devices/system/cpu/possible").unwrap_or_default();
-    let highest = everyone
-        .trim()
-        .rsplit(['-', ','])
-        .next()
-        .and_then(|n| n.parse().ok());
-    let all = cpu_mask_up_to(highest.unwrap_or(0));
+    let all = cpu_mask_up_to(highest_cpu());
     for queue in 0..queues {
         let path = format!("class/net/{interface}/queues/tx-{queue}/xps_cpus");
         let mask = if queue == 0 { "0" } else { all.as_str() };
@@ -83,6 +77,14 @@ pub fn spare_first_queue(sysfs: &Sysfs, interface: &str, queues: u32) -> Result<
         })?;
     }
     Ok(())
+}
+
+/// The highest number that a CPU of this machine may have.
+pub fn highest_cpu() -> usize {
+    let possible = std::fs::read_to_string("/sys/devices/system/cpu/possible");
+    let possible = possible.unwrap_or_default();
+    let highest = possible.trim().rsplit(['-', ',']).next();
+    highest.and_then(|n| n.parse().ok()).unwrap_or(0)
 }
 
 /// CPUs 0 to `highest` as the kernel's hexadecimal mask.

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::sync::{Arc, Mutex};
 
@@ -566,6 +566,37 @@ fn a_native_port_goes_without_super_frames() {
 }
 
 #[test]
+fn pods_follow_another_number_of_lanes() {
+    in_fresh_netns("pods_follow_another_number_of_lanes", || {
+        let dir = tempfile::tempdir().unwrap();
+        let (mut add, pod) = (request("c1", "eth0"), new_netns());
+        add.netns_path = format!("/proc/self/fd/{}", pod.as_raw_fd());
+        let mut result = None;
+        // One more than the machine's CPUs is always there.
+        for more in [0, 1, 0] {
+            let switch = Recorder::new();
+            switch.state.lock().unwrap().more_queues = more;
+            let mut node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
+            let result = result
+                .get_or_insert_with(|| node.core.add(&add, pod.as_fd()).unwrap())
+                .clone();
+            assert_eq!(node.endpoints(), 1);
+            assert_eq!(switch.ports().len(), 2);
+            let host = &result.interfaces[0].name;
+            assert_eq!(super::offload::queues_in_use(host).unwrap(), 2 + more);
+            let inside = netns::run(pod.as_fd(), || {
+                Ok::<_, netns::NetnsError>(super::offload::queues_in_use("eth0").unwrap())
+            });
+            assert_eq!(inside.unwrap(), 2 + more);
+            node.core
+                .check(&check_of(&add, &result), pod.as_fd())
+                .unwrap();
+            node.stop();
+        }
+    });
+}
+
+#[test]
 fn pods_made_for_other_lanes_are_not_half_attached() {
     in_fresh_netns("pods_made_for_other_lanes_are_not_half_attached", || {
         let dir = tempfile::tempdir().unwrap();
@@ -575,7 +606,7 @@ fn pods_made_for_other_lanes_are_not_half_attached() {
         node.stop();
         drop(node);
         let switch = Recorder::new();
-        switch.state.lock().unwrap().more_queues = 1;
+        switch.state.lock().unwrap().more_queues = 20;
         let node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
         // The host port is made anew with the queues that it needs now.
         assert_eq!(switch.ports(), ["spinlane1"]);
