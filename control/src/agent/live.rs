@@ -11,8 +11,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use spinlane_api::view;
 use spinlane_dataplane::drops::DropReason;
 use spinlane_dataplane::engine::{
-    Capture, CaptureSpec, CapturedPacket, Direction, Engine, EngineConfig, PollMode, PortError,
-    PortSpec, XdpChoice, XdpMode,
+    Attached, Capture, CaptureSpec, CapturedPacket, Direction, Engine, EngineConfig, PollMode,
+    PortError, PortSpec, UplinkSpec, XdpChoice, XdpMode,
 };
 use spinlane_dataplane::event::Event;
 use spinlane_dataplane::pipeline::FlowRecord;
@@ -21,7 +21,7 @@ use spinlane_dataplane::types::PortId;
 
 use crate::config::{self, Config};
 use crate::node::Node;
-use crate::node::switch::{Binding, Switch, SwitchError};
+use crate::node::switch::{Binding, Switch, SwitchError, WayOut};
 use crate::views::{Packet, Packets, Views};
 
 /// The engine that a configuration asks for.
@@ -64,12 +64,24 @@ impl Switch for Lanes {
             ifindex,
             name: name.to_owned(),
         };
-        let attached = self.engine.attach(spec).map_err(failure)?;
-        Ok(Binding {
-            native: attached.xdp_mode == XdpMode::Native,
-            zero_copy: attached.zero_copy,
-            lanes: attached.lanes,
-        })
+        self.engine.attach(spec).map(binding).map_err(failure)
+    }
+
+    fn attach_uplink(&self, id: PortId, way_out: WayOut<'_>) -> Result<Binding, SwitchError> {
+        let attached = self.engine.attach_uplink(UplinkSpec {
+            port: PortSpec {
+                id,
+                ifindex: way_out.ifindex,
+                name: way_out.name.to_owned(),
+            },
+            queues: way_out.queues,
+            xdp: match way_out.is_veth {
+                true => XdpChoice::Auto,
+                false => XdpChoice::Native,
+            },
+            is_bridged: way_out.is_bridged,
+        });
+        attached.map(binding).map_err(failure)
     }
 
     fn detach(&self, id: PortId) -> Result<(), SwitchError> {
@@ -86,6 +98,14 @@ impl Switch for Lanes {
 
     fn drain_events(&self, out: &mut Vec<Event>) {
         self.engine.drain_events(out);
+    }
+}
+
+fn binding(attached: Attached) -> Binding {
+    Binding {
+        native: attached.xdp_mode == XdpMode::Native,
+        zero_copy: attached.zero_copy,
+        lanes: attached.lanes,
     }
 }
 

@@ -22,9 +22,10 @@ use tokio::sync::watch;
 
 use crate::api;
 use crate::check::capabilities;
-use crate::config::{Config, ConfigError};
+use crate::config::{Config, ConfigError, Source};
 use crate::metrics::{self, MetricsServer};
 use crate::node::{Node, Setup, StartError};
+use crate::source;
 use live::Live;
 pub use run_dir::{RunDir, RunDirError};
 
@@ -61,6 +62,9 @@ pub enum AgentError {
     /// The node.
     #[error(transparent)]
     Node(#[from] StartError),
+    /// The source of the cluster's objects.
+    #[error(transparent)]
+    Source(#[from] source::SourceError),
     /// The metrics' address or a collector.
     #[error(transparent)]
     Metrics(#[from] metrics::MetricsError),
@@ -169,9 +173,20 @@ struct Running {
 }
 
 fn start(config: Config, options: &AgentOptions, started: Instant) -> Result<Running, AgentError> {
+    let mut setup = Setup::new(&config, &options.run_dir, &options.state_dir);
+    let source = match config.source() {
+        Source::Manifests(dir) => Some(source::Watch::start(dir)?),
+        Source::Kubernetes => None,
+    };
+    let own = source.as_ref().map(|source| source.cluster());
+    if let Some(own) = own.and_then(|cluster| cluster.node(&setup.name))
+        && setup.pod_cidrs.is_empty()
+    {
+        setup.pod_cidrs.clone_from(&own.pod_cidrs);
+    }
     let engine = Arc::new(Engine::start(live::engine_config(config.lanes()))?);
-    let setup = Setup::new(&config, &options.run_dir, &options.state_dir);
-    let node = Node::start(setup, Arc::new(live::Lanes::new(Arc::clone(&engine))))?;
+    let lanes = Arc::new(live::Lanes::new(Arc::clone(&engine)));
+    let node = Node::start(setup, source, lanes)?;
     let collectors = node.metrics().clone();
     let live = Arc::new(Live::new(&config, engine, node, started));
     let metrics = match config.metrics().listen {

@@ -219,6 +219,8 @@ mod tests {
             name: "node-a".into(),
             addresses: vec![],
             pod_cidrs: ranges.iter().map(|r| r.parse().unwrap()).collect(),
+            uplink: crate::config::Uplink::None,
+            network: super::super::tests::network(""),
             segments: vec![],
             path_mtu: 1450,
             offloads: true,

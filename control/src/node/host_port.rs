@@ -9,25 +9,24 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
+use std::sync::Arc;
 
 use ipnet::IpNet;
-use netlink_packet_route::neighbour::{
-    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
-};
-use netlink_packet_route::route::RouteType;
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use netlink_packet_route::neighbour::NeighbourState;
 use spinlane_api::cni::Attachment;
-use spinlane_dataplane::types::{MacAddr, is_routable};
+use spinlane_dataplane::types::is_routable;
 
 use super::attach::AttachError;
 use super::endpoint::{ALIAS_PREFIX, PodRoute};
 use super::inventory::BoundHost;
+use super::kernel::neighbour_request;
 use super::link::{self, LinkError, Veth, host_prefix_len};
-use super::netlink::{Netlink, NetlinkError, Request, delete_link};
+use super::netlink::{Netlink, NetlinkError, delete_link};
 use super::netns::{self, NetnsError};
 use super::plan::GATEWAY_LINK_LOCAL;
 use super::setup::hashed_mac;
 use super::{Core, ipam};
+use crate::config::Mode;
 
 /// The host's side: routes and addresses.
 pub const HOST_SIDE: &str = "spinlane0";
@@ -161,29 +160,61 @@ impl Core {
         for route in self.routes_to_pods(ipv6) {
             let v6 = matches!(route.to, IpNet::V6(_));
             let source = self.setup.addresses.iter().find(|a| a.is_ipv6() == v6);
-            batch.extend(route.via.map(|via| permanent_neighbour(ifindex, via, mac)));
+            batch.extend(route.via.map(|via| {
+                let at = (ifindex, via);
+                neighbour_request(
+                    "set the neighbour",
+                    at,
+                    NeighbourState::Permanent,
+                    Some(mac),
+                )
+            }));
             batch.push(link::add_route(HOST_SIDE, ifindex, &route, source.copied()));
         }
         netlink.batch(batch)?;
         Ok(())
     }
 
-    /// The host's routes to this node's pods.
+    /// The host's routes to pods, of this node and of others.
     fn routes_to_pods(&self, ipv6: bool) -> Vec<PodRoute> {
         let next_hop = |net: &IpNet| match net {
             IpNet::V4(_) => ipam::first_address(net),
             IpNet::V6(_) => GATEWAY_LINK_LOCAL.into(),
         };
-        self.setup
-            .pod_cidrs
-            .iter()
-            .filter(|net| ipv6 || matches!(net, IpNet::V4(_)))
-            .map(|net| PodRoute {
-                to: net.trunc(),
-                via: Some(next_hop(net)),
+        let mut routes: Vec<PodRoute> = Vec::new();
+        for net in self.pod_ranges() {
+            let v6 = matches!(net, IpNet::V6(_));
+            if v6 && !ipv6 || routes.iter().any(|route| route.to == net) {
+                continue;
+            }
+            let own = self.setup.pod_cidrs.iter();
+            let own = own.copied().find(|own| matches!(own, IpNet::V6(_)) == v6);
+            routes.push(PodRoute {
+                to: net,
+                via: Some(next_hop(&own.unwrap_or(net))),
                 mtu: self.setup.path_mtu,
-            })
-            .collect()
+            });
+        }
+        routes
+    }
+
+    /// This node's ranges, the cluster's, and those of other nodes that are
+    /// in none of the cluster's. In layer 2 the pods are on the node's link.
+    fn pod_ranges(&self) -> Vec<IpNet> {
+        let network = &self.setup.network;
+        let mut ranges = self.setup.pod_cidrs.clone();
+        if network.mode == Mode::L2 {
+            return ranges;
+        }
+        ranges.extend(&network.cluster_cidrs);
+        let nodes = Arc::clone(&self.inventory().surroundings.nodes);
+        let others = nodes.iter().filter(|node| node.name != self.setup.name);
+        for net in others.flat_map(|node| &node.pod_cidrs) {
+            if !ranges.iter().any(|wide| wide.contains(net)) {
+                ranges.push(*net);
+            }
+        }
+        ranges.iter().map(IpNet::trunc).collect()
     }
 
     /// Sets up the host's side again when somebody took it down, or took
@@ -246,31 +277,6 @@ fn is_deliverable(address: IpAddr) -> bool {
         IpAddr::V6(v6) => v6.is_unicast_link_local(),
     };
     is_routable(address) && !link_local
-}
-
-fn permanent_neighbour(ifindex: u32, address: IpAddr, mac: MacAddr) -> Request {
-    let mut message = NeighbourMessage::default();
-    message.header.ifindex = ifindex;
-    message.header.state = NeighbourState::Permanent;
-    message.header.kind = RouteType::Unspec;
-    let destination = match address {
-        IpAddr::V4(v4) => {
-            message.header.family = AddressFamily::Inet;
-            NeighbourAddress::Inet(v4)
-        }
-        IpAddr::V6(v6) => {
-            message.header.family = AddressFamily::Inet6;
-            NeighbourAddress::Inet6(v6)
-        }
-    };
-    message.attributes = vec![
-        NeighbourAttribute::Destination(destination),
-        NeighbourAttribute::LinkLayerAddress(mac.0.to_vec()),
-    ];
-    Request::replace(
-        format!("set the neighbour {address} on {HOST_SIDE}"),
-        RouteNetlinkMessage::NewNeighbour(message),
-    )
 }
 
 #[cfg(test)]

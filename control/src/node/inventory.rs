@@ -14,6 +14,7 @@ use super::ipam::Ipam;
 use super::plan::{Desired, GATEWAY_LINK_LOCAL, HostPort, PodPort, PortIds, SegmentState};
 use super::setup::Setup;
 use super::switch::Binding;
+use super::uplink::Surroundings;
 use crate::config::StationPlace;
 
 /// A port that the data path holds.
@@ -47,6 +48,19 @@ pub struct BoundHost {
     pub ifindex: u32,
 }
 
+/// The node's way out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BoundUplink {
+    /// Its port.
+    pub port: BoundPort,
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// Its MTU in bytes.
+    pub mtu: u32,
+    /// Frames from it may lack checksums, and may be longer than the MTU.
+    pub is_veth: bool,
+}
+
 /// Everything.
 #[derive(Debug, Default)]
 pub struct Inventory {
@@ -62,6 +76,8 @@ pub struct Inventory {
     pub host: Option<BoundHost>,
     /// Addresses that the kernel holds.
     pub local: BTreeSet<IpAddr>,
+    /// Other nodes and the ways to them.
+    pub surroundings: Surroundings,
     /// Counts changes that the snapshot must follow.
     pub version: u64,
 }
@@ -97,8 +113,18 @@ impl Inventory {
         if self.host.is_some_and(|host| host.port.id == id) {
             return Some(super::host_port::SWITCH_SIDE.to_owned());
         }
+        if self.surroundings.uplink.is_some_and(|u| u.port.id == id) {
+            return self.uplink_name();
+        }
         self.by_port(id)
             .map(|live| live.endpoint.host_ifname.clone())
+    }
+
+    /// Name of the uplink, when it is attached.
+    pub fn uplink_name(&self) -> Option<String> {
+        let uplink = self.surroundings.uplink?;
+        let link = self.surroundings.kernel.link(uplink.port.ifindex)?;
+        Some(link.name.clone())
     }
 
     /// Index of a configured segment.
@@ -196,6 +222,7 @@ impl Inventory {
                 super_frames: setup.offloads,
                 device_mtu: setup.device_mtu(),
             }),
+            uplink: self.surroundings.uplink,
             local: self.local.clone(),
             segments,
         }

@@ -22,8 +22,8 @@ use netlink_packet_route::link::{
     LinkFlags, LinkInfo, LinkMessage,
 };
 use netlink_packet_route::route::{
-    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
-    RouteType,
+    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
+    RouteNextHopFlags, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use spinlane_dataplane::types::MacAddr;
@@ -351,6 +351,11 @@ pub struct KernelRoute {
     pub oif: Option<u32>,
     /// Path MTU.
     pub mtu: Option<u32>,
+    /// The lower the better, among routes to the same destination.
+    pub priority: u32,
+    /// Every next hop that works, when there are several: gateway and
+    /// interface.
+    pub hops: Vec<(Option<IpAddr>, u32)>,
 }
 
 /// Unicast routes of the main table, both families.
@@ -378,11 +383,15 @@ fn kernel_route(message: &RouteNetlinkMessage) -> Option<KernelRoute> {
         _ => IpAddr::from([0; 16]),
     };
     let (mut destination, mut via, mut oif, mut mtu) = (unspecified, None, None, None);
+    let (mut priority, mut hops) = (0, Vec::new());
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(a) => destination = ip_of(a)?,
             RouteAttribute::Gateway(a) => via = ip_of(a),
+            RouteAttribute::Via(RouteVia::Inet6(a)) => via = Some(IpAddr::V6(*a)),
             RouteAttribute::Oif(index) => oif = Some(*index),
+            RouteAttribute::Priority(number) => priority = *number,
+            RouteAttribute::MultiPath(list) => hops = list.iter().filter_map(hop).collect(),
             RouteAttribute::Metrics(metrics) => {
                 mtu = metrics.iter().find_map(|m| match m {
                     RouteMetric::Mtu(mtu) => Some(*mtu),
@@ -394,10 +403,23 @@ fn kernel_route(message: &RouteNetlinkMessage) -> Option<KernelRoute> {
     }
     Some(KernelRoute {
         to: IpNet::new(destination, header.destination_prefix_length).ok()?,
-        via,
-        oif,
+        via: via.or_else(|| hops.first().and_then(|(via, _)| *via)),
+        oif: oif.or_else(|| hops.first().map(|(_, oif)| *oif)),
         mtu,
+        priority,
+        hops,
     })
+}
+
+/// One next hop of several, unless the kernel does not use it.
+fn hop(hop: &RouteNextHop) -> Option<(Option<IpAddr>, u32)> {
+    let unused = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
+    let via = hop.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Gateway(a) => ip_of(a),
+        RouteAttribute::Via(RouteVia::Inet6(a)) => Some(IpAddr::V6(*a)),
+        _ => None,
+    });
+    (!hop.flags.intersects(unused)).then_some((via, hop.interface_index))
 }
 
 fn ip_of(address: &netlink_packet_route::route::RouteAddress) -> Option<IpAddr> {

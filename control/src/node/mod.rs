@@ -16,6 +16,7 @@
 pub mod addressing;
 pub mod announce;
 pub mod attach;
+pub mod beyond;
 pub mod check;
 pub mod cleanup;
 pub mod cni_server;
@@ -25,6 +26,7 @@ pub mod fdb;
 pub mod host_port;
 pub mod inventory;
 pub mod ipam;
+pub mod kernel;
 pub mod link;
 pub mod locks;
 pub mod metrics;
@@ -39,10 +41,11 @@ pub mod store;
 pub mod switch;
 #[cfg(test)]
 mod tests;
+pub mod uplink;
 pub mod view;
 pub mod watch;
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -50,11 +53,14 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use spinlane_dataplane::snapshot::Snapshot;
 
+use beyond::{Beyond, Tables};
 use inventory::Inventory;
 use locks::Locks;
 use metrics::Metrics;
 use netns::Sysfs;
 pub use setup::Setup;
+
+use crate::source;
 use store::Store;
 use switch::Switch;
 
@@ -118,13 +124,20 @@ pub(crate) struct Core {
 struct Published {
     version: u64,
     snapshot: Snapshot,
+    /// Counts what `beyond` follows.
+    surroundings: u64,
+    beyond: Beyond,
 }
 
 impl Node {
     /// Opens the store, repairs what a kill interrupted, attaches the pods
     /// that are there, and begins to answer the plugin. When it returns, pods
     /// can attach. Call it in the namespace that the agent works in.
-    pub fn start(setup: Setup, switch: Arc<dyn Switch>) -> Result<Node, StartError> {
+    pub fn start(
+        setup: Setup,
+        source: Option<source::Watch>,
+        switch: Arc<dyn Switch>,
+    ) -> Result<Node, StartError> {
         let process = |what| move |source| StartError::Process { what, source };
         let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
             .map_err(|e| process("the stop event")(e.into()))?;
@@ -148,8 +161,13 @@ impl Node {
         // First, because the node needs its port more than any one pod does,
         // should the frames not suffice for all.
         core.start_host_port()?;
+        if let Some(source) = &source {
+            core.set_nodes(source.cluster().nodes().cloned().collect());
+        }
+        core.follow_kernel()?;
         core.reconcile(contents)?;
         core.publish();
+        core.refresh_neighbours(false);
         core.carry_out_pending_deletions();
         let server = cni_server::Server::bind(Arc::clone(&core))?;
         let spawn = |name: &'static str, run: Box<dyn FnOnce() + Send>| {
@@ -158,10 +176,15 @@ impl Node {
                 .spawn(run)
                 .map_err(process(name))
         };
-        let threads = vec![
+        let mut threads = vec![
             spawn("watch", Box::new(move || watch.run()))?,
             spawn("cni-server", Box::new(move || server.run()))?,
         ];
+        if let Some(source) = source {
+            let core = Arc::clone(&core);
+            let follow = move || source.run(core.stop.as_fd(), &*core);
+            threads.push(spawn("source", Box::new(follow))?);
+        }
         Ok(Node { core, threads })
     }
 
@@ -194,6 +217,20 @@ impl Drop for Node {
     }
 }
 
+impl source::Sink for Core {
+    fn changed(&self, cluster: &source::Cluster, change: source::Change) {
+        if !change.nodes {
+            return;
+        }
+        self.set_nodes(cluster.nodes().cloned().collect());
+        self.publish();
+        self.refresh_neighbours(false);
+        if let Err(error) = self.mend_host_side() {
+            tracing::error!(%error, "nodes and pods do not reach each other");
+        }
+    }
+}
+
 impl Core {
     fn inventory(&self) -> MutexGuard<'_, Inventory> {
         self.inventory
@@ -208,16 +245,32 @@ impl Core {
             .published
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let (desired, version) = {
-            let inventory = self.inventory();
-            if inventory.version == published.version {
-                return;
-            }
-            (inventory.desired(&self.setup), inventory.version)
-        };
-        let snapshot = plan::plan(&desired, &published.snapshot);
+        let inventory = self.inventory();
+        if inventory.version == published.version {
+            return;
+        }
+        let (desired, version) = (inventory.desired(&self.setup), inventory.version);
+        let surroundings = inventory.surroundings.version;
+        let follow = (surroundings != published.surroundings)
+            .then(|| inventory.surroundings.view(inventory.host));
+        drop(inventory);
+        if let Some(view) = follow {
+            published.beyond.follow(&view.inputs(&self.setup));
+            published.surroundings = surroundings;
+        }
+        let snapshot = plan::plan(&desired, published.beyond.tables(), &published.snapshot);
         self.switch.publish(snapshot.clone());
-        *published = Published { version, snapshot };
+        published.version = version;
+        published.snapshot = snapshot;
+    }
+
+    /// What lies beyond this node, as published.
+    fn tables(&self) -> Tables {
+        let published = self
+            .published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        published.beyond.tables().clone()
     }
 
     fn stopping(&self) -> bool {

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{LinkAttribute, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
 use netlink_sys::{Socket, SocketAddr};
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
@@ -392,6 +392,8 @@ pub struct Link {
     pub operational: bool,
     /// Receive queues.
     pub rx_queues: u32,
+    /// A veth: what it carries need not be summed up.
+    pub is_veth: bool,
 }
 
 impl Link {
@@ -414,6 +416,7 @@ impl Link {
                 .contains(netlink_packet_route::link::LinkFlags::Up),
             operational: false,
             rx_queues: 1,
+            is_veth: false,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -425,6 +428,9 @@ impl Link {
                     link.operational = *state == netlink_packet_route::link::State::Up;
                 }
                 LinkAttribute::NumRxQueues(count) => link.rx_queues = *count,
+                LinkAttribute::LinkInfo(info) => {
+                    link.is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));
+                }
                 _ => {}
             }
         }

@@ -13,6 +13,9 @@ use spinlane_dataplane::snapshot::{
 };
 use spinlane_dataplane::types::{MacAddr, PortId, SegmentId};
 
+use super::beyond::Tables;
+use super::inventory::BoundUplink;
+
 /// The gateway's link-local address, on every routed port.
 pub const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
@@ -77,6 +80,8 @@ pub struct Desired {
     pub pods: Vec<PodPort>,
     /// The host port.
     pub host: Option<HostPort>,
+    /// The way out.
+    pub uplink: Option<BoundUplink>,
     /// Addresses that the kernel holds.
     pub local: BTreeSet<IpAddr>,
     /// Segments by [`SegmentId`].
@@ -84,7 +89,7 @@ pub struct Desired {
 }
 
 /// The next snapshot, sharing with `before` what did not change.
-pub fn plan(desired: &Desired, before: &Snapshot) -> Snapshot {
+pub fn plan(desired: &Desired, beyond: &Tables, before: &Snapshot) -> Snapshot {
     let (hosts_v4, hosts_v6) = hosts(desired);
     Snapshot {
         generation: before.generation,
@@ -92,7 +97,11 @@ pub fn plan(desired: &Desired, before: &Snapshot) -> Snapshot {
         hosts_v4: keep(&before.hosts_v4, hosts_v4),
         hosts_v6: keep(&before.hosts_v6, hosts_v6),
         gateway: keep(&before.gateway, gateway(desired)),
-        segments: segments(desired, &before.segments),
+        segments: segments(desired, beyond, &before.segments),
+        routes: Arc::clone(&beyond.routes),
+        vteps: Arc::clone(&beyond.vteps),
+        next_hops: Arc::clone(&beyond.next_hops),
+        underlay: Arc::clone(&beyond.underlay),
         ..before.clone()
     }
 }
@@ -143,8 +152,19 @@ fn ports(desired: &Desired) -> Vec<Option<PortEntry>> {
         segment_mtu: host.mtu,
         partial_checksums: true,
     });
+    let uplink = desired.uplink.iter().map(|uplink| PortEntry {
+        id: uplink.port.id,
+        role: Role::Uplink,
+        mac: uplink.mac,
+        addresses: Vec::new(),
+        mtu: uplink.mtu,
+        super_frames: false,
+        device_mtu: uplink.mtu,
+        segment_mtu: uplink.mtu,
+        partial_checksums: uplink.is_veth,
+    });
     let mut table: Vec<Option<PortEntry>> = Vec::new();
-    for entry in pods.chain(host) {
+    for entry in pods.chain(host).chain(uplink) {
         let index = entry.id.index();
         if table.len() <= index {
             table.resize(index + 1, None);
@@ -205,7 +225,11 @@ fn gateway(desired: &Desired) -> Gateway {
     gateway
 }
 
-fn segments(desired: &Desired, before: &Arc<Vec<Option<Segment>>>) -> Arc<Vec<Option<Segment>>> {
+fn segments(
+    desired: &Desired,
+    beyond: &Tables,
+    before: &Arc<Vec<Option<Segment>>>,
+) -> Arc<Vec<Option<Segment>>> {
     let now = desired.segments.iter().enumerate().map(|(index, state)| {
         let id = SegmentId(index as u16);
         let fdb: AddressMap<MacAddr, FdbTarget> = state
@@ -229,18 +253,19 @@ fn segments(desired: &Desired, before: &Arc<Vec<Option<Segment>>>) -> Arc<Vec<Op
             .filter(|pod| pod.segment == Some(id))
             .map(|pod| pod.id)
             .collect();
+        let vteps = beyond.segment_vteps.get(&id).cloned().unwrap_or_default();
         let old = before.get(index).and_then(Option::as_ref);
         Some(match old {
             Some(old) => Segment {
                 fdb: keep(&old.fdb, fdb),
                 members: keep(&old.members, members),
-                vteps: Arc::default(),
+                vteps,
                 guard: state.guard,
             },
             None => Segment {
                 fdb: Arc::new(fdb),
                 members: Arc::new(members),
-                vteps: Arc::default(),
+                vteps,
                 guard: state.guard,
             },
         })
@@ -296,6 +321,7 @@ mod tests {
                 pod(2, "b", "10.0.0.3", None),
                 pod(4, "c", "10.50.0.3", Some(SegmentId(0))),
             ],
+            uplink: None,
             host: Some(HostPort {
                 id: PortId(0),
                 mac: MacAddr([2, 0, 0, 0, 0, 0]),
@@ -310,7 +336,7 @@ mod tests {
 
     #[test]
     fn everything_finds_its_table() {
-        let snapshot = plan(&desired(), &Snapshot::default());
+        let snapshot = plan(&desired(), &Tables::default(), &Snapshot::default());
         let host = |text: &str| snapshot.host(text.parse().unwrap());
         assert_eq!(host("10.0.0.2"), Some(Destination::Pod(PortId(1))));
         assert_eq!(host("192.0.2.7"), Some(Destination::Host(PortId(0))));
@@ -324,8 +350,8 @@ mod tests {
 
     #[test]
     fn a_change_touches_only_its_tables() {
-        let before = plan(&desired(), &Snapshot::default());
-        let same = plan(&desired(), &before);
+        let before = plan(&desired(), &Tables::default(), &Snapshot::default());
+        let same = plan(&desired(), &Tables::default(), &before);
         assert!(Arc::ptr_eq(&same.ports, &before.ports));
         assert!(Arc::ptr_eq(&same.hosts_v4, &before.hosts_v4));
         assert!(Arc::ptr_eq(&same.segments, &before.segments));
@@ -333,7 +359,7 @@ mod tests {
         changed.segments[0]
             .stations
             .insert(MacAddr([2, 0, 0, 0, 0, 4]), (PortId(4), false));
-        let after = plan(&changed, &before);
+        let after = plan(&changed, &Tables::default(), &before);
         assert!(Arc::ptr_eq(&after.ports, &before.ports));
         assert!(Arc::ptr_eq(&after.hosts_v4, &before.hosts_v4));
         assert!(!Arc::ptr_eq(&after.segments, &before.segments));
@@ -345,7 +371,7 @@ mod tests {
     fn interfaces_of_one_pod_share_their_source_addresses() {
         let mut desired = desired();
         desired.pods[1].container_id = "a".into();
-        let snapshot = plan(&desired, &Snapshot::default());
+        let snapshot = plan(&desired, &Tables::default(), &Snapshot::default());
         for id in [1, 2] {
             assert_eq!(snapshot.port(PortId(id)).unwrap().addresses.len(), 2);
         }

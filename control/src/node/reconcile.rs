@@ -295,6 +295,7 @@ mod tests {
             up: true,
             operational: true,
             rx_queues: 1,
+            is_veth: true,
         }
     }
 

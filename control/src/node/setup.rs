@@ -10,7 +10,7 @@ use super::endpoint::fnv1a;
 use super::ipam::first_address;
 use super::link::SUPER_FRAME_MTU;
 use super::steering;
-use crate::config::{Config, Offloads, Segment, allowed_cores};
+use crate::config::{Config, Network, Offloads, Segment, Uplink, allowed_cores};
 
 /// The settings of one node.
 #[derive(Debug, Clone)]
@@ -21,6 +21,10 @@ pub struct Setup {
     pub addresses: Vec<IpAddr>,
     /// Ranges of its pods.
     pub pod_cidrs: Vec<IpNet>,
+    /// The way out.
+    pub uplink: Uplink,
+    /// How nodes and pods reach each other.
+    pub network: Network,
     /// Layer-2 networks.
     pub segments: Vec<Segment>,
     /// Path MTU of pods' routes in bytes.
@@ -42,6 +46,8 @@ impl Setup {
             name: config.node().name.clone(),
             addresses: config.node().addresses.clone(),
             pod_cidrs: config.node().pod_cidrs.clone(),
+            uplink: config.node().uplink.clone(),
+            network: config.network().clone(),
             segments: config.segments().to_vec(),
             path_mtu: config.path_mtu(),
             offloads: config.lanes().offloads == Offloads::Auto,

@@ -18,6 +18,21 @@ pub struct Binding {
     pub lanes: usize,
 }
 
+/// An interface that becomes the uplink.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WayOut<'a> {
+    /// Its index.
+    pub ifindex: u32,
+    /// Its name.
+    pub name: &'a str,
+    /// Receive queues in use.
+    pub queues: u32,
+    /// A veth: what it carries may lack checksums and be longer than its MTU.
+    pub is_veth: bool,
+    /// Pods and uplink share a segment.
+    pub is_bridged: bool,
+}
+
 /// The data path did not do it.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum SwitchError {
@@ -35,6 +50,8 @@ pub trait Switch: Send + Sync + 'static {
     fn veth_queues(&self) -> u32;
     /// Binds an interface, which is still down.
     fn attach(&self, id: PortId, ifindex: u32, name: &str) -> Result<Binding, SwitchError>;
+    /// Binds the uplink, which the kernel goes on using.
+    fn attach_uplink(&self, id: PortId, way_out: WayOut<'_>) -> Result<Binding, SwitchError>;
     /// Lets go of a port; returns when its frames are home. Fine when there
     /// is no such port.
     fn detach(&self, id: PortId) -> Result<(), SwitchError>;

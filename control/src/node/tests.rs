@@ -15,9 +15,9 @@ use spinlane_dataplane::snapshot::{Destination, Location, Role, Snapshot};
 use spinlane_dataplane::types::{MacAddr, PortId, SegmentId};
 
 use super::netlink::Netlink;
-use super::switch::{Binding, Switch, SwitchError};
+use super::switch::{Binding, Switch, SwitchError, WayOut};
 use super::{Node, Setup, link, netns};
-use crate::config::Segment;
+use crate::config::{Config, Environment, Network, Segment};
 
 struct Recorder {
     events: OwnedFd,
@@ -81,6 +81,10 @@ impl Switch for Recorder {
         })
     }
 
+    fn attach_uplink(&self, id: PortId, way_out: WayOut<'_>) -> Result<Binding, SwitchError> {
+        self.attach(id, way_out.ifindex, way_out.name)
+    }
+
     fn detach(&self, id: PortId) -> Result<(), SwitchError> {
         self.state.lock().unwrap().ports.remove(&id.0);
         Ok(())
@@ -127,6 +131,14 @@ fn in_fresh_netns(name: &str, test: impl FnOnce() + Send + 'static) {
     .unwrap();
 }
 
+/// `[network]` of a configuration with these lines.
+pub(super) fn network(lines: &str) -> Network {
+    let text = format!("[node]\nname = \"x\"\nuplink = \"none\"\n[network]\n{lines}\n");
+    let environment = Environment::of_this_process();
+    let config = Config::parse(&text, "test", &environment).unwrap();
+    config.network().clone()
+}
+
 fn setup(dir: &Path) -> Setup {
     Setup {
         name: "node-a".into(),
@@ -135,6 +147,8 @@ fn setup(dir: &Path) -> Setup {
             "10.244.1.0/24".parse().unwrap(),
             "fd00:10:244:1::/64".parse().unwrap(),
         ],
+        uplink: crate::config::Uplink::None,
+        network: network(""),
         segments: vec![Segment {
             name: "blue".into(),
             vni: None,
@@ -211,7 +225,7 @@ fn an_attachment_comes_and_goes() {
     in_fresh_netns("an_attachment_comes_and_goes", || {
         let dir = tempfile::tempdir().unwrap();
         let switch = Recorder::new();
-        let node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
+        let node = Node::start(setup(dir.path()), None, Arc::clone(&switch) as _).unwrap();
         let pod = new_netns();
         let add = request("c1", "eth0");
         let result = node.core.add(&add, pod.as_fd()).unwrap();
@@ -251,7 +265,7 @@ fn an_attachment_comes_and_goes() {
 fn check_sees_each_difference() {
     in_fresh_netns("check_sees_each_difference", || {
         let dir = tempfile::tempdir().unwrap();
-        let node = Node::start(setup(dir.path()), Recorder::new() as _).unwrap();
+        let node = Node::start(setup(dir.path()), None, Recorder::new() as _).unwrap();
         let changes: [(&str, &str); 5] = [
             ("address", "ip address del 10.244.1.2/32 dev eth0"),
             ("route", "ip route del default"),
@@ -287,7 +301,7 @@ fn a_failed_add_leaves_nothing() {
     in_fresh_netns("a_failed_add_leaves_nothing", || {
         let dir = tempfile::tempdir().unwrap();
         let switch = Recorder::new();
-        let node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
+        let node = Node::start(setup(dir.path()), None, Arc::clone(&switch) as _).unwrap();
         let pod = new_netns();
         let add = request("c1", "eth0");
         switch.state.lock().unwrap().refuse = true;
@@ -326,7 +340,7 @@ fn a_restart_finds_its_pods_and_repairs_the_rest() {
         let pods: Vec<OwnedFd> = (0..4).map(|_| new_netns()).collect();
         let adds: Vec<AddRequest> = (0..4).map(|n| request(&format!("c{n}"), "eth0")).collect();
         {
-            let mut node = Node::start(setup(dir.path()), Recorder::new() as _).unwrap();
+            let mut node = Node::start(setup(dir.path()), None, Recorder::new() as _).unwrap();
             for (add, pod) in adds.iter().zip(&pods) {
                 node.core.add(add, pod.as_fd()).unwrap();
             }
@@ -353,7 +367,7 @@ fn a_restart_finds_its_pods_and_repairs_the_rest() {
         let text = serde_json::to_vec(&adds[3].attachment).unwrap();
         std::fs::write(pending.join("x.json"), text).unwrap();
         let switch = Recorder::new();
-        let node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
+        let node = Node::start(setup(dir.path()), None, Arc::clone(&switch) as _).unwrap();
         assert_eq!(node.endpoints(), 1);
         assert_eq!(host_ends().len(), 1);
         assert_eq!(switch.ports().len(), 2);
@@ -375,7 +389,7 @@ fn vanished_interfaces_lose_their_port() {
     in_fresh_netns("vanished_interfaces_lose_their_port", || {
         let dir = tempfile::tempdir().unwrap();
         let switch = Recorder::new();
-        let node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
+        let node = Node::start(setup(dir.path()), None, Arc::clone(&switch) as _).unwrap();
         let pod = new_netns();
         let add = request("c1", "eth0");
         node.core.add(&add, pod.as_fd()).unwrap();
@@ -423,7 +437,7 @@ fn segments_delegation_and_several_interfaces() {
     in_fresh_netns("segments_delegation_and_several_interfaces", || {
         let dir = tempfile::tempdir().unwrap();
         let switch = Recorder::new();
-        let node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
+        let node = Node::start(setup(dir.path()), None, Arc::clone(&switch) as _).unwrap();
         let pod = new_netns();
         let first = node.core.add(&request("c1", "eth0"), pod.as_fd()).unwrap();
         let mut blue = request("c1", "net1");
@@ -484,7 +498,7 @@ fn events_reach_the_snapshot() {
     in_fresh_netns("events_reach_the_snapshot", || {
         let dir = tempfile::tempdir().unwrap();
         let switch = Recorder::new();
-        let node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
+        let node = Node::start(setup(dir.path()), None, Arc::clone(&switch) as _).unwrap();
         let mut blue = request("c1", "eth0");
         blue.segment = Some("blue".into());
         let pod = new_netns();
@@ -524,7 +538,7 @@ fn cleanup_removes_everything_once() {
     in_fresh_netns("cleanup_removes_everything_once", || {
         let dir = tempfile::tempdir().unwrap();
         let (run, state) = (dir.path().join("run"), dir.path().join("state"));
-        let mut node = Node::start(setup(dir.path()), Recorder::new() as _).unwrap();
+        let mut node = Node::start(setup(dir.path()), None, Recorder::new() as _).unwrap();
         let pod = new_netns();
         node.core.add(&request("c1", "eth0"), pod.as_fd()).unwrap();
         let refused = super::cleanup::cleanup(&run, &state).unwrap_err();
@@ -544,7 +558,7 @@ fn a_native_port_goes_without_super_frames() {
     in_fresh_netns("a_native_port_goes_without_super_frames", || {
         let dir = tempfile::tempdir().unwrap();
         let switch = Recorder::new();
-        let node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
+        let node = Node::start(setup(dir.path()), None, Arc::clone(&switch) as _).unwrap();
         switch.state.lock().unwrap().native = true;
         let (add, pod) = (request("c1", "eth0"), new_netns());
         let result = node.core.add(&add, pod.as_fd()).unwrap();
@@ -576,7 +590,7 @@ fn pods_follow_another_number_of_lanes() {
         for more in [0, 1, 0] {
             let switch = Recorder::new();
             switch.state.lock().unwrap().more_queues = more;
-            let mut node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
+            let mut node = Node::start(setup(dir.path()), None, Arc::clone(&switch) as _).unwrap();
             let result = result
                 .get_or_insert_with(|| node.core.add(&add, pod.as_fd()).unwrap())
                 .clone();
@@ -600,14 +614,14 @@ fn pods_follow_another_number_of_lanes() {
 fn pods_made_for_other_lanes_are_not_half_attached() {
     in_fresh_netns("pods_made_for_other_lanes_are_not_half_attached", || {
         let dir = tempfile::tempdir().unwrap();
-        let mut node = Node::start(setup(dir.path()), Recorder::new() as _).unwrap();
+        let mut node = Node::start(setup(dir.path()), None, Recorder::new() as _).unwrap();
         let (add, pod) = (request("c1", "eth0"), new_netns());
         node.core.add(&add, pod.as_fd()).unwrap();
         node.stop();
         drop(node);
         let switch = Recorder::new();
         switch.state.lock().unwrap().more_queues = 20;
-        let node = Node::start(setup(dir.path()), Arc::clone(&switch) as _).unwrap();
+        let node = Node::start(setup(dir.path()), None, Arc::clone(&switch) as _).unwrap();
         // The host port is made anew with the queues that it needs now.
         assert_eq!(switch.ports(), ["spinlane1"]);
         assert_eq!(node.endpoints(), 0);

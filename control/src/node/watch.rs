@@ -17,8 +17,14 @@ use super::netlink::{Link, Netlink, NetlinkError};
 use super::store::Change;
 use super::{Core, offload};
 
-/// `RTNLGRP_LINK`, `RTNLGRP_IPV4_IFADDR`, `RTNLGRP_IPV6_IFADDR`.
-const GROUPS: [u32; 3] = [1, 5, 9];
+/// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`,
+/// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV6_ROUTE`.
+const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+/// Pause after reading the kernel's tables, so that a storm of news is read
+/// in lots.
+const KERNEL_PAUSE: Duration = Duration::from_millis(3);
+/// How often neighbours in use are confirmed.
+const CONFIRM: Duration = Duration::from_secs(15);
 /// How often ages and pending deletions are looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// Pause between two publications for stations, so that a storm of them is
@@ -30,6 +36,7 @@ pub struct Watch {
     core: Arc<Core>,
     netlink: Netlink,
     last_tick: Instant,
+    last_confirmation: Instant,
     events: Vec<Event>,
 }
 
@@ -40,6 +47,7 @@ impl Watch {
             core,
             netlink: Netlink::subscribe(&GROUPS)?,
             last_tick: Instant::now(),
+            last_confirmation: Instant::now(),
             events: Vec::new(),
         })
     }
@@ -100,13 +108,15 @@ impl Watch {
                         changed = true;
                     }
                 }
-                // Nothing lies beyond this node yet.
+                // Remote stations come with the next change of segments.
                 Event::Station {
                     at: Location::Vtep(_),
                     ..
+                } => {}
+                Event::NeighborMissing { next_hop } => self.core.neighbour_missing(next_hop),
+                Event::PathMtu { destination, mtu } => {
+                    self.core.learn_path_mtu(destination, mtu);
                 }
-                | Event::NeighborMissing { .. }
-                | Event::PathMtu { .. } => {}
                 Event::Forwarder {
                     port,
                     mtu,
@@ -136,19 +146,32 @@ impl Watch {
                 return;
             }
         };
-        let (mut addresses, mut host) = (false, false);
+        let (mut addresses, mut host, mut ways) = (false, false, false);
         for message in &news {
             match message {
                 RouteNetlinkMessage::DelLink(_) => {
+                    ways = true;
                     if let Some(link) = Link::from_message(message) {
                         self.core.link_vanished(&link);
                     }
                 }
                 RouteNetlinkMessage::NewAddress(_) | RouteNetlinkMessage::DelAddress(_) => {
                     addresses = true;
+                    ways = true;
                 }
                 RouteNetlinkMessage::NewLink(link) => {
-                    host |= self.core.inventory().is_host_port(link.header.index);
+                    let inventory = self.core.inventory();
+                    host |= inventory.is_host_port(link.header.index);
+                    ways |= inventory.by_ifindex(link.header.index).is_none();
+                }
+                RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => {
+                    ways = true;
+                }
+                RouteNetlinkMessage::NewNeighbour(neighbour)
+                | RouteNetlinkMessage::DelNeighbour(neighbour) => {
+                    let uplink = self.core.inventory().surroundings.uplink;
+                    let index = neighbour.header.ifindex;
+                    ways |= uplink.is_some_and(|uplink| uplink.port.ifindex == index);
                 }
                 _ => {}
             }
@@ -160,6 +183,10 @@ impl Watch {
         }
         if addresses {
             self.core.follow_addresses();
+        }
+        if ways {
+            self.core.follow_ways();
+            std::thread::sleep(KERNEL_PAUSE);
         }
     }
 
@@ -177,6 +204,11 @@ impl Watch {
             self.core.publish();
         }
         self.core.carry_out_pending_deletions();
+        self.core.age_path_mtus();
+        if self.last_confirmation.elapsed() >= CONFIRM {
+            self.last_confirmation = Instant::now();
+            self.core.refresh_neighbours(true);
+        }
     }
 }
 
@@ -243,10 +275,24 @@ impl Core {
                     up: false,
                     operational: false,
                     rx_queues: 0,
+                    is_veth: false,
                 });
             }
         }
         self.follow_addresses();
+        self.follow_ways();
+    }
+
+    /// Follows the kernel's routes, neighbours and the uplink.
+    fn follow_ways(&self) {
+        match self.follow_kernel() {
+            Ok(true) => {
+                self.publish();
+                self.refresh_neighbours(false);
+            }
+            Ok(false) => {}
+            Err(error) => tracing::error!(%error, "cannot follow the kernel's routes"),
+        }
     }
 
     /// A pod forwards for others: from now on it is told where to cut what it

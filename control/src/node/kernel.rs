@@ -1,0 +1,270 @@
+//! What the kernel knows of the networks that this node is in: links,
+//! addresses, routes and neighbours, read as one. Pure but for
+//! [`Kernel::read`] and [`resolve`].
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+};
+use netlink_packet_route::route::RouteType;
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use spinlane_dataplane::types::MacAddr;
+
+use super::endpoint::fnv1a;
+use super::link::{self, KernelRoute};
+use super::netlink::{Link, Netlink, NetlinkError, Request};
+
+/// A neighbour that the kernel has resolved.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Neighbour {
+    /// Its MAC address.
+    pub mac: MacAddr,
+    /// The kernel has not heard of it for a while, and asks only when it is
+    /// used.
+    pub is_stale: bool,
+}
+
+/// The kernel's tables at one moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Kernel {
+    /// Links.
+    pub links: Vec<Link>,
+    /// Addresses with their interface and prefix length.
+    pub addresses: Vec<(u32, IpAddr, u8)>,
+    /// Unicast routes of the main table.
+    pub routes: Vec<KernelRoute>,
+    /// Resolved neighbours by interface and address.
+    pub neighbours: HashMap<(u32, IpAddr), Neighbour>,
+}
+
+/// How the kernel would send to a destination.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Way {
+    /// Outgoing interface.
+    pub oif: u32,
+    /// The neighbour: a gateway, or the destination itself.
+    pub next: IpAddr,
+    /// Whether `next` is the destination itself.
+    pub is_on_link: bool,
+    /// Longest packet by what the route says.
+    pub mtu: Option<u32>,
+}
+
+impl Kernel {
+    /// Reads everything.
+    pub fn read(netlink: &mut Netlink) -> Result<Kernel, NetlinkError> {
+        Ok(Kernel {
+            links: netlink.links()?,
+            addresses: netlink.addresses()?,
+            routes: link::routes(netlink)?,
+            neighbours: neighbours(netlink)?,
+        })
+    }
+
+    /// The link of that index.
+    pub fn link(&self, index: u32) -> Option<&Link> {
+        self.links.iter().find(|link| link.index == index)
+    }
+
+    /// The link of that name.
+    pub fn link_named(&self, name: &str) -> Option<&Link> {
+        self.links.iter().find(|link| link.name == name)
+    }
+
+    /// The interface that the best default route leaves by.
+    pub fn default_route(&self) -> Option<&Link> {
+        let routes = self.routes.iter().filter(|r| r.to.prefix_len() == 0);
+        // IPv4 first: most underlays are.
+        let best = routes.min_by_key(|r| (r.to.addr().is_ipv6(), r.priority))?;
+        self.link(best.oif?)
+    }
+
+    /// The way to a destination: longest prefix, then lowest priority; among
+    /// several next hops one by the destination's hash, so that destinations
+    /// spread and each keeps its own.
+    pub fn way(&self, destination: IpAddr) -> Option<Way> {
+        let usable = |index: u32| self.link(index).is_some_and(|link| link.up);
+        let covering = self.routes.iter().filter(|route| {
+            route.to.contains(&destination)
+                && (route.oif.is_some_and(usable) || route.hops.iter().any(|h| usable(h.1)))
+        });
+        let route = covering.max_by_key(|r| (r.to.prefix_len(), std::cmp::Reverse(r.priority)))?;
+        let hops: Vec<_> = route.hops.iter().filter(|hop| usable(hop.1)).collect();
+        let (via, oif) = match hops.len() {
+            0 => (route.via, route.oif?),
+            several => {
+                let hash = match destination {
+                    IpAddr::V4(v4) => fnv1a(&[&v4.octets()]),
+                    IpAddr::V6(v6) => fnv1a(&[&v6.octets()]),
+                };
+                *hops[(hash % several as u64) as usize]
+            }
+        };
+        Some(Way {
+            oif,
+            next: via.unwrap_or(destination),
+            is_on_link: via.is_none(),
+            mtu: route.mtu.filter(|mtu| *mtu > 0),
+        })
+    }
+}
+
+fn neighbours(netlink: &mut Netlink) -> Result<HashMap<(u32, IpAddr), Neighbour>, NetlinkError> {
+    let answers = netlink.dump(
+        "list the neighbours",
+        RouteNetlinkMessage::GetNeighbour(NeighbourMessage::default()),
+    )?;
+    Ok(answers.iter().filter_map(neighbour).collect())
+}
+
+fn neighbour(message: &RouteNetlinkMessage) -> Option<((u32, IpAddr), Neighbour)> {
+    let RouteNetlinkMessage::NewNeighbour(message) = message else {
+        return None;
+    };
+    let is_stale = match message.header.state {
+        NeighbourState::Stale => true,
+        NeighbourState::Reachable
+        | NeighbourState::Delay
+        | NeighbourState::Probe
+        | NeighbourState::Permanent => false,
+        _ => return None,
+    };
+    let (mut address, mut mac) = (None, None);
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(a)) => {
+                address = Some(IpAddr::V4(*a));
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(a)) => {
+                address = Some(IpAddr::V6(*a));
+            }
+            NeighbourAttribute::LinkLayerAddress(bytes) => {
+                mac = <[u8; 6]>::try_from(&bytes[..]).ok().map(MacAddr);
+            }
+            _ => {}
+        }
+    }
+    let mac = mac.filter(|mac| mac.is_unicast())?;
+    Some((
+        (message.header.ifindex, address?),
+        Neighbour { mac, is_stale },
+    ))
+}
+
+/// A request that says something of one neighbour.
+pub fn neighbour_request(
+    what: &str,
+    (ifindex, address): (u32, IpAddr),
+    state: NeighbourState,
+    mac: Option<MacAddr>,
+) -> Request {
+    let mut message = NeighbourMessage::default();
+    message.header.ifindex = ifindex;
+    message.header.state = state;
+    message.header.kind = RouteType::Unspec;
+    let destination = match address {
+        IpAddr::V4(v4) => {
+            message.header.family = AddressFamily::Inet;
+            NeighbourAddress::Inet(v4)
+        }
+        IpAddr::V6(v6) => {
+            message.header.family = AddressFamily::Inet6;
+            NeighbourAddress::Inet6(v6)
+        }
+    };
+    message.attributes = vec![NeighbourAttribute::Destination(destination)];
+    if let Some(mac) = mac {
+        let bytes = NeighbourAttribute::LinkLayerAddress(mac.0.to_vec());
+        message.attributes.push(bytes);
+    } else {
+        message.header.flags = NeighbourFlags::Use;
+    }
+    Request::replace(
+        format!("{what} {address}"),
+        RouteNetlinkMessage::NewNeighbour(message),
+    )
+}
+
+/// Asks the kernel to find out a neighbour's MAC address, or whether the one
+/// it has still holds: as if it had a packet for it.
+pub fn resolve(ifindex: u32, address: IpAddr) -> Request {
+    let state = NeighbourState::None;
+    neighbour_request("resolve the neighbour", (ifindex, address), state, None)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn link(index: u32, name: &str, up: bool) -> Link {
+        Link {
+            index,
+            name: name.into(),
+            alias: String::new(),
+            mac: vec![2, 0, 0, 0, 0, index as u8],
+            mtu: 1500,
+            up,
+            operational: up,
+            rx_queues: 1,
+            is_veth: true,
+        }
+    }
+
+    fn route(to: &str, via: Option<&str>, oif: u32, priority: u32) -> KernelRoute {
+        KernelRoute {
+            to: to.parse().unwrap(),
+            via: via.map(|v| v.parse().unwrap()),
+            oif: Some(oif),
+            mtu: None,
+            priority,
+            hops: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn the_way_is_the_kernels() {
+        let several = KernelRoute {
+            hops: vec![
+                (Some("192.0.2.1".parse().unwrap()), 2),
+                (Some("192.0.2.2".parse().unwrap()), 2),
+                (Some("192.0.2.3".parse().unwrap()), 4),
+            ],
+            ..route("10.9.0.0/16", None, 2, 0)
+        };
+        let kernel = Kernel {
+            links: vec![
+                link(2, "eth0", true),
+                link(3, "eth1", true),
+                link(4, "eth2", false),
+            ],
+            routes: vec![
+                route("0.0.0.0/0", Some("192.0.2.254"), 2, 100),
+                route("0.0.0.0/0", Some("198.51.100.1"), 3, 50),
+                route("192.0.2.0/24", None, 2, 0),
+                route("10.8.0.0/16", Some("192.0.2.9"), 4, 0),
+                several,
+            ],
+            ..Kernel::default()
+        };
+        let way = |to: &str| kernel.way(to.parse().unwrap()).unwrap();
+        assert_eq!(way("192.0.2.7").next.to_string(), "192.0.2.7");
+        assert!(way("192.0.2.7").is_on_link);
+        assert_eq!(
+            way("8.8.8.8").next.to_string(),
+            "198.51.100.1",
+            "the better default route"
+        );
+        assert_eq!(way("10.8.0.1").oif, 3, "not by a link that is down");
+        let hops: std::collections::BTreeSet<_> = (0..64u8)
+            .map(|n| way(&format!("10.9.0.{n}")).next.to_string())
+            .collect();
+        assert_eq!(
+            hops.into_iter().collect::<Vec<_>>(),
+            ["192.0.2.1", "192.0.2.2"]
+        );
+        assert!(kernel.way("2001:db8::1".parse().unwrap()).is_none());
+        assert_eq!(kernel.default_route().unwrap().name, "eth1");
+    }
+}

@@ -1,0 +1,321 @@
+//! The node's way out: attached while its interface exists, followed through
+//! whatever the kernel does with it. The kernel goes on using the interface;
+//! nothing of it is changed.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use spinlane_dataplane::types::{MacAddr, NextHopId};
+
+use super::Core;
+use super::beyond::Inputs;
+use super::inventory::{BoundHost, BoundPort, BoundUplink};
+use super::kernel::{self, Kernel};
+use super::netlink::{Link, Netlink, NetlinkError};
+use super::setup::Setup;
+use super::switch::WayOut;
+use crate::config::{Mode, Uplink};
+use crate::source;
+
+/// How long news of a path's MTU holds (RFC 1191, section 6.3).
+const PATH_MTU_LIFE: Duration = Duration::from_secs(600);
+/// Destinations whose MTU is remembered at most.
+const MOST_PATH_MTUS: usize = 4096;
+/// Neighbours that the kernel is asked for at once.
+const MOST_QUESTIONS: usize = 256;
+
+/// What is known of other nodes and of the ways to them.
+#[derive(Debug, Default)]
+pub struct Surroundings {
+    /// The cluster's nodes.
+    pub nodes: Arc<Vec<Arc<source::Node>>>,
+    /// The kernel's tables.
+    pub kernel: Arc<Kernel>,
+    /// The uplink.
+    pub uplink: Option<BoundUplink>,
+    /// Longest packets that the underlay told of, and until when they hold.
+    pub path_mtus: HashMap<IpAddr, (u32, Instant)>,
+    /// Why the uplink is not attached; said once.
+    complaint: Option<String>,
+    /// Counts changes.
+    pub version: u64,
+}
+
+/// What the tables follow from, taken out of the lock.
+pub struct View {
+    nodes: Arc<Vec<Arc<source::Node>>>,
+    kernel: Arc<Kernel>,
+    uplink: Option<BoundUplink>,
+    host: Option<BoundHost>,
+    path_mtus: HashMap<IpAddr, u32>,
+}
+
+impl Surroundings {
+    /// All of it at this moment.
+    pub fn view(&self, host: Option<BoundHost>) -> View {
+        let mtus = self.path_mtus.iter().map(|(to, (mtu, _))| (*to, *mtu));
+        View {
+            nodes: Arc::clone(&self.nodes),
+            kernel: Arc::clone(&self.kernel),
+            uplink: self.uplink,
+            host,
+            path_mtus: mtus.collect(),
+        }
+    }
+}
+
+impl View {
+    /// As the planner takes it.
+    pub fn inputs<'a>(&'a self, setup: &'a Setup) -> Inputs<'a> {
+        Inputs {
+            setup,
+            nodes: &self.nodes,
+            kernel: &self.kernel,
+            uplink: self.uplink,
+            host: self.host.map(|host| (host.port.id, host.ifindex)),
+            path_mtus: &self.path_mtus,
+        }
+    }
+}
+
+impl Core {
+    /// Reads the kernel's tables and follows them. Returns whether forwarding
+    /// changes.
+    pub(crate) fn follow_kernel(&self) -> Result<bool, NetlinkError> {
+        let mut netlink = Netlink::open()?;
+        let kernel = Kernel::read(&mut netlink)?;
+        let moved = self.follow_uplink(&kernel);
+        let mut inventory = self.inventory();
+        if !moved && *inventory.surroundings.kernel == kernel {
+            return Ok(false);
+        }
+        inventory.surroundings.kernel = Arc::new(kernel);
+        inventory.surroundings.version += 1;
+        inventory.touch();
+        Ok(true)
+    }
+
+    /// Other nodes came, went or changed.
+    pub(crate) fn set_nodes(&self, nodes: Vec<Arc<source::Node>>) {
+        let mut inventory = self.inventory();
+        if *inventory.surroundings.nodes != nodes {
+            inventory.surroundings.nodes = Arc::new(nodes);
+            inventory.surroundings.version += 1;
+            inventory.touch();
+        }
+    }
+
+    /// Attaches the uplink that should be, detaches one that is gone. Returns
+    /// whether anything changed.
+    fn follow_uplink(&self, kernel: &Kernel) -> bool {
+        let held = self.inventory().surroundings.uplink;
+        let wanted = match (&self.setup.uplink, held) {
+            (Uplink::None, _) => None,
+            (Uplink::Named(name), _) => kernel.link_named(name),
+            // A default route that moves elsewhere does not cut the tunnels.
+            (Uplink::Auto, Some(held)) => kernel
+                .link(held.port.ifindex)
+                .or_else(|| kernel.default_route()),
+            (Uplink::Auto, None) => kernel.default_route(),
+        };
+        let now = wanted.map(|link| link.index);
+        let mut changed = false;
+        if let Some(held) = held
+            && now != Some(held.port.ifindex)
+        {
+            tracing::warn!("the uplink is gone; traffic with other nodes stops");
+            self.release_uplink();
+            changed = true;
+        }
+        let Some(link) = wanted else { return changed };
+        if held.is_some_and(|held| held.port.ifindex == link.index) {
+            return changed | self.refresh_uplink(link);
+        }
+        let bound = self.bind_uplink(link);
+        let mut inventory = self.inventory();
+        let surroundings = &mut inventory.surroundings;
+        match bound {
+            Ok(uplink) => {
+                surroundings.uplink = Some(uplink);
+                surroundings.complaint = None;
+                changed = true;
+            }
+            Err(complaint) => {
+                if surroundings.complaint.as_ref() != Some(&complaint) {
+                    tracing::error!("{complaint}");
+                }
+                surroundings.complaint = Some(complaint);
+            }
+        }
+        changed
+    }
+
+    fn bind_uplink(&self, link: &Link) -> Result<BoundUplink, String> {
+        let name = &link.name;
+        let id = self.inventory().ids.take();
+        let id = id.ok_or_else(|| format!("cannot attach the uplink {name}: no port is free"))?;
+        let queues = receive_queues(name).unwrap_or(link.rx_queues);
+        let way_out = WayOut {
+            ifindex: link.index,
+            name,
+            queues,
+            is_veth: link.is_veth,
+            is_bridged: self.setup.network.mode == Mode::L2,
+        };
+        match self.switch.attach_uplink(id, way_out) {
+            Ok(binding) => {
+                tracing::info!(uplink = name, queues, native = binding.native, "attached");
+                let port = BoundPort {
+                    id,
+                    ifindex: link.index,
+                    binding,
+                };
+                Ok(bound(port, link))
+            }
+            Err(error) => {
+                self.inventory().ids.give_back(id);
+                Err(format!("cannot attach the uplink {name}: {error}"))
+            }
+        }
+    }
+
+    /// Takes over what may change while the interface stays.
+    fn refresh_uplink(&self, link: &Link) -> bool {
+        let mut inventory = self.inventory();
+        let Some(held) = &mut inventory.surroundings.uplink else {
+            return false;
+        };
+        let now = bound(held.port, link);
+        let changed = *held != now;
+        *held = now;
+        changed
+    }
+
+    /// Lets go of the uplink; the kernel has all of its frames again.
+    pub(crate) fn release_uplink(&self) {
+        let gone = {
+            let mut inventory = self.inventory();
+            let gone = inventory.surroundings.uplink.take();
+            inventory.surroundings.version += 1;
+            inventory.touch();
+            gone
+        };
+        let Some(uplink) = gone else { return };
+        self.publish();
+        if let Err(error) = self.switch.detach(uplink.port.id) {
+            tracing::warn!(%error, "cannot detach the uplink");
+        }
+        self.inventory().ids.give_back(uplink.port.id);
+    }
+
+    /// A packet waits for a neighbour.
+    pub(crate) fn neighbour_missing(&self, id: NextHopId) {
+        let tables = self.tables();
+        if let Some(Some(next_hop)) = tables.next_hops.get(id.index()) {
+            self.ask(&[next_hop.address]);
+        }
+    }
+
+    /// Asks the kernel for every neighbour in use that it has not resolved,
+    /// or has not heard of for a while: it alone would never ask, since it
+    /// sends them nothing.
+    pub(crate) fn refresh_neighbours(&self, stale_too: bool) {
+        let tables = self.tables();
+        let (kernel, uplink) = {
+            let inventory = self.inventory();
+            let surroundings = &inventory.surroundings;
+            (Arc::clone(&surroundings.kernel), surroundings.uplink)
+        };
+        let Some(uplink) = uplink else { return };
+        let wanted: Vec<IpAddr> = tables
+            .next_hops
+            .iter()
+            .flatten()
+            .filter(|next_hop| {
+                let known = kernel
+                    .neighbours
+                    .get(&(uplink.port.ifindex, next_hop.address));
+                known.is_none_or(|n| stale_too && n.is_stale)
+            })
+            .map(|next_hop| next_hop.address)
+            .take(MOST_QUESTIONS)
+            .collect();
+        self.ask(&wanted);
+    }
+
+    fn ask(&self, addresses: &[IpAddr]) {
+        let Some(uplink) = self.inventory().surroundings.uplink else {
+            return;
+        };
+        if addresses.is_empty() {
+            return;
+        }
+        let requests = addresses
+            .iter()
+            .map(|address| kernel::resolve(uplink.port.ifindex, *address))
+            .collect();
+        if let Err(error) = Netlink::open().and_then(|mut netlink| netlink.batch(requests)) {
+            tracing::warn!(%error, "cannot ask for a neighbour");
+        }
+    }
+
+    /// The underlay told how long packets to an address may be.
+    pub(crate) fn learn_path_mtu(&self, destination: IpAddr, mtu: u32) {
+        let floor = if destination.is_ipv6() { 1280 } else { 576 };
+        let mtu = mtu.max(floor);
+        let mut inventory = self.inventory();
+        let surroundings = &mut inventory.surroundings;
+        let known = surroundings.path_mtus.get(&destination);
+        if known.is_some_and(|(known, _)| *known <= mtu)
+            || known.is_none() && surroundings.path_mtus.len() >= MOST_PATH_MTUS
+        {
+            return;
+        }
+        let until = Instant::now() + PATH_MTU_LIFE;
+        surroundings.path_mtus.insert(destination, (mtu, until));
+        surroundings.version += 1;
+        inventory.touch();
+        drop(inventory);
+        tracing::info!(%destination, mtu, "the underlay carries shorter packets only");
+        self.publish();
+    }
+
+    /// Forgets what the underlay told too long ago.
+    pub(crate) fn age_path_mtus(&self) {
+        let now = Instant::now();
+        let mut inventory = self.inventory();
+        let surroundings = &mut inventory.surroundings;
+        let before = surroundings.path_mtus.len();
+        surroundings.path_mtus.retain(|_, (_, until)| *until > now);
+        if surroundings.path_mtus.len() != before {
+            surroundings.version += 1;
+            inventory.touch();
+            drop(inventory);
+            self.publish();
+        }
+    }
+}
+
+fn bound(port: BoundPort, link: &Link) -> BoundUplink {
+    BoundUplink {
+        port,
+        mac: <[u8; 6]>::try_from(&link.mac[..])
+            .map(MacAddr)
+            .unwrap_or_default(),
+        mtu: link.mtu,
+        is_veth: link.is_veth,
+    }
+}
+
+/// Receive queues that the interface uses now; it may have been made with
+/// more.
+fn receive_queues(name: &str) -> Option<u32> {
+    let entries = std::fs::read_dir(format!("/sys/class/net/{name}/queues")).ok()?;
+    let queues = entries
+        .filter_map(Result::ok)
+        .filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-"))
+        .count();
+    u32::try_from(queues).ok().filter(|queues| *queues > 0)
+}
