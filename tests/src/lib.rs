@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 pub mod capture;
+pub mod cluster;
 pub mod cni;
 mod error;
 mod namespace;
@@ -23,6 +24,7 @@ pub mod scapy;
 pub mod traffic;
 mod watch;
 
+pub use cluster::Cluster;
 pub use error::{LabError, Result};
 pub use namespace::{Namespace, veth};
 pub use node::{Node, NodeConfig};

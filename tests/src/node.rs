@@ -32,6 +32,12 @@ pub struct NodeConfig {
     pub pod_cidrs: Vec<String>,
     /// Pod CIDRs of the cluster.
     pub cluster_cidrs: Vec<String>,
+    /// `uplink`.
+    pub uplink: String,
+    /// `[network] mode`.
+    pub mode: String,
+    /// More lines of the `[network]` table, as TOML.
+    pub network: String,
     /// `[lanes] poll`.
     pub poll: String,
     /// `[lanes] cores`, as TOML.
@@ -51,6 +57,9 @@ impl NodeConfig {
             addresses: vec!["172.31.0.1".to_owned(), "fd31::1".to_owned()],
             pod_cidrs: vec!["10.244.1.0/24".to_owned(), "fd44:0:0:1::/64".to_owned()],
             cluster_cidrs: vec!["10.244.0.0/16".to_owned(), "fd44::/48".to_owned()],
+            uplink: "none".to_owned(),
+            mode: "vxlan".to_owned(),
+            network: String::new(),
             poll: "adaptive".to_owned(),
             cores: "\"auto\"".to_owned(),
             lanes: String::new(),
@@ -62,9 +71,9 @@ impl NodeConfig {
     fn text(&self, manifests: &Path) -> String {
         let list = |items: &[String]| json!(items).to_string();
         format!(
-            "[node]\nname = {name}\naddresses = {addresses}\nuplink = \"none\"\n\
+            "[node]\nname = {name}\naddresses = {addresses}\nuplink = {uplink}\n\
              pod-cidrs = {pods}\n\
-             [network]\nmode = \"vxlan\"\ncluster-cidrs = {cluster}\n\
+             [network]\nmode = {mode}\ncluster-cidrs = {cluster}\n{network}\n\
              [lanes]\ncores = {cores}\npoll = {poll}\n{lanes}\n\
              [source]\nkind = \"manifests\"\npath = {manifests}\n\
              [metrics]\nlisten = \"127.0.0.1:9465\"\n{tables}\n",
@@ -72,6 +81,9 @@ impl NodeConfig {
             addresses = list(&self.addresses),
             pods = list(&self.pod_cidrs),
             cluster = list(&self.cluster_cidrs),
+            uplink = json!(self.uplink),
+            mode = json!(self.mode),
+            network = self.network,
             cores = self.cores,
             poll = json!(self.poll),
             lanes = self.lanes,
