@@ -94,11 +94,7 @@ impl Cluster {
     ///
     /// # Errors
     /// When a step fails.
-    pub fn start(
-        count: u8,
-        families: Families,
-        change: impl Fn(&mut NodeConfig),
-    ) -> Result<Self> {
+    pub fn start(count: u8, families: Families, change: impl Fn(&mut NodeConfig)) -> Result<Self> {
         let mut cluster = Self::prepare(count, families, change)?;
         for node in &mut cluster.nodes {
             node.start_agent()?;
