@@ -7,7 +7,9 @@ use std::os::fd::AsRawFd;
 use std::process::{Command, Output};
 use std::sync::Arc;
 
+use spinlane_dataplane::drops::DropReason;
 use spinlane_dataplane::engine::{Engine, EngineConfig, PollMode, PortSpec, UplinkSpec, XdpChoice};
+use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::{
     AddressMap, Destination, Gateway, Network, NextHop, OuterHeader, OuterPath, PortEntry, Prefix,
     Role, RouteTable, RouteTarget, Snapshot, Underlay, Vtep,
@@ -353,5 +355,133 @@ fn a_linux_vxlan_device_talks_with_a_pod_over_ipv6() {
     engine.publish(with_overlay(snapshot(), "fd00:31::1", "fd00:31::2"));
     linux_vxlan(&lab, "fd00:31::2", "fd00:31::1", 1430);
     converse(&lab, 1430);
+    engine.stop();
+}
+
+/// A TCP stream each way, in super-frames as the pod's stack makes them.
+fn stream(lab: &Lab, engine: &Engine) {
+    let server = Command::new("ip")
+        .args([
+            "netns",
+            "exec",
+            &lab.namespace("peer"),
+            "iperf3",
+            "-s",
+            "-1",
+        ])
+        .stdout(std::process::Stdio::null())
+        .spawn();
+    let mut server = server.unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let before = engine.port_stats(POD).unwrap();
+    lab.succeeds("pod", "timeout 20 iperf3 -c 10.244.2.2 -n 20M");
+    server.wait().unwrap();
+    let after = engine.port_stats(POD).unwrap();
+    let (packets, bytes) = (
+        after.rx_packets - before.rx_packets,
+        after.rx_bytes - before.rx_bytes,
+    );
+    assert!(
+        bytes / packets > 3000,
+        "the pod sent {bytes} bytes in {packets} packets: no super-frames"
+    );
+}
+
+#[test]
+fn super_frames_leave_through_the_overlay_in_segments() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new("tcp");
+    let engine = engine(&lab);
+    engine.publish(with_overlay(snapshot(), "172.31.0.1", "172.31.0.2"));
+    linux_vxlan(&lab, "172.31.0.2", "172.31.0.1", 1450);
+    lab.ip(
+        "pod",
+        "route change default via 10.244.1.1 dev eth0 mtu 1450",
+    );
+    stream(&lab, &engine);
+    engine.stop();
+}
+
+/// Pods' packets as they are, to and from the peer.
+fn with_routes(mut snapshot: Snapshot, mac: Option<MacAddr>) -> Snapshot {
+    let next_hop = |address: &str| {
+        Some(NextHop {
+            address: address.parse().unwrap(),
+            port: UPLINK,
+            mac,
+            mtu: 1500,
+        })
+    };
+    snapshot.next_hops = Arc::new(vec![next_hop("172.31.0.2"), next_hop("fd00:31::2")]);
+    let mut routes = RouteTable::default();
+    routes.insert(prefix("10.244.2.0/24"), RouteTarget::NextHop(NextHopId(0)));
+    routes.insert(prefix("fd00:2::/64"), RouteTarget::NextHop(NextHopId(1)));
+    snapshot.routes = Arc::new(routes);
+    snapshot.underlay = Arc::new(Underlay {
+        is_routed: true,
+        ..(*snapshot.underlay).clone()
+    });
+    snapshot
+}
+
+fn linux_router(lab: &Lab) {
+    lab.ip("peer", "address add 10.244.2.2/32 dev lo");
+    lab.ip("peer", "address add fd00:2::2/128 dev lo");
+    lab.ip(
+        "peer",
+        "route add 10.244.1.0/24 via 172.31.0.1 src 10.244.2.2",
+    );
+    lab.ip("peer", "route add fd00:1::/64 via fd00:31::1 src fd00:2::2");
+}
+
+#[test]
+fn a_routed_peer_talks_with_a_pod() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new("rt");
+    let engine = engine(&lab);
+    engine.publish(with_routes(snapshot(), Some(PEER_MAC)));
+    linux_router(&lab);
+    converse(&lab, 1500);
+    stream(&lab, &engine);
+    engine.stop();
+}
+
+#[test]
+fn a_packet_waits_until_its_neighbor_is_resolved() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new("wait");
+    let engine = engine(&lab);
+    engine.publish(with_routes(snapshot(), None));
+    linux_router(&lab);
+    std::thread::scope(|scope| {
+        // One request, and it is answered.
+        let ping = scope.spawn(|| lab.succeeds("pod", "ping -c 1 -W 3 10.244.2.2"));
+        let mut events = Vec::new();
+        let started = std::time::Instant::now();
+        let missing = Event::NeighborMissing {
+            next_hop: NextHopId(0),
+        };
+        while !events.contains(&missing) {
+            assert!(started.elapsed().as_secs() < 3, "nobody asked: {events:?}");
+            std::thread::sleep(std::time::Duration::from_millis(10));
+            engine.drain_events(&mut events);
+        }
+        engine.publish(with_routes(snapshot(), Some(PEER_MAC)));
+        ping.join().unwrap();
+    });
+    // Nobody comes to know this one: what waits is dropped, and counted.
+    engine.publish(with_routes(snapshot(), None));
+    lab.inside("pod", "ping -c 20 -i 0.02 -W 1 10.244.2.2");
+    std::thread::sleep(std::time::Duration::from_millis(2500));
+    let drops = engine.stats().drops;
+    let unresolved = drops[DropReason::NeighborUnresolved.index()];
+    let refused = drops[DropReason::NeighborQueueFull.index()];
+    assert_eq!((unresolved, unresolved + refused), (8, 20));
     engine.stop();
 }

@@ -3,6 +3,7 @@
 
 mod coalesce;
 mod fragments;
+mod overlay;
 mod plain;
 mod segments;
 mod super_frames;

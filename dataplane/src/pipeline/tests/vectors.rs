@@ -5,12 +5,12 @@ use crate::drops::DropReason;
 use crate::frame::Verdict;
 use crate::pipeline::world::*;
 
-struct Case<'a> {
-    name: &'a str,
-    port: u16,
-    request: Vec<u8>,
-    verdict: &'a str,
-    expect: Vec<u8>,
+pub(super) struct Case<'a> {
+    pub(super) name: &'a str,
+    pub(super) port: u16,
+    pub(super) request: Vec<u8>,
+    pub(super) verdict: &'a str,
+    pub(super) expect: Vec<u8>,
 }
 
 fn hex(text: &str) -> Vec<u8> {
@@ -20,8 +20,9 @@ fn hex(text: &str) -> Vec<u8> {
         .collect()
 }
 
-fn cases() -> impl Iterator<Item = Case<'static>> {
-    include_str!("vectors.txt").lines().map(|line| {
+/// The cases of a file as scapy writes them.
+pub(super) fn cases(text: &str) -> impl Iterator<Item = Case<'_>> {
+    text.lines().map(|line| {
         let fields: Vec<_> = line.split('|').map(str::trim).collect();
         let [name, port, request, verdict, expect] = fields[..] else {
             panic!("not a case: {line}");
@@ -36,8 +37,12 @@ fn cases() -> impl Iterator<Item = Case<'static>> {
     })
 }
 
+fn vectors() -> impl Iterator<Item = Case<'static>> {
+    cases(include_str!("vectors.txt"))
+}
+
 /// A verdict in the words of the table.
-fn words(verdict: Verdict) -> String {
+pub(super) fn words(verdict: Verdict) -> String {
     match verdict {
         Verdict::Forward { out, checksum } => match checksum {
             Some(c) => format!("forward {} {}+{}", out.0, c.start, c.offset),
@@ -46,11 +51,13 @@ fn words(verdict: Verdict) -> String {
         Verdict::Reply { dropped: None } => "reply".to_owned(),
         Verdict::Reply { dropped: Some(r) } => format!("reply {}", r.name()),
         Verdict::Drop(reason) => format!("drop {}", reason.name()),
+        Verdict::Wait { next_hop } => format!("wait {}", next_hop.0),
+        Verdict::Flood { segment, .. } => format!("flood {}", segment.0),
         other => format!("{other:?}"),
     }
 }
 
-fn show(bytes: &[u8]) -> String {
+pub(super) fn show(bytes: &[u8]) -> String {
     bytes.iter().map(|b| format!("{b:02x}")).collect()
 }
 
@@ -58,7 +65,7 @@ fn show(bytes: &[u8]) -> String {
 fn every_vector_comes_out_as_scapy_says() {
     let mut failed = Vec::new();
     let mut count = 0;
-    for case in cases() {
+    for case in vectors() {
         count += 1;
         let mut world = World::new();
         // The second time the flow is known; what a packet gets is the same.
@@ -90,7 +97,7 @@ fn every_vector_comes_out_as_scapy_says() {
 
 #[test]
 fn a_mixed_batch_decides_each_packet_as_if_alone() {
-    let cases: Vec<_> = cases().filter(|c| c.port == A).collect();
+    let cases: Vec<_> = vectors().filter(|c| c.port == A).collect();
     for chunk in cases.chunks(50) {
         let mut together = World::new();
         let requests: Vec<_> = chunk.iter().map(|c| c.request.clone()).collect();
@@ -104,7 +111,7 @@ fn a_mixed_batch_decides_each_packet_as_if_alone() {
 
 #[test]
 fn vectors_reach_every_reason_that_routed_packets_can_have() {
-    let reached: std::collections::HashSet<_> = cases()
+    let reached: std::collections::HashSet<_> = vectors()
         .filter_map(|case| World::new().send(case.port, &case.request).dropped())
         .collect();
     let routed = [
