@@ -9,7 +9,7 @@
 use std::io;
 
 use crate::bpf::assembly::{
-    Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R5, R6, R7, R10, Width,
+    Assembler, Helper, Instruction, Label, R0, R1, R2, R3, R4, R5, R6, R7, R10, Width,
 };
 use crate::bpf::{BpfError, Counters, Program, ProgramType};
 use crate::generator::{Limit, Pace, Sent};
@@ -78,14 +78,20 @@ impl XdpGenerator {
     }
 }
 
-/// Takes the next flow's number from the map, writes its source port and
-/// filler, and redirects. The writes are absolute: a recycled frame still
-/// holds those of an earlier flow.
+/// Writes the headers, takes the next flow's number from the map and writes
+/// its source port and filler, and redirects. All of it is written for every
+/// frame: a recycled one still holds an earlier flow's, or what a receiver
+/// that forwards in place made of it (other addresses, a lower TTL).
 fn code(ifindex: u32, template: &Template, map: i32) -> Vec<Instruction> {
     let mut program = Assembler::new();
     let abort = program.label();
+    program.copy(R6, R1);
     if template.flows() > 1 {
-        write_flow(&mut program, template, map, abort);
+        take_flow(&mut program, template, map, abort);
+    }
+    write_headers(&mut program, template, abort);
+    if template.flows() > 1 {
+        write_flow(&mut program, template);
     }
     program.set(R1, ifindex.cast_signed());
     program.set(R2, 0);
@@ -94,24 +100,32 @@ fn code(ifindex: u32, template: &Template, map: i32) -> Vec<Instruction> {
     program.place(abort);
     program.set(R0, XDP_ABORTED);
     program.exit();
-    let mut code = program.finish();
-    if template.flows() <= 1 {
-        // The verifier refuses code that nothing reaches.
-        code.truncate(code.len() - 2);
-    }
-    code
+    program.finish()
 }
 
-fn write_flow(
-    program: &mut Assembler,
-    template: &Template,
-    map: i32,
-    abort: crate::bpf::assembly::Label,
-) {
-    let offset = |at: usize| i16::try_from(at).expect("headers are short");
+fn offset(at: usize) -> i16 {
+    i16::try_from(at).expect("headers are short")
+}
+
+/// `r2 =` the frame, its headers written up to the filler and some more.
+fn write_headers(program: &mut Assembler, template: &Template, abort: Label) {
+    let (words, _) = template.bytes().as_chunks::<4>();
+    let count = words.len().min((template.filler_at() + 2).div_ceil(4));
+    // The words must lie inside the frame.
+    program.load(Width::Word, R2, R6, XDP_DATA);
+    program.load(Width::Word, R3, R6, XDP_DATA_END);
+    program.copy(R4, R2);
+    program.add(R4, i32::from(offset(count * 4)));
+    program.jump_if_greater_register(R4, R3, abort);
+    for (number, word) in words[..count].iter().enumerate() {
+        program.set(R5, i32::from_ne_bytes(*word));
+        program.store(Width::Word, R5, R2, offset(number * 4));
+    }
+}
+
+/// `r7 =` the flow's number; the next one goes back to the map.
+fn take_flow(program: &mut Assembler, template: &Template, map: i32, abort: Label) {
     let in_range = program.label();
-    program.copy(R6, R1);
-    // r7 = the flow's number; the next one goes back to the map.
     program.set(R1, 0);
     program.store(Width::Word, R1, R10, -4);
     program.copy(R2, R10);
@@ -126,12 +140,10 @@ fn write_flow(
     program.copy(R1, R7);
     program.add(R1, 1);
     program.store(Width::Double, R1, R0, 0);
-    // Both words must lie inside the frame.
-    program.load(Width::Word, R2, R6, XDP_DATA);
-    program.load(Width::Word, R3, R6, XDP_DATA_END);
-    program.copy(R4, R2);
-    program.add(R4, i32::from(offset(template.filler_at() + 2)));
-    program.jump_if_greater_register(R4, R3, abort);
+}
+
+/// The flow's source port, and the filler that keeps the checksum.
+fn write_flow(program: &mut Assembler, template: &Template) {
     program.copy(R5, R7);
     program.add(R5, i32::from(template.source_port()));
     program.to_big_endian_16(R5);
