@@ -1,7 +1,7 @@
 //! Calls of a CNI plugin as a container runtime makes them.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -95,7 +95,19 @@ impl Call {
     /// # Errors
     /// When it cannot be started or prints something that is not JSON.
     pub fn invoke_here(&self) -> Result<Answer> {
-        let mut command = Command::new(program("spinlane-cni")?);
+        self.run(&program("spinlane-cni")?)
+    }
+
+    /// Runs another plugin in the node's namespace.
+    ///
+    /// # Errors
+    /// When it cannot be started or prints something that is not JSON.
+    pub fn invoke_program(&self, program: &Path, node: &Namespace) -> Result<Answer> {
+        node.enter(|| self.run(program))?
+    }
+
+    fn run(&self, program: &Path) -> Result<Answer> {
+        let mut command = Command::new(program);
         command
             .env_clear()
             .env("PATH", "/usr/sbin:/usr/bin:/sbin:/bin")
