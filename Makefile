@@ -2,7 +2,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 CARGO ?= cargo
 
-.PHONY: all demo test loom bench bpf fmt fmt-check lint doc packages root
+.PHONY: all demo test loom bench readme-table bpf fmt fmt-check lint doc packages bench-packages root
 
 all: | packages
 	$(CARGO) build --release --workspace
@@ -23,10 +23,15 @@ loom: | packages
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom \
 		$(CARGO) test -p spinlane-dataplane --lib loom_
 
-# The comparison table of the measurements, on this machine.
-bench: root | packages
+# The standard comparison on this machine, kept in perf/results. `make
+# readme-table` prints the newest one's table as it stands in README.md.
+bench: root | bench-packages
 	$(CARGO) build --release --bins
-	@target/release/spinlane-perf compare
+	@target/release/spinlane-perf compare --seconds 1 --warm-up 0.3 --results perf/results
+
+readme-table:
+	@$(CARGO) run -q --release -p spinlane-perf -- report --readme \
+		"$$(ls -t perf/results/*.json | head -n 1)"
 
 fmt:
 	$(CARGO) fmt --all
@@ -43,6 +48,10 @@ doc: | packages
 packages:
 	@.ci/packages
 	@.ci/cargo
+
+# What only comparisons need, on top.
+bench-packages: packages
+	@.ci/packages bench
 
 root:
 	@[ "$$(id -u)" = 0 ] || { echo "this needs root: it makes network namespaces and loads XDP programs" >&2; exit 1; }

@@ -8,8 +8,9 @@ use clap::error::ErrorKind;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use spinlane_perf::packet::Mac;
 use spinlane_perf::rr::Transport;
-use spinlane_perf::scenario::Scenario;
 use spinlane_perf::subject::Kind;
+
+use crate::comparing;
 
 /// Packet generator, measurements and side-by-side comparisons.
 #[derive(Debug, Parser)]
@@ -51,7 +52,11 @@ pub(crate) enum Command {
     /// Round trips through one switch
     Rr(Rr),
     /// Switches side by side, in interleaved rounds
-    Compare(Compare),
+    Compare(comparing::Compare),
+    /// What changed from one result of `compare --json` to another, beyond noise
+    Baseline(comparing::BaselineFiles),
+    /// Show a result of `compare --json` again, or write its reports
+    Report(comparing::Report),
     /// How long the CNI plugin takes to attach and detach pods
     Cni(Cni),
     /// What an agent with idle pods costs
@@ -225,37 +230,6 @@ pub(crate) struct Rr {
     pub(crate) output: Output,
 }
 
-/// `compare`.
-#[derive(Debug, Args)]
-pub(crate) struct Compare {
-    /// Who takes part
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_value = "spinlane,linux-bridge,ovs-afxdp,spinlane-busy"
-    )]
-    pub(crate) subjects: Vec<Kind>,
-    /// What is measured
-    #[arg(
-        long,
-        value_enum,
-        value_delimiter = ',',
-        default_value = "frames64,tcp,udp-rr,tcp-rr,idle"
-    )]
-    pub(crate) scenarios: Vec<Scenario>,
-    /// Rounds; seven is the least whose 95 % interval is worth the name
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=1000))]
-    pub(crate) pairs: u16,
-    #[command(flatten)]
-    pub(crate) measured: Measured,
-    /// Fail when a bar is missed
-    #[arg(long)]
-    pub(crate) enforce: bool,
-    #[command(flatten)]
-    pub(crate) output: Output,
-}
-
 /// `cni`.
 #[derive(Debug, Args)]
 pub(crate) struct Cni {
@@ -343,6 +317,8 @@ pub(crate) struct Demo {
 
 #[cfg(test)]
 mod tests {
+    use spinlane_perf::scenario::Scenario;
+
     use super::*;
 
     fn parse(line: &str) -> Result<Arguments, clap::Error> {
@@ -372,13 +348,12 @@ mod tests {
     }
 
     #[test]
-    fn compare_has_the_whole_field_by_default() {
+    fn compare_without_names_is_the_standard_one() {
         let Command::Compare(compare) = parse("spinlane-perf compare").unwrap().command else {
             panic!("no compare")
         };
-        assert_eq!(compare.subjects.len(), 4);
-        assert_eq!(compare.subjects[0], Kind::Spinlane);
-        assert_eq!(compare.pairs, 7);
+        assert!(compare.subjects.is_empty() && compare.scenarios.is_empty());
+        assert_eq!((compare.pairs, compare.services), (7, 1000));
     }
 
     #[test]
@@ -389,6 +364,8 @@ mod tests {
             "spinlane-perf compare --seconds -1",
             "spinlane-perf compare --seconds nan",
             "spinlane-perf compare --subjects cisco",
+            "spinlane-perf compare --services 0",
+            "spinlane-perf baseline one.json",
             "spinlane-perf pktgen --dst 10.0.0.1",
             "spinlane-perf pktgen --engine socket --dst nowhere",
         ] {

@@ -12,13 +12,11 @@ use std::time::{Duration, Instant};
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use serde::Serialize;
-use spinlane_perf::compare::{Field, Plan, steps};
 use spinlane_perf::generator::Limit;
 use spinlane_perf::generator::socket::{Datagrams, SocketGenerator};
 use spinlane_perf::generator::xdp::XdpGenerator;
 use spinlane_perf::measure::{MeasureError, io_error};
 use spinlane_perf::packet::{Stream, Template};
-use spinlane_perf::progress::Progress;
 use spinlane_perf::rr::{RoundTrips, round_trips};
 use spinlane_perf::scenario::Run;
 use spinlane_perf::sink::socket::SocketSink;
@@ -30,6 +28,7 @@ use spinlane_perf::tcp::{Bulk, bulk};
 use spinlane_perf::{cpu, demo, micro, node, report};
 
 use crate::args::{self, Arguments, Command, Engine, Output};
+use crate::comparing;
 
 /// Does what the arguments say.
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
@@ -39,7 +38,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
         Command::Sink(arguments) => sink(&arguments, &stop)?,
         Command::Tcp(arguments) => tcp(&arguments, &stop)?,
         Command::Rr(arguments) => rr(&arguments, &stop)?,
-        Command::Compare(arguments) => return compare(&arguments, &stop),
+        Command::Compare(arguments) => return comparing::compare(&arguments, &stop),
+        Command::Baseline(arguments) => return comparing::baseline(&arguments),
+        Command::Report(arguments) => comparing::report(&arguments)?,
         Command::Cni(arguments) => {
             let result = node::cni(arguments.pods.into(), arguments.calls.into(), &stop)?;
             print(&arguments.output, &result, &result.text())?;
@@ -75,7 +76,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
 }
 
 /// Prints a result, as JSON too where that was asked for.
-fn print(output: &Output, result: &impl Serialize, text: &str) -> Result<(), MeasureError> {
+pub(crate) fn print(
+    output: &Output,
+    result: &impl Serialize,
+    text: &str,
+) -> Result<(), MeasureError> {
     let json = || {
         serde_json::to_string_pretty(result).map_err(|error| MeasureError::Unexpected {
             what: "writing the result as JSON".to_owned(),
@@ -295,35 +300,13 @@ fn rr(arguments: &args::Rr, stop: &Stop) -> Result<(), MeasureError> {
     print(&arguments.output, &result, &text)
 }
 
-fn run_of(measured: &args::Measured) -> Run {
+pub(crate) fn run_of(measured: &args::Measured) -> Run {
     Run {
         warm_up: measured.warm_up,
         duration: measured.seconds,
         v6: measured.v6,
         pin_sockets: measured.pin_sockets,
     }
-}
-
-fn compare(arguments: &args::Compare, stop: &Stop) -> Result<ExitCode, MeasureError> {
-    let plan = Plan {
-        subjects: arguments.subjects.clone(),
-        scenarios: arguments.scenarios.clone(),
-        pairs: arguments.pairs.into(),
-        run: run_of(&arguments.measured),
-    };
-    let progress = Progress::start(steps(&plan));
-    let mut field = Field::set_up(&plan.subjects, &progress)?;
-    let comparison = field.run(&plan, &progress, stop)?;
-    drop(progress);
-    print(
-        &arguments.output,
-        &comparison,
-        &report::comparison(&comparison),
-    )?;
-    if arguments.enforce && comparison.misses_a_bar() {
-        return Ok(ExitCode::FAILURE);
-    }
-    Ok(ExitCode::SUCCESS)
 }
 
 fn measure_micro(arguments: &args::Micro, stop: &Stop) -> Result<ExitCode, MeasureError> {

@@ -11,7 +11,7 @@ use comfy_table::Cell;
 use spinlane_api::view::{Port, PortKind, Status};
 use spinlane_tests::{Node, wait_for};
 
-use crate::compare::{Comparison, Field, Outcome, Plan, steps};
+use crate::compare::{Comparison, Field, Outcome, Plan};
 use crate::measure::MeasureError;
 use crate::progress::Progress;
 use crate::report::{figure, other_work, quantity, table};
@@ -62,9 +62,9 @@ fn show(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureErro
     let bridge = Kind::LinuxBridge.set_up(SERVICES)?;
     println!("  beside it   a Linux bridge with two pods, GSO on, MTU 1500\n");
     let plan = Plan {
-        subjects: vec![Kind::Spinlane, Kind::LinuxBridge],
-        scenarios: SCENARIOS.to_vec(),
+        entries: Plan::crossed(&[Kind::Spinlane, Kind::LinuxBridge], &SCENARIOS),
         pairs,
+        services: SERVICES,
         run: Run {
             warm_up: WARM_UP,
             duration,
@@ -73,9 +73,10 @@ fn show(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureErro
         },
     };
     let mut field = Field::of(vec![Box::new(spinlane), bridge]);
-    let progress = Progress::start(steps(&plan) - plan.subjects.len() as u64);
+    let progress = Progress::start(plan.measurements());
     let comparison = field.run(&plan, &progress, stop)?;
     drop(progress);
+    check()?;
     println!("{}", comparison_table(&comparison));
     println!(
         "Medians of {pairs} rounds of {:.1} s each, taken in turns; a sink in the receiving pod\n\
@@ -149,7 +150,7 @@ fn comparison_table(comparison: &Comparison) -> String {
             figure(
                 result
                     .and_then(|result| result.median)
-                    .map_or("failed".to_owned(), |m| quantity(m.value, outcome.unit)),
+                    .map_or("failed".to_owned(), |m| quantity(m.value, &outcome.unit)),
             )
         };
         table.add_row(vec![
@@ -168,9 +169,12 @@ fn verdict(outcome: &Outcome) -> String {
         Better::Higher => "rate",
         Better::Lower => "time",
     };
-    outcome.ratios.first().map_or_else(String::new, |ratio| {
-        format!("{:.2} × the bridge's {what}", ratio.median.value)
-    })
+    outcome
+        .verdicts
+        .first()
+        .map_or_else(String::new, |verdict| {
+            format!("{:.2} × the bridge's {what}", verdict.median.value)
+        })
 }
 
 /// What the switch itself says it did.

@@ -3,6 +3,7 @@
 
 mod args;
 mod commands;
+mod comparing;
 
 use std::process::ExitCode;
 

@@ -46,7 +46,7 @@ pub struct RoundTrips {
 }
 
 /// Round trip times in microseconds.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct RoundTripResult {
     /// How many round trips.
     pub count: u64,
@@ -62,10 +62,13 @@ pub struct RoundTripResult {
     pub p999_us: f64,
     /// The longest.
     pub max_us: f64,
+    /// All of them, in nanoseconds.
+    #[serde(skip)]
+    pub histogram: Histogram<u64>,
 }
 
 impl RoundTripResult {
-    fn of(histogram: &Histogram<u64>, lost: u64) -> RoundTripResult {
+    fn of(histogram: Histogram<u64>, lost: u64) -> RoundTripResult {
         let at = |quantile: f64| histogram.value_at_quantile(quantile) as f64 / 1000.0;
         RoundTripResult {
             count: histogram.len(),
@@ -75,6 +78,7 @@ impl RoundTripResult {
             p99_us: at(0.99),
             p999_us: at(0.999),
             max_us: histogram.max() as f64 / 1000.0,
+            histogram,
         }
     }
 }
@@ -109,7 +113,7 @@ pub fn round_trips(
                 seconds: run.duration.as_secs(),
             });
         }
-        Ok(RoundTripResult::of(&histogram, lost))
+        Ok(RoundTripResult::of(histogram, lost))
     })
 }
 

@@ -7,10 +7,10 @@
 //! ratios the median lies between the k-th smallest and the k-th largest with
 //! probability 1 − 2·P(B < k), B binomial(n, ½).
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A median with the interval that holds it.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct Median {
     /// The median.
     pub value: f64,

@@ -1,6 +1,7 @@
 //! A short comparison with one subject that every machine has.
 #![allow(clippy::unwrap_used)]
 
+use std::io::{BufRead, BufReader};
 use std::process::Command;
 use std::time::Duration;
 
@@ -38,7 +39,7 @@ fn every_scenario_gives_a_figure() {
             "--subjects",
             "linux-bridge",
             "--scenarios",
-            "frames64,frames64-flows,udp-send,tcp,tcp-streams,udp-rr,tcp-rr",
+            "frames64,frames64-flows,churn,udp-send,tcp,tcp-streams,udp-rr,tcp-rr,udp-rr-load,crr,pods",
             "--pairs",
             "1",
             "--seconds",
@@ -57,9 +58,10 @@ fn every_scenario_gives_a_figure() {
         let output = child.wait_with_output().unwrap();
         assert!(output.status.success());
         let result: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(result["schema_version"], 1);
+        assert_eq!(result["schema_version"], 2);
+        assert_eq!(result["complete"], true);
         let scenarios = result["scenarios"].as_array().unwrap();
-        assert_eq!(scenarios.len(), 7);
+        assert_eq!(scenarios.len(), 11);
         for scenario in scenarios {
             let figure = &scenario["results"]["linux-bridge"];
             assert_eq!(figure["failure"], Value::Null, "{scenario}");
@@ -89,4 +91,56 @@ fn ctrl_c_removes_everything() {
     let status = child.wait().unwrap();
     assert_eq!(status.code(), Some(130));
     assert_eq!(namespaces_of(pid), 0);
+}
+
+/// A comparison that is interrupted in its second scenario leaves the first
+/// one's result, says that it is partial, and nothing else.
+#[test]
+fn ctrl_c_leaves_a_partial_report_and_nothing_else() {
+    if !root_or_skip("ctrl_c_leaves_a_partial_report_and_nothing_else") {
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let mut child = perf(&[
+        "compare",
+        "--subjects",
+        "linux-bridge,linux-routed",
+        "--scenarios",
+        "udp-rr,tcp-rr",
+        "--pairs",
+        "2",
+        "--seconds",
+        "1",
+        "--warm-up",
+        "0.1",
+        "--json",
+        &path("partial.json"),
+        "--markdown",
+        &path("partial.md"),
+        "--html",
+        &path("partial.html"),
+    ])
+    .stderr(std::process::Stdio::piped())
+    .stdout(std::process::Stdio::null())
+    .spawn()
+    .unwrap();
+    let pid = child.id();
+    let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+    let second = lines.find(|line| line.as_ref().unwrap().contains("tcp-rr linux-bridge 1/2"));
+    assert!(second.is_some(), "the second scenario never began");
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT).unwrap();
+    let rest: Vec<String> = lines.map(Result::unwrap).collect();
+    assert!(rest.last().unwrap().contains("interrupted"), "{rest:?}");
+    assert_eq!(child.wait().unwrap().code(), Some(130));
+    assert_eq!(namespaces_of(pid), 0);
+    let result: Value =
+        serde_json::from_slice(&std::fs::read(dir.path().join("partial.json")).unwrap()).unwrap();
+    assert_eq!(result["complete"], false);
+    let first = &result["scenarios"][0]["results"]["linux-bridge"]["samples"];
+    assert_eq!(first.as_array().unwrap().len(), 2);
+    for name in ["partial.md", "partial.html"] {
+        let text = std::fs::read_to_string(dir.path().join(name)).unwrap();
+        assert!(text.contains("Interrupted: rounds are missing."), "{name}");
+    }
 }

@@ -19,7 +19,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::compare::{Machine, machine};
+use crate::compare::machine::Machine;
 use crate::cpu;
 use crate::measure::{MeasureError, io_error};
 use crate::progress::Progress;
@@ -151,7 +151,7 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<Micro, MeasureError> {
         });
     }
     let started = SystemTime::now().duration_since(UNIX_EPOCH);
-    let machine = machine()?;
+    let machine = Machine::look()?;
     let core = LANE_CORE.min(machine.cores.saturating_sub(1));
     let progress = Progress::start(steps(plan, chosen.len()));
     let (mut ovs, mut peer) = set_up_peer(plan, core)?;

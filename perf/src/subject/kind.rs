@@ -83,6 +83,12 @@ impl Kind {
         matches!(self, Kind::Spinlane | Kind::SpinlaneBusy)
     }
 
+    /// Whether a CNI plugin for it is at hand.
+    #[must_use]
+    pub fn has_plugin(self) -> bool {
+        self.is_ours() || matches!(self, Kind::LinuxBridge | Kind::LinuxRouted)
+    }
+
     /// Sets the subject up, both pods reaching each other; a proxy with so
     /// many services.
     ///

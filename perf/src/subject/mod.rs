@@ -119,6 +119,18 @@ pub trait Subject {
     /// Lets its processes go on.
     fn resume(&mut self);
 
+    /// Adds a pod by the subject's CNI plugin and removes it again: how long
+    /// each call took, process start included.
+    ///
+    /// # Errors
+    /// When a call fails, or there is no plugin ([`Kind::has_plugin`]).
+    fn cycle_pod(&self) -> Result<[Duration; 2], MeasureError> {
+        Err(MeasureError::Missing {
+            name: self.kind().name(),
+            reason: "no CNI plugin for it is at hand".to_owned(),
+        })
+    }
+
     /// Waits until the pods reach each other, over IPv4 and IPv6.
     ///
     /// # Errors

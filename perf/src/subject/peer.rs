@@ -1,8 +1,12 @@
 //! What the peers have in common: namespaces, pods, and the processes that
 //! stand still while others are measured.
 
+use std::path::Path;
+use std::time::Duration;
+
 use nix::sys::signal::Signal;
-use spinlane_tests::{Namespace, Process};
+use serde_json::{Value, json};
+use spinlane_tests::{Namespace, Process, lab_dir};
 
 use crate::measure::MeasureError;
 use crate::subject::redirect::Redirection;
@@ -110,6 +114,20 @@ impl Subject for Peer {
         &self.settings
     }
 
+    fn cycle_pod(&self) -> Result<[Duration; 2], MeasureError> {
+        let plugin = match self.kind {
+            Kind::LinuxBridge => json!({"type": "bridge", "bridge": "br0"}),
+            Kind::LinuxRouted => json!({"type": "ptp"}),
+            _ => {
+                return Err(MeasureError::Missing {
+                    name: self.kind.name(),
+                    reason: "no CNI plugin for it is at hand".to_owned(),
+                });
+            }
+        };
+        cycle(&self.nodes[0], plugin)
+    }
+
     fn pause(&mut self) {
         for process in &mut self.forwarding {
             process.signal(Signal::SIGSTOP);
@@ -121,4 +139,27 @@ impl Subject for Peer {
             process.signal(Signal::SIGCONT);
         }
     }
+}
+
+/// Adds and removes a pod by one of the reference plugins, addresses from
+/// `host-local`.
+fn cycle(node: &Namespace, mut config: Value) -> Result<[Duration; 2], MeasureError> {
+    let pod = spinlane_tests::Pod::bare("cycled")?;
+    config["cniVersion"] = json!("1.0.0");
+    config["name"] = json!("pods");
+    config["ipam"] = json!({
+        "type": "host-local",
+        "dataDir": lab_dir()?.join(node.name()),
+        "subnet": "10.99.1.0/24",
+    });
+    let program = Path::new("/usr/lib/cni").join(config["type"].as_str().unwrap_or_default());
+    let call = |command: &str| {
+        let answer = pod
+            .call(command, "eth0", config.clone())
+            .invoke_program(&program, node)?;
+        let took = answer.elapsed;
+        answer.success(&format!("{command} by {}", program.display()))?;
+        Ok::<_, MeasureError>(took)
+    };
+    Ok([call("ADD")?, call("DEL")?])
 }

@@ -180,6 +180,20 @@ impl Subject for Spinlane {
         &self.settings
     }
 
+    fn cycle_pod(&self) -> Result<[Duration; 2], MeasureError> {
+        let mut pod = spinlane_tests::Pod::bare("cycled")?;
+        let node = self.node.namespace();
+        let network = self.node.network("pods", json!({}));
+        let added = pod.call("ADD", "eth0", network.clone()).invoke(node)?;
+        let adding = added.elapsed;
+        pod.remember(added, "eth0", &network)?;
+        let config = pod.config_with_result("eth0")?;
+        let removed = pod.call("DEL", "eth0", config).invoke(node)?;
+        let removing = removed.elapsed;
+        removed.success("DEL of a pod")?;
+        Ok([adding, removing])
+    }
+
     fn pause(&mut self) {
         self.signal(Signal::SIGSTOP);
     }

@@ -1,0 +1,265 @@
+//! Subjects that are set up and take turns.
+
+use std::collections::BTreeMap;
+use std::thread;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use crate::compare::document::{Comparison, Outcome, Participant, SCHEMA_VERSION, SubjectResult};
+use crate::compare::machine::{Machine, commit};
+use crate::compare::plan::{Entry, Plan};
+use crate::measure::MeasureError;
+use crate::progress::Progress;
+use crate::scenario::{Run, Sample, Scenario};
+use crate::stop::Stop;
+use crate::subject::{Kind, LANE_CORE, SENDER_CORE, Subject};
+
+/// What a lane or a polling thread needs to find its pace after a pause.
+const SETTLE: Duration = Duration::from_millis(100);
+
+/// Subjects that are set up, each paused unless it is measured.
+pub struct Field {
+    subjects: Vec<Box<dyn Subject>>,
+    participants: Vec<Participant>,
+}
+
+impl std::fmt::Debug for Field {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_list().entries(self.kinds()).finish()
+    }
+}
+
+impl Field {
+    /// Sets up every subject that is there; what is not is named missing.
+    ///
+    /// # Errors
+    /// When one that is there cannot be set up, or on Ctrl-C.
+    pub fn set_up(plan: &Plan, progress: &Progress) -> Result<Field, MeasureError> {
+        let mut field = Field::of(Vec::new());
+        for kind in plan.subjects() {
+            if crate::stop::interrupted() {
+                return Err(MeasureError::Interrupted);
+            }
+            progress.says(&format!("setting up {}", kind.name()));
+            match kind.set_up(plan.services) {
+                Ok(subject) => field.add(subject),
+                Err(MeasureError::Missing { reason, .. }) => {
+                    progress.note(&format!("{} is missing: {reason}", kind.name()));
+                    field.participants.push(Participant {
+                        name: kind.name().to_owned(),
+                        missing: Some(reason),
+                        settings: Vec::new(),
+                    });
+                }
+                Err(error) => return Err(error),
+            }
+            progress.step();
+        }
+        Ok(field)
+    }
+
+    /// Subjects that are set up already.
+    #[must_use]
+    pub fn of(subjects: Vec<Box<dyn Subject>>) -> Field {
+        let mut field = Field {
+            subjects: Vec::new(),
+            participants: Vec::new(),
+        };
+        for subject in subjects {
+            field.add(subject);
+        }
+        field
+    }
+
+    /// Lets a subject go on outside of measurements.
+    pub fn resume(&mut self, kind: Kind) -> Option<&dyn Subject> {
+        let at = self.subjects.iter().position(|s| s.kind() == kind)?;
+        self.subjects[at].resume();
+        Some(self.subjects[at].as_ref())
+    }
+
+    /// Adds a subject that is set up, and pauses it.
+    fn add(&mut self, mut subject: Box<dyn Subject>) {
+        subject.pause();
+        self.participants.push(Participant {
+            name: subject.kind().name().to_owned(),
+            missing: None,
+            settings: subject.settings().to_vec(),
+        });
+        self.subjects.push(subject);
+    }
+
+    fn kinds(&self) -> Vec<Kind> {
+        self.subjects.iter().map(|subject| subject.kind()).collect()
+    }
+
+    /// Runs the plan in turns. Ctrl-C ends it early: what was measured until
+    /// then is the result, marked as not complete. A subject that fails a
+    /// scenario is left out of its other rounds, and the result says why.
+    ///
+    /// # Errors
+    /// When the machine cannot be looked at.
+    pub fn run(
+        &mut self,
+        plan: &Plan,
+        progress: &Progress,
+        stop: &Stop,
+    ) -> Result<Comparison, MeasureError> {
+        let began = Instant::now();
+        let mut comparison = Comparison {
+            schema_version: SCHEMA_VERSION,
+            started_at_s: SystemTime::now()
+                .duration_since(UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
+            took_s: 0.0,
+            complete: true,
+            commit: commit(),
+            machine: Machine::look()?,
+            pairs: plan.pairs,
+            seconds: plan.run.duration.as_secs_f64(),
+            warm_up_seconds: plan.run.warm_up.as_secs_f64(),
+            v6: plan.run.v6,
+            sender_core: SENDER_CORE,
+            lane_core: LANE_CORE,
+            sockets_pinned: plan.run.pin_sockets,
+            method: method(plan),
+            subjects: self.participants.clone(),
+            scenarios: Vec::new(),
+        };
+        for entry in &plan.entries {
+            let (outcome, whole) = self.run_entry(entry, plan, progress, stop);
+            comparison.scenarios.push(outcome);
+            if !whole {
+                comparison.complete = false;
+                break;
+            }
+        }
+        comparison.took_s = began.elapsed().as_secs_f64();
+        Ok(comparison)
+    }
+
+    /// The outcome of an entry, and whether it came to its end.
+    fn run_entry(
+        &mut self,
+        entry: &Entry,
+        plan: &Plan,
+        progress: &Progress,
+        stop: &Stop,
+    ) -> (Outcome, bool) {
+        let scenario = entry.scenario;
+        let mut outcome = Outcome {
+            scenario,
+            unit: scenario.unit().to_owned(),
+            better: scenario.better(),
+            results: BTreeMap::new(),
+            verdicts: Vec::new(),
+        };
+        let mut whole = true;
+        'rounds: for round in 1..=plan.pairs {
+            for kind in &entry.subjects {
+                let at = self.subjects.iter().position(|s| s.kind() == *kind);
+                let Some(subject) = at.map(|at| &mut self.subjects[at]) else {
+                    progress.step(); // named missing already
+                    continue;
+                };
+                let name = kind.name();
+                progress.says(&format!(
+                    "{} {name} {round}/{}",
+                    scenario.name(),
+                    plan.pairs
+                ));
+                let result = outcome.results.entry(name.to_owned()).or_default();
+                if !take_turn(result, scenario, subject.as_mut(), &plan.run, stop) {
+                    whole = false;
+                    break 'rounds;
+                }
+                if let (Some(failure), true) = (&result.failure, result.samples.len() + 1 == round)
+                {
+                    progress.note(&format!("{} {name}: {failure}", scenario.name()));
+                }
+                progress.step();
+            }
+        }
+        outcome.judge(&entry.subjects);
+        (outcome, whole)
+    }
+}
+
+/// One more sample, or why there is none; `false` when it was interrupted.
+fn take_turn(
+    result: &mut SubjectResult,
+    scenario: Scenario,
+    subject: &mut dyn Subject,
+    run: &Run,
+    stop: &Stop,
+) -> bool {
+    if result.failure.is_some() {
+        return !stop.is_set();
+    }
+    match measure(scenario, subject, run, stop) {
+        Ok(sample) => result.samples.push(sample),
+        Err(MeasureError::Interrupted) => return false,
+        Err(error) => result.failure = Some(error.to_string()),
+    }
+    true
+}
+
+/// One measurement of one subject, which runs for as long as that takes.
+fn measure(
+    scenario: Scenario,
+    subject: &mut dyn Subject,
+    run: &Run,
+    stop: &Stop,
+) -> Result<Sample, MeasureError> {
+    subject.resume();
+    let measured = || {
+        if !subject.pids().is_empty() {
+            thread::sleep(SETTLE);
+            subject.reach()?;
+        }
+        scenario.measure(subject, run, stop)
+    };
+    let result = measured();
+    subject.pause();
+    if stop.is_set() {
+        return Err(MeasureError::Interrupted);
+    }
+    result
+}
+
+/// What makes it fair, in words.
+fn method(plan: &Plan) -> Vec<String> {
+    let ends = if plan.run.pin_sockets {
+        format!("sending and asking sockets on core {SENDER_CORE}")
+    } else {
+        "sockets wherever the scheduler puts them, as in pods".to_owned()
+    };
+    vec![
+        format!(
+            "Subjects take turns, A B A B, {} rounds; each round gives one ratio. Verdicts are the \
+             ratios' median with the interval of order statistics that holds it with 95 %; a bar \
+             passes by the interval's worse end.",
+            plan.pairs
+        ),
+        "Who is not measured stands still (SIGSTOP).".to_owned(),
+        "All have the same two pods: a namespace each, a veth with MTU 1500 (1450 where a tunnel \
+         needs room), IPv4 and IPv6."
+            .to_owned(),
+        format!(
+            "The generator sends from core {SENDER_CORE}; lanes and polling threads are on core \
+             {LANE_CORE} unless a subject's settings say otherwise; {ends}."
+        ),
+        "Offloads are those that the subject's users run; its settings name them.".to_owned(),
+        "One sink for all: a program at tc ingress of the receiving pod, or the process that reads \
+         the stream. What a generator claims is no rate."
+            .to_owned(),
+        "For frames from the in-kernel generator, generic receive offload is on at the host's end \
+         of the sending pod's veth, for all alike."
+            .to_owned(),
+        "CPU time is that of all cores, softirqs, generator and receiver included (/proc/stat)."
+            .to_owned(),
+        format!(
+            "Round trips under load run beside {} datagrams a second from another socket.",
+            crate::scenario::LOAD_PER_SECOND
+        ),
+    ]
+}

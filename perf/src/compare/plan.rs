@@ -1,0 +1,152 @@
+//! Who does what, how often.
+
+use crate::scenario::{Run, Scenario};
+use crate::subject::Kind;
+
+/// A scenario and who takes turns in it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Entry {
+    /// What.
+    pub scenario: Scenario,
+    /// Who, in the order of a round.
+    pub subjects: Vec<Kind>,
+}
+
+/// What to compare.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// In their order.
+    pub entries: Vec<Entry>,
+    /// Rounds of each.
+    pub pairs: usize,
+    /// How.
+    pub run: Run,
+    /// How many services a proxy has.
+    pub services: usize,
+}
+
+/// Who is measured by every scenario of the standard comparison.
+const CORE: [Kind; 3] = [Kind::Spinlane, Kind::LinuxBridge, Kind::OvsAfxdp];
+/// Who else is measured by a few.
+const FURTHER: [Kind; 5] = [
+    Kind::LinuxRouted,
+    Kind::TcRedirect,
+    Kind::TestpmdAfxdp,
+    Kind::NftProxy,
+    Kind::IptablesProxy,
+];
+/// Over a tunnel, by the same few.
+const TUNNELLED: [Kind; 2] = [Kind::LinuxVxlan, Kind::OvsAfxdpVxlan];
+
+impl Plan {
+    /// Every subject by every scenario that suits it.
+    #[must_use]
+    pub fn crossed(subjects: &[Kind], scenarios: &[Scenario]) -> Vec<Entry> {
+        scenarios
+            .iter()
+            .map(|scenario| Entry {
+                scenario: *scenario,
+                subjects: subjects
+                    .iter()
+                    .copied()
+                    .filter(|kind| scenario.suits(*kind))
+                    .collect(),
+            })
+            .filter(|entry| !entry.subjects.is_empty())
+            .collect()
+    }
+
+    /// What `make bench` runs: the bars' scenarios by the whole field, the
+    /// rest by those that bars are about.
+    #[must_use]
+    pub fn standard() -> Vec<Entry> {
+        let whole: Vec<Kind> = CORE.into_iter().chain(FURTHER).chain(TUNNELLED).collect();
+        let mut entries = Self::crossed(
+            &whole,
+            &[Scenario::Frames64, Scenario::Tcp, Scenario::UdpRr],
+        );
+        entries.extend(Self::crossed(
+            &CORE,
+            &[
+                Scenario::TcpRr,
+                Scenario::UdpRrLoad,
+                Scenario::TcpRrLoad,
+                Scenario::Crr,
+                Scenario::Frames512,
+                Scenario::Frames1400,
+                Scenario::Frames64Flows,
+                Scenario::Frames64FiftyThousandFlows,
+                Scenario::Churn,
+            ],
+        ));
+        entries.extend(Self::crossed(
+            &[Kind::Spinlane, Kind::LinuxBridge],
+            &[Scenario::Pods],
+        ));
+        entries
+    }
+
+    /// Everybody who takes part, each once, in the order of appearance.
+    #[must_use]
+    pub fn subjects(&self) -> Vec<Kind> {
+        let mut all = Vec::new();
+        for kind in self.entries.iter().flat_map(|entry| &entry.subjects) {
+            if !all.contains(kind) {
+                all.push(*kind);
+            }
+        }
+        all
+    }
+
+    /// Steps that setting up and running count on a
+    /// [`crate::progress::Progress`].
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        (self.subjects().len() as u64) + self.measurements()
+    }
+
+    /// Measurements in all.
+    #[must_use]
+    pub fn measurements(&self) -> u64 {
+        let turns: usize = self.entries.iter().map(|entry| entry.subjects.len()).sum();
+        (turns * self.pairs) as u64
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_standard_comparison_has_every_bar() {
+        for entry in Plan::standard() {
+            for figure in entry.scenario.figures() {
+                for peer in [Kind::LinuxBridge, Kind::OvsAfxdp] {
+                    if entry.scenario.bar(&figure, peer).is_some() {
+                        assert!(entry.subjects.contains(&peer), "{figure:?}");
+                        assert!(entry.subjects.contains(&Kind::Spinlane), "{figure:?}");
+                    }
+                }
+            }
+        }
+        let scenarios: Vec<_> = Plan::standard().iter().map(|e| e.scenario).collect();
+        for wanted in [
+            Scenario::Frames64,
+            Scenario::Tcp,
+            Scenario::UdpRr,
+            Scenario::TcpRr,
+        ] {
+            assert!(scenarios.contains(&wanted), "{wanted:?}");
+        }
+    }
+
+    #[test]
+    fn nobody_is_asked_for_what_does_not_suit() {
+        let entries = Plan::crossed(
+            &[Kind::NftProxy, Kind::OvsAfxdp],
+            &[Scenario::Churn, Scenario::Pods],
+        );
+        assert_eq!(entries.len(), 1);
+        assert_eq!(entries[0].subjects, [Kind::OvsAfxdp]);
+    }
+}

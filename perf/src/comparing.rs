@@ -1,0 +1,200 @@
+//! `compare`, `baseline` and `report`: their arguments, and what is done with
+//! a comparison once it is there.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use clap::Args;
+use spinlane_perf::compare::baseline::Baseline;
+use spinlane_perf::compare::machine::date;
+use spinlane_perf::compare::{Comparison, Field, Plan};
+use spinlane_perf::measure::{MeasureError, io_error};
+use spinlane_perf::progress::Progress;
+use spinlane_perf::report::{html, markdown, text};
+use spinlane_perf::scenario::Scenario;
+use spinlane_perf::stop::Stop;
+use spinlane_perf::subject::Kind;
+
+use crate::args::{Measured, Output};
+use crate::commands::{print, run_of};
+
+/// Who takes part when only scenarios are named.
+const SUBJECTS: [Kind; 4] = [
+    Kind::Spinlane,
+    Kind::LinuxBridge,
+    Kind::OvsAfxdp,
+    Kind::SpinlaneBusy,
+];
+/// What is measured when only subjects are named.
+const SCENARIOS: [Scenario; 5] = [
+    Scenario::Frames64,
+    Scenario::Tcp,
+    Scenario::UdpRr,
+    Scenario::TcpRr,
+    Scenario::Idle,
+];
+/// Exit status after Ctrl-C.
+const INTERRUPTED: u8 = 130;
+
+/// `compare`.
+#[derive(Debug, Args)]
+pub(crate) struct Compare {
+    /// Who takes part; without subjects and scenarios, the standard comparison
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) subjects: Vec<Kind>,
+    /// What is measured
+    #[arg(long, value_enum, value_delimiter = ',')]
+    pub(crate) scenarios: Vec<Scenario>,
+    /// Rounds; seven is the least whose 95 % interval is worth the name
+    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    pub(crate) pairs: u16,
+    /// Services of nft-proxy and iptables-proxy
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=10_000))]
+    pub(crate) services: u16,
+    #[command(flatten)]
+    pub(crate) measured: Measured,
+    /// Fail when a bar is missed
+    #[arg(long)]
+    pub(crate) enforce: bool,
+    #[command(flatten)]
+    pub(crate) output: Output,
+    #[command(flatten)]
+    pub(crate) files: Files,
+}
+
+/// Where reports go.
+#[derive(Debug, Args)]
+pub(crate) struct Files {
+    /// Write the result as Markdown
+    #[arg(long, value_name = "FILE")]
+    pub(crate) markdown: Option<PathBuf>,
+    /// Write the result as one HTML page with plots
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+    /// Write DATE-COMMIT.json, .md and .html into this directory
+    #[arg(long, value_name = "DIR")]
+    pub(crate) results: Option<PathBuf>,
+}
+
+/// `baseline`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Exit status: 0 nothing became worse beyond noise, 1 something did or a \
+                        file cannot be read, 2 wrong usage."
+)]
+pub(crate) struct BaselineFiles {
+    /// The earlier result of `compare --json`
+    pub(crate) before: PathBuf,
+    /// The later one
+    pub(crate) after: PathBuf,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `report`.
+#[derive(Debug, Args)]
+pub(crate) struct Report {
+    /// A result of `compare --json`
+    pub(crate) file: PathBuf,
+    /// Print the table of the README instead
+    #[arg(long)]
+    pub(crate) readme: bool,
+    #[command(flatten)]
+    pub(crate) files: Files,
+}
+
+/// Measures, and writes what came out, also after Ctrl-C.
+pub(crate) fn compare(arguments: &Compare, stop: &Stop) -> Result<ExitCode, MeasureError> {
+    let plan = plan(arguments);
+    let comparison = {
+        let progress = Progress::start(plan.steps());
+        let mut field = Field::set_up(&plan, &progress)?;
+        field.run(&plan, &progress, stop)?
+        // Everything that was set up goes here, before the result is shown.
+    };
+    write(&comparison, &arguments.files)?;
+    print(
+        &arguments.output,
+        &comparison,
+        &text::comparison(&comparison),
+    )?;
+    if !comparison.complete {
+        eprintln!("interrupted; this is what was measured until then, everything is removed");
+        return Ok(ExitCode::from(INTERRUPTED));
+    }
+    Ok(match arguments.enforce && comparison.misses_a_bar() {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
+}
+
+fn plan(arguments: &Compare) -> Plan {
+    let or = |given: &[Kind]| match given {
+        [] => SUBJECTS.to_vec(),
+        _ => given.to_vec(),
+    };
+    let entries = match (&arguments.subjects[..], &arguments.scenarios[..]) {
+        ([], []) => Plan::standard(),
+        (subjects, []) => Plan::crossed(subjects, &SCENARIOS),
+        (subjects, scenarios) => Plan::crossed(&or(subjects), scenarios),
+    };
+    Plan {
+        entries,
+        pairs: arguments.pairs.into(),
+        run: run_of(&arguments.measured),
+        services: arguments.services.into(),
+    }
+}
+
+fn write(comparison: &Comparison, files: &Files) -> Result<(), MeasureError> {
+    if let Some(path) = &files.markdown {
+        put(path, &markdown::comparison(comparison))?;
+    }
+    if let Some(path) = &files.html {
+        put(path, &html::page(comparison))?;
+    }
+    if let Some(dir) = &files.results {
+        fs::create_dir_all(dir).map_err(io_error(format!("making {}", dir.display())))?;
+        let name = format!("{}-{}", date(comparison.started_at_s), comparison.commit);
+        let json = serde_json::to_string(comparison).map_err(|error| {
+            io_error("writing the result as JSON")(io::Error::other(error.to_string()))
+        })?;
+        put(&dir.join(format!("{name}.json")), &(json + "\n"))?;
+        put(
+            &dir.join(format!("{name}.md")),
+            &markdown::comparison(comparison),
+        )?;
+        put(&dir.join(format!("{name}.html")), &html::page(comparison))?;
+    }
+    Ok(())
+}
+
+fn put(path: &Path, text: &str) -> Result<(), MeasureError> {
+    fs::write(path, text).map_err(io_error(format!("writing {}", path.display())))
+}
+
+/// Says what changed from one run to another.
+pub(crate) fn baseline(arguments: &BaselineFiles) -> Result<ExitCode, MeasureError> {
+    let baseline = Baseline::of(
+        &Comparison::read(&arguments.before)?,
+        &Comparison::read(&arguments.after)?,
+    );
+    print(&arguments.output, &baseline, &text::baseline(&baseline))?;
+    Ok(match baseline.is_worse() {
+        true => ExitCode::FAILURE,
+        false => ExitCode::SUCCESS,
+    })
+}
+
+/// Shows a result that was kept.
+pub(crate) fn report(arguments: &Report) -> Result<(), MeasureError> {
+    let comparison = Comparison::read(&arguments.file)?;
+    write(&comparison, &arguments.files)?;
+    match arguments.readme {
+        true => print!("{}", markdown::readme(&comparison)),
+        false => println!("{}", text::comparison(&comparison)),
+    }
+    Ok(())
+}

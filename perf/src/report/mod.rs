@@ -1,0 +1,204 @@
+//! Results for people: tables in a terminal ([`text`]), Markdown
+//! ([`markdown`]) and a page with plots ([`html`]).
+
+pub mod html;
+pub mod markdown;
+mod plot;
+pub mod text;
+
+use std::time::Duration;
+
+use crate::compare::document::{Comparison, Participant, Verdict};
+use crate::scenario::Better;
+use crate::stats::Median;
+
+pub use text::{figure, table};
+
+/// A figure in its unit, short: `1.25 M pps`, `12.3 Gbit/s`.
+#[must_use]
+pub fn quantity(value: f64, unit: &str) -> String {
+    match unit {
+        "packets/s" => format!("{} pps", scaled(value)),
+        "bit/s" => format!("{}bit/s", scaled(value)),
+        "us" => format!("{value:.1} µs"),
+        "% of a core" => format!("{value:.2} %"),
+        "segments" => format!("{value:.0}"),
+        "pods/s" => format!("{value:.1} {unit}"),
+        "bit/CPU-s" => format!("{}{unit}", scaled(value)),
+        other => format!("{} {other}", scaled(value).trim_end()),
+    }
+}
+
+/// Three digits and a decimal prefix.
+fn scaled(value: f64) -> String {
+    let (value, prefix) = match value.abs() {
+        v if v >= 1e9 => (value / 1e9, "G"),
+        v if v >= 1e6 => (value / 1e6, "M"),
+        v if v >= 1e3 => (value / 1e3, "k"),
+        _ => (value, ""),
+    };
+    match value.abs() {
+        v if v >= 100.0 => format!("{value:.0} {prefix}"),
+        v if v >= 10.0 => format!("{value:.1} {prefix}"),
+        _ => format!("{value:.2} {prefix}"),
+    }
+}
+
+/// A ratio, or a figure that stands alone, with its unit where it has one.
+fn verdict_value(verdict: &Verdict, value: f64) -> String {
+    match verdict.peer {
+        Some(_) => format!("{value:.2}"),
+        None => quantity(value, &verdict.unit),
+    }
+}
+
+/// `0.94–1.17`, with the confidence where that is not 95 %.
+fn interval(median: &Median, show: impl Fn(f64) -> String) -> String {
+    let (low, high) = median.interval;
+    let range = format!("{}–{}", show(low), show(high));
+    match median.is_certain() {
+        true => range,
+        false => format!("{range} ({:.0} %)", median.confidence * 100.0),
+    }
+}
+
+/// `≥ 1.6`.
+fn bar_text(verdict: &Verdict) -> String {
+    verdict.bar.map_or_else(String::new, |bar| {
+        let sign = match bar.better {
+            Better::Higher => '≥',
+            Better::Lower => '≤',
+        };
+        format!("{sign} {}", bar.limit)
+    })
+}
+
+/// What a verdict comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Word {
+    Met,
+    Missed,
+    Ahead,
+    Behind,
+    Level,
+    /// Too few rounds to say.
+    Open,
+}
+
+impl Word {
+    /// Met or missed where there is a bar; without one, who is ahead.
+    fn of(verdict: &Verdict) -> Word {
+        let (low, high) = verdict.median.interval;
+        match (verdict.pass, verdict.better) {
+            (Some(true), _) => Word::Met,
+            (Some(false), _) => Word::Missed,
+            _ if !verdict.median.is_certain() || verdict.peer.is_none() => Word::Open,
+            (None, Better::Higher) if low > 1.0 => Word::Ahead,
+            (None, Better::Lower) if high < 1.0 => Word::Ahead,
+            (None, Better::Higher) if high < 1.0 => Word::Behind,
+            (None, Better::Lower) if low > 1.0 => Word::Behind,
+            (None, _) => Word::Level,
+        }
+    }
+
+    fn text(self) -> &'static str {
+        match self {
+            Word::Met => "met",
+            Word::Missed => "missed",
+            Word::Ahead => "ahead",
+            Word::Behind => "behind",
+            Word::Level => "level",
+            Word::Open => "open",
+        }
+    }
+}
+
+/// A warning when the machine had other work, which weighs more on switches
+/// that need a core of their own than on those that run in the sender's.
+#[must_use]
+pub fn other_work(comparison: &Comparison) -> Option<String> {
+    let work = comparison.machine.other_work;
+    (work > 0.1).then(|| {
+        format!(
+            "This machine is at work elsewhere ({work:.1} cores): polling switches look worse \
+             than they are."
+        )
+    })
+}
+
+/// The machine and the run, a line each.
+fn facts(comparison: &Comparison) -> Vec<String> {
+    let machine = &comparison.machine;
+    let mut facts = vec![
+        format!(
+            "{} cores of {}, {:.0} GiB of memory, Linux {}",
+            machine.cores,
+            machine.cpu,
+            machine.memory_bytes as f64 / (1u64 << 30) as f64,
+            machine.kernel,
+        ),
+        format!(
+            "commit {}, {} UTC; {} rounds of {} s (and {} s before that do not count), IPv{}, {} in all",
+            comparison.commit,
+            crate::compare::machine::date(comparison.started_at_s),
+            comparison.pairs,
+            comparison.seconds,
+            comparison.warm_up_seconds,
+            if comparison.v6 { 6 } else { 4 },
+            minutes(comparison.took_s),
+        ),
+    ];
+    if !comparison.complete {
+        facts.push("Interrupted: rounds are missing.".to_owned());
+    }
+    facts.extend(other_work(comparison));
+    facts
+}
+
+fn minutes(seconds: f64) -> String {
+    let whole = Duration::from_secs_f64(seconds.max(0.0)).as_secs();
+    match whole / 60 {
+        0 => format!("{whole} s"),
+        minutes => format!("{minutes} min {} s", whole % 60),
+    }
+}
+
+/// A participant's settings, or why it is missing.
+fn settings(subject: &Participant) -> String {
+    match &subject.missing {
+        Some(reason) => format!("missing: {reason}"),
+        None => subject
+            .settings
+            .iter()
+            .map(|(name, value)| format!("{name} {value}"))
+            .collect::<Vec<_>>()
+            .join(" · "),
+    }
+}
+
+/// Names of those who took part, in their order.
+fn present(comparison: &Comparison) -> Vec<&str> {
+    comparison
+        .subjects
+        .iter()
+        .filter(|subject| subject.missing.is_none())
+        .map(|subject| subject.name.as_str())
+        .collect()
+}
+
+/// Failures, a line each.
+fn failures(comparison: &Comparison) -> Vec<String> {
+    comparison
+        .scenarios
+        .iter()
+        .flat_map(|outcome| {
+            outcome.results.iter().filter_map(|(subject, result)| {
+                let failure = result.failure.as_ref()?;
+                Some(format!("{} {subject}: {failure}", outcome.scenario.name()))
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests;
