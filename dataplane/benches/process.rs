@@ -116,7 +116,13 @@ fn measure(kind: Kind, flows: u32, size: usize, iterations: u64) -> Duration {
     let (umem, mut pool) = in_memory(512).expect("2 MiB");
     let counters = Arc::new(LaneCounters::new());
     let (events, _keep) = rtrb::RingBuffer::new(64);
-    let mut state = LaneState::new(LaneId(0), counters, events, FlowCapacity::default());
+    let mut state = LaneState::new(
+        LaneId(0),
+        counters,
+        events,
+        FlowCapacity::default(),
+        Arc::default(),
+    );
     let snapshot = snapshot(match kind {
         Kind::Segment => Role::SegmentPod(SegmentId(0)),
         Kind::V4 | Kind::V6 => Role::Pod,

@@ -112,6 +112,20 @@ drop_reasons! {
     NeighborQueueFull => "neighbor_queue_full",
     /// A frame of a station that moves to and fro too often.
     StationHeld => "station_held",
+    /// To a masquerade port, from somebody whom the pod behind it did not
+    /// address; or an ICMP error about no known connection.
+    NoConnection => "no_connection",
+    /// Masquerade has no port left towards this destination.
+    NoMasqueradePort => "no_masquerade_port",
+    /// A protocol, or kind of ICMP, that masquerade does not translate.
+    MasqueradeUnsupported => "masquerade_unsupported",
+    /// The pod has its share of the connection table.
+    ConnectionLimit => "connection_limit",
+    /// The connection table is full of connections that are worth more.
+    ConnectionTableFull => "connection_table_full",
+    /// A later fragment whose first piece was not seen, so that nobody knows
+    /// its port.
+    FirstFragmentMissing => "first_fragment_missing",
     /// The port it should leave by is gone.
     PortGone => "port_gone",
     /// The port's transmit ring is full.

@@ -90,7 +90,13 @@ fn nothing_is_allocated_for_a_packet() {
     let (events, _keep) = rtrb::RingBuffer::new(64);
     let counters = Arc::new(LaneCounters::new());
     let capacity = FlowCapacity::default();
-    let mut state = LaneState::new(LaneId(0), Arc::clone(&counters), events, capacity);
+    let mut state = LaneState::new(
+        LaneId(0),
+        Arc::clone(&counters),
+        events,
+        capacity,
+        Arc::default(),
+    );
     let snapshot = snapshot();
     let mut templates: Vec<(u16, Vec<u8>)> = Vec::new();
     let ethernet = || PacketBuilder::ethernet2(MAC.0, MAC.0);

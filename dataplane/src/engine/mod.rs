@@ -15,6 +15,7 @@ mod uplink;
 
 use std::collections::HashMap;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -31,6 +32,7 @@ use crate::packet_socket::PacketSocket;
 use crate::pipeline::{FlowCapacity, FlowRecord, LaneState};
 use crate::port::{Kind, LanePort, PortHandle, ProgramLoader};
 use crate::snapshot::Snapshot;
+use crate::tables::connection::{ConnectionRecord, Connections};
 use crate::types::{Generation, LaneId, PortId};
 use crate::umem::{Depot, FramePool, OwnerTable, Umem};
 use crate::uplink::Filter;
@@ -84,6 +86,9 @@ pub struct Engine {
 struct Inner {
     config: EngineConfig,
     umem: Arc<Umem>,
+    connections: Arc<Connections>,
+    /// Origin of the lanes' time.
+    epoch: Instant,
     owners: Arc<OwnerTable>,
     depot: Arc<Depot>,
     loader: ProgramLoader,
@@ -131,6 +136,8 @@ impl Engine {
         let umem = Arc::new(Umem::new(config.frames)?);
         let (wedged, to_mend) = channel();
         let mut inner = Inner {
+            connections: Arc::default(),
+            epoch: Instant::now(),
             owners: Arc::new(OwnerTable::new(config.frames)),
             depot: Depot::new(config.frames),
             umem,
@@ -306,6 +313,22 @@ impl Engine {
             .collect()
     }
 
+    /// The connections that the node follows. Takes time by their number.
+    pub fn connections(&self) -> Vec<ConnectionRecord> {
+        let now_ms = self.inner.epoch.elapsed().as_millis() as u64;
+        self.inner.connections.records(now_ms)
+    }
+
+    /// How many connections there are, some perhaps just over.
+    pub fn connection_count(&self) -> usize {
+        self.inner.connections.len()
+    }
+
+    /// Removes every connection of an address that is nobody's any more.
+    pub fn forget_connections(&self, address: IpAddr) {
+        self.inner.connections.forget(address.into());
+    }
+
     /// Copies packets until the capture is dropped.
     pub fn capture(&self, spec: CaptureSpec) -> io::Result<Capture> {
         let queue = Arc::new(CaptureQueue::new(spec, Alarm::new()?));
@@ -357,7 +380,7 @@ enum Answer<T> {
 
 impl Inner {
     fn start_lanes(&mut self, wedged: &Sender<Wedged>) -> Result<(), EngineError> {
-        let epoch = Instant::now();
+        let epoch = self.epoch;
         for (index, &core) in self.config.cores.iter().enumerate() {
             let failed = |source| EngineError::Lane {
                 lane: index,
@@ -378,7 +401,13 @@ impl Inner {
                 owners: Arc::clone(&self.owners),
                 pool: FramePool::new(Arc::clone(&self.depot)),
                 snapshot: Arc::clone(&self.snapshot),
-                state: LaneState::new(id, counters, producer, FlowCapacity::default()),
+                state: LaneState::new(
+                    id,
+                    counters,
+                    producer,
+                    FlowCapacity::default(),
+                    Arc::clone(&self.connections),
+                ),
                 shared: Arc::clone(&shared),
                 events: Arc::clone(&self.event_alarm),
                 wedged: wedged.clone(),

@@ -7,6 +7,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::parse::{Headers, Part};
+use super::pieces::Pieces;
 use super::refuse::Refusal;
 use super::{Lane, uplink};
 use crate::drops::DropReason;
@@ -43,6 +44,7 @@ pub(super) trait RoutedKey: FlowKey + FromBytes {
     fn destination(&self) -> IpAddr;
     fn upper(&self) -> &UpperKey;
     fn table(lane: &mut Lane) -> &mut FlowTable<Self>;
+    fn pieces(lane: &mut Lane) -> &mut Pieces<Self>;
 }
 
 impl RoutedKey for KeyV4 {
@@ -66,6 +68,10 @@ impl RoutedKey for KeyV4 {
     #[inline(always)]
     fn table(lane: &mut Lane) -> &mut FlowTable<KeyV4> {
         &mut lane.flows_v4
+    }
+
+    fn pieces(lane: &mut Lane) -> &mut Pieces<KeyV4> {
+        &mut lane.pieces_v4
     }
 }
 
@@ -92,6 +98,10 @@ impl RoutedKey for KeyV6 {
     #[inline(always)]
     fn table(lane: &mut Lane) -> &mut FlowTable<KeyV6> {
         &mut lane.flows_v6
+    }
+
+    fn pieces(lane: &mut Lane) -> &mut Pieces<KeyV6> {
+        &mut lane.pieces_v6
     }
 }
 
@@ -160,7 +170,7 @@ impl<'a> Ingress<'a> {
         Ingress::of(snapshot, location.to_key())
     }
 
-    fn is_uplink(self) -> bool {
+    pub(super) fn is_uplink(self) -> bool {
         matches!(self, Ingress::Port(port) if port.role == Role::Uplink)
     }
 
@@ -174,7 +184,7 @@ impl<'a> Ingress<'a> {
 }
 
 /// Whether the addresses may cross the switch, and may come from this port.
-fn admit(
+pub(super) fn admit(
     snapshot: &Snapshot,
     from: Ingress<'_>,
     source: IpAddr,

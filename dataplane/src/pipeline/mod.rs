@@ -23,9 +23,11 @@ mod fragment;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
 mod limit;
+mod masquerade;
 mod neighbor;
 mod overlay;
 mod parse;
+mod pieces;
 mod record;
 mod refuse;
 mod reply;
@@ -33,6 +35,7 @@ mod route;
 pub mod segment;
 #[cfg(test)]
 mod tests;
+mod translate;
 mod uplink;
 #[cfg(any(test, fuzzing))]
 mod world;
@@ -45,13 +48,18 @@ use crate::counters::LaneCounters;
 use crate::event::Event;
 use crate::frame::{Batch, Packet, Verdict};
 use crate::snapshot::Snapshot;
-use crate::tables::flow::{Actions, FlowTable, Hint, Inserted, KeyL2, KeyV4, KeyV6};
+use crate::tables::connection::{self, Connections, Side};
+use crate::tables::flow::{
+    Actions, FlowTable, Hint, Inserted, KeyL2, KeyV4, KeyV6, SlotIndex, Translation,
+};
 use crate::types::{LaneId, MacAddr, Nanos};
 use crate::umem::Umem;
 
 use classify::{Decision, RoutedKey};
 use limit::ErrorLimit;
+use masquerade::{Decided, Exhausted, Subject};
 use parse::{Kind, Parsed};
+use pieces::Pieces;
 
 pub(crate) use chain::complete;
 pub(crate) use overlay::{source_port_of, wrap};
@@ -87,6 +95,7 @@ impl Default for FlowCapacity {
 #[derive(Debug)]
 pub struct LaneState {
     looked_up: Box<[LookedUp; Batch::MAX_PACKETS]>,
+    connections: Arc<Connections>,
     lane: Lane,
 }
 
@@ -107,6 +116,11 @@ struct Lane {
     flows_v4: FlowTable<KeyV4>,
     flows_v6: FlowTable<KeyV6>,
     flows_l2: FlowTable<KeyL2>,
+    pieces_v4: Pieces<KeyV4>,
+    pieces_v6: Pieces<KeyV6>,
+    exhausted: Exhausted,
+    /// Where the connections' timers go on.
+    turn: usize,
     errors: ErrorLimit,
     tally: Tally,
     /// When control was last told of a missing neighbour, by its number.
@@ -124,11 +138,20 @@ struct Tally {
     events_lost: u64,
 }
 
+/// What is done with a packet: its flow's actions, and what it is translated
+/// to when they say so.
+#[derive(Debug, Clone, Copy)]
+struct Answer {
+    actions: Actions,
+    translation: Option<Translation>,
+}
+
 /// What every stage reads.
 #[derive(Clone, Copy)]
 struct Round<'a> {
     umem: &'a Umem,
     snapshot: &'a Snapshot,
+    connections: &'a Connections,
     now: Nanos,
     now_ms: u32,
 }
@@ -141,6 +164,7 @@ impl LaneState {
         counters: Arc<CachePadded<LaneCounters>>,
         events: rtrb::Producer<Event>,
         flows: FlowCapacity,
+        connections: Arc<Connections>,
     ) -> LaneState {
         let none = LookedUp {
             parsed: Parsed::NONE,
@@ -149,6 +173,7 @@ impl LaneState {
         };
         LaneState {
             looked_up: Box::new([none; Batch::MAX_PACKETS]),
+            connections,
             lane: Lane {
                 id: lane,
                 counters,
@@ -156,6 +181,10 @@ impl LaneState {
                 flows_v4: FlowTable::new(flows.v4.min(FlowCapacity::LIMIT)),
                 flows_v6: FlowTable::new(flows.v6.min(FlowCapacity::LIMIT)),
                 flows_l2: FlowTable::new(flows.l2.min(FlowCapacity::LIMIT)),
+                pieces_v4: Pieces::new(),
+                pieces_v6: Pieces::new(),
+                exhausted: Exhausted::default(),
+                turn: usize::from(lane.0),
                 errors: ErrorLimit::new(),
                 tally: Tally::default(),
                 told_missing_ms: [0; uplink::TOLD],
@@ -185,13 +214,18 @@ pub fn process(
     state: &mut LaneState,
     now: Nanos,
 ) {
+    let LaneState {
+        looked_up,
+        connections,
+        lane,
+    } = state;
     let round = Round {
         umem,
         snapshot,
+        connections,
         now,
         now_ms: (now.0 / 1_000_000) as u32,
     };
-    let LaneState { looked_up, lane } = state;
     let mut first = 0;
     while first < batch.len() {
         let count = (batch.len() - first).min(looked_up.len());
@@ -207,6 +241,7 @@ pub fn process(
         }
         first += count;
     }
+    connections.advance(&mut lane.turn, round.millis());
     lane.finish(round.now_ms);
 }
 
@@ -267,45 +302,111 @@ fn routed<K: RoutedKey>(
         true => lane.hit(packet, key, bytes, round),
         false => None,
     };
-    let actions = match known {
-        Some(actions) => actions,
-        None => {
-            lane.tally.misses += 1;
-            match classify::classify(round.snapshot, key, headers) {
-                Decision::Forward(actions) => {
-                    if packet.parsed.is_cacheable {
-                        lane.install(packet.hash, key, actions, bytes, round);
-                    } else if let Some(reason) =
-                        route::notice_forwarder(round, batch, index, headers, key, lane)
-                    {
-                        return Verdict::Drop(reason);
-                    }
-                    actions
-                }
-                Decision::Drop(reason) => return Verdict::Drop(reason),
-                Decision::News => return uplink::news(round, batch, index, headers, lane),
-                Decision::Wait(next_hop) => {
-                    lane.tell_missing(next_hop, round.now_ms);
-                    return Verdict::Wait { next_hop };
-                }
-                Decision::Neighbor => return neighbor::discovery(round, batch, index, headers),
-                Decision::Echo => return reply::echo(round, batch, index, headers, K::IS_V6),
-                Decision::Refuse(refusal, reason) => {
-                    return refuse::refuse::<K>(
-                        round, batch, index, headers, refusal, reason, lane,
-                    );
-                }
-            }
-        }
+    let is_edge = known.is_some_and(|answer| answer.translation.is_some())
+        && masquerade::is_edge(round.umem.bytes(batch.head(index)), headers);
+    let answer = match known {
+        Some(answer) if !is_edge => answer,
+        _ => match ask(round, batch, index, packet, key, lane) {
+            Ok(answer) => answer,
+            Err(verdict) => return verdict,
+        },
     };
-    let verdict = route::forward::<K>(round, batch, index, headers, &actions, lane);
-    match actions.leaves_node() {
-        true => uplink::leave(round, batch, index, (verdict, &actions, packet.hash)),
+    let verdict = route::forward::<K>(round, batch, index, headers, &answer, lane);
+    match answer.actions.leaves_node() {
+        true => uplink::leave(round, batch, index, (verdict, &answer.actions, packet.hash)),
         false => verdict,
     }
 }
 
+/// Classifies a packet that no flow answers for, and installs the answer;
+/// `Err` for what is not forwarded.
+fn ask<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    index: usize,
+    packet: &LookedUp,
+    key: &K,
+    lane: &mut Lane,
+) -> Result<Answer, Verdict> {
+    let headers = &packet.parsed.headers;
+    let bytes = u64::from(batch.packets()[index].len);
+    lane.tally.misses += 1;
+    let subject = Subject {
+        index,
+        headers,
+        key,
+        hash: packet.hash,
+    };
+    let Decided {
+        decision,
+        translation,
+        is_settled,
+    } = masquerade::classify(round, batch, subject, lane);
+    match decision {
+        Decision::Forward(actions) => {
+            let answer = Answer {
+                actions,
+                translation,
+            };
+            if !packet.parsed.is_cacheable {
+                let reason = route::notice_forwarder(round, batch, index, headers, key, lane);
+                return reason.map_or(Ok(answer), |reason| Err(Verdict::Drop(reason)));
+            }
+            if is_settled {
+                lane.install(packet.hash, key, &answer, bytes, round);
+            }
+            Ok(answer)
+        }
+        Decision::Drop(reason) => Err(Verdict::Drop(reason)),
+        Decision::News => Err(uplink::news(round, batch, index, headers, lane)),
+        Decision::Wait(next_hop) => {
+            lane.tell_missing(next_hop, round.now_ms);
+            Err(Verdict::Wait { next_hop })
+        }
+        Decision::Neighbor => Err(neighbor::discovery(round, batch, index, headers)),
+        Decision::Echo => Err(reply::echo(round, batch, index, headers, K::IS_V6)),
+        Decision::Refuse(refusal, reason) => Err(refuse::refuse::<K>(
+            round, batch, index, headers, refusal, reason, lane,
+        )),
+    }
+}
+
+/// The translation of a flow whose connection still lives. Now and then the
+/// connection is told that it is used.
+#[inline]
+fn translation<K: RoutedKey>(
+    table: &mut FlowTable<K>,
+    slot: SlotIndex,
+    round: &Round<'_>,
+) -> Option<Translation> {
+    let translation = *table.translation(slot);
+    let flow = table.flow(slot);
+    if round.now_ms.wrapping_sub(flow.told_ms) < connection::REFRESH_MS {
+        return Some(translation);
+    }
+    flow.told_ms = round.now_ms;
+    let packets = flow.packets as u32;
+    table.translation(slot).reported = packets;
+    let side = match translation.is_reply {
+        0 => Side::Original,
+        _ => Side::Reply,
+    };
+    let state = round.connections.follow(
+        translation.connection_id(),
+        side,
+        0,
+        u64::from(packets.wrapping_sub(translation.reported)),
+        round.millis(),
+    )?;
+    state.is_settled().then_some(translation)
+}
+
 impl Round<'_> {
+    /// The time in milliseconds.
+    fn millis(&self) -> u64 {
+        self.now.0 / 1_000_000
+    }
+
     /// The MAC address that the switch has where a packet came from.
     fn own_mac(&self, packet: &Packet) -> MacAddr {
         let underlay = &self.snapshot.underlay;
@@ -348,17 +449,24 @@ impl Lane {
         key: &K,
         bytes: u64,
         round: &Round<'_>,
-    ) -> Option<Actions> {
+    ) -> Option<Answer> {
         let table = K::table(self);
         let slot = table.find_hinted(packet.hint, packet.hash, key)?;
         let flow = table.flow(slot);
         if !flow.is_current(round.snapshot.generation) {
             return None;
         }
-        flow.count(bytes, round.now_ms);
         let actions = flow.actions;
+        let translation = match actions.has(Actions::TRANSLATE) {
+            true => Some(translation(table, slot, round)?),
+            false => None,
+        };
+        table.flow(slot).count(bytes, round.now_ms);
         self.tally.hits += 1;
-        Some(actions)
+        Some(Answer {
+            actions,
+            translation,
+        })
     }
 
     /// Remembers what classify decided, over the stale flow when there is one.
@@ -366,28 +474,39 @@ impl Lane {
         &mut self,
         hash: u64,
         key: &K,
-        actions: Actions,
+        answer: &Answer,
         bytes: u64,
         round: &Round<'_>,
     ) {
         let generation = round.snapshot.generation;
+        let mut actions = answer.actions;
+        if answer.translation.is_some() {
+            actions.flags |= Actions::TRANSLATE;
+        }
         let table = K::table(self);
-        let slot = match table.find(hash, key) {
+        let (slot, is_eviction) = match table.find(hash, key) {
             Some(slot) => {
                 table.redecide(slot, actions, generation);
-                slot
+                (slot, false)
             }
             None => match table.insert(hash, key, actions, generation, round.now_ms) {
-                Inserted::Free(slot) => slot,
-                Inserted::Evicted(slot) => {
-                    table.flow(slot).count(bytes, round.now_ms);
-                    self.tally.evictions += 1;
-                    return;
-                }
+                Inserted::Free(slot) => (slot, false),
+                Inserted::Evicted(slot) => (slot, true),
                 Inserted::Refused => return,
             },
         };
-        table.flow(slot).count(bytes, round.now_ms);
+        let flow = table.flow(slot);
+        flow.count(bytes, round.now_ms);
+        if let Some(translation) = answer.translation {
+            // The connection knows of this packet already.
+            flow.told_ms = round.now_ms;
+            let reported = flow.packets as u32;
+            *table.translation(slot) = Translation {
+                reported,
+                ..translation
+            };
+        }
+        self.tally.evictions += u64::from(is_eviction);
     }
 
     /// Tells control; when its queue is full the next packet says it again.

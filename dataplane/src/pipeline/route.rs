@@ -8,7 +8,8 @@ use zerocopy::FromBytes;
 use super::classify::RoutedKey;
 use super::parse::{Headers, L3, Part};
 use super::refuse::{self, Refusal};
-use super::{Lane, Round};
+use super::translate;
+use super::{Answer, Lane, Round};
 use crate::drops::DropReason;
 use crate::event::Event;
 use crate::frame::{Batch, TxChecksum, Verdict};
@@ -39,9 +40,10 @@ pub(super) fn forward<K: RoutedKey>(
     batch: &mut Batch,
     index: usize,
     headers: &Headers,
-    actions: &Actions,
+    answer: &Answer,
     lane: &mut Lane,
 ) -> Verdict {
+    let actions = &answer.actions;
     let bytes = round.umem.bytes_mut(batch.head_mut(index));
     let hops = bytes[if K::IS_V6 { L3 + 7 } else { L3 + 8 }];
     if hops <= 1 {
@@ -59,6 +61,10 @@ pub(super) fn forward<K: RoutedKey>(
     if let Fit::TooBig = fit {
         let (refusal, reason) = (Refusal::TooBig(actions.mtu), DropReason::TooBig);
         return refuse::refuse::<K>(round, batch, index, headers, refusal, reason, lane);
+    }
+    if let Some(translation) = &answer.translation {
+        let is_partial = checksum.is_some_and(|field| field.start == headers.transport);
+        translate::apply(bytes, headers, K::IS_V6, translation, is_partial);
     }
     bytes[..6].copy_from_slice(&actions.destination.0);
     bytes[6..12].copy_from_slice(&actions.source.0);

@@ -14,6 +14,7 @@ use crate::snapshot::{
     AddressMap, Destination, FdbTarget, Gateway, Location, Network, NextHop, OuterHeader,
     OuterPath, PortEntry, Prefix, Role, RouteTable, RouteTarget, Segment, Snapshot, Underlay, Vtep,
 };
+use crate::tables::connection::Connections;
 use crate::types::{Generation, LaneId, MacAddr, Nanos, NextHopId, PortId, SegmentId, Vni, VtepId};
 use crate::umem::{FramePool, Umem, in_memory};
 
@@ -269,6 +270,7 @@ pub(super) struct World {
     pub(super) pool: FramePool,
     pub(super) snapshot: Snapshot,
     pub(super) state: LaneState,
+    pub(super) connections: Arc<Connections>,
     pub(super) counters: Arc<crossbeam::utils::CachePadded<LaneCounters>>,
     pub(super) events: rtrb::Consumer<Event>,
     pub(super) now: Nanos,
@@ -288,11 +290,19 @@ impl World {
         let (umem, pool) = in_memory(1024).unwrap();
         let counters = Arc::new(LaneCounters::new());
         let (producer, events) = rtrb::RingBuffer::new(64);
+        let connections = Arc::new(Connections::new(1 << 12, 1));
         World {
             umem,
             pool,
             snapshot: snapshot(),
-            state: LaneState::new(LaneId(0), Arc::clone(&counters), producer, capacity),
+            state: LaneState::new(
+                LaneId(0),
+                Arc::clone(&counters),
+                producer,
+                capacity,
+                Arc::clone(&connections),
+            ),
+            connections,
             counters,
             events,
             now: Nanos(1_000_000_000_000),

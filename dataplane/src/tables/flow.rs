@@ -27,6 +27,10 @@ use zerocopy::{FromBytes, FromZeros, Immutable, KnownLayout};
 use super::prefetch::prefetch;
 use crate::types::{Generation, MacAddr};
 
+mod translation;
+
+pub use translation::Translation;
+
 /// Ways of a bucket.
 pub const WAYS: usize = 8;
 
@@ -202,6 +206,9 @@ impl Actions {
     /// Leaves by the uplink, where no device finishes checksums.
     pub const UPLINK: u16 = 32;
 
+    /// The table's [`Translation`] of the flow holds.
+    pub const TRANSLATE: u16 = 64;
+
     /// Whether it leaves the node.
     #[inline]
     pub const fn leaves_node(&self) -> bool {
@@ -307,6 +314,8 @@ pub enum Inserted {
 pub struct FlowTable<K> {
     tags: Vec<Tags>,
     slots: Vec<Slot<K>>,
+    /// By slot; of flows that carry none, nothing is ever touched.
+    translations: Vec<Translation>,
     len: usize,
     sweep: usize,
     seed: foldhash::fast::RandomState,
@@ -323,6 +332,7 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
         FlowTable {
             tags: Tags::new_vec_zeroed(buckets).expect(zeroed),
             slots: Slot::new_vec_zeroed(buckets * WAYS).expect(zeroed),
+            translations: Translation::new_vec_zeroed(buckets * WAYS).expect(zeroed),
             len: 0,
             sweep: 0,
             seed: foldhash::fast::RandomState::default(),
@@ -401,6 +411,12 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
     #[inline]
     pub fn flow(&mut self, index: SlotIndex) -> &mut Flow {
         &mut self.slots[index.0 as usize].flow
+    }
+
+    /// The translation of a flow that was just found or inserted.
+    #[inline]
+    pub fn translation(&mut self, index: SlotIndex) -> &mut Translation {
+        &mut self.translations[index.0 as usize]
     }
 
     /// Decides a flow in the table anew; what it counted stays.

@@ -79,6 +79,13 @@ impl Sum {
     }
 }
 
+/// What a change of covered bytes adds to a one's complement sum (RFC 1624,
+/// equation 3).
+pub fn delta(old: &[u8], new: &[u8]) -> u16 {
+    let gone = !Sum::ZERO.bytes(old).fold();
+    Sum::ZERO.word(gone).bytes(new).fold()
+}
+
 /// The checksum of `bytes`; 0 when they hold a correct checksum already.
 #[inline]
 pub fn checksum(bytes: &[u8]) -> u16 {

@@ -19,6 +19,8 @@ pub mod kind {
     pub const ECHO_REQUEST: u8 = 8;
     /// Time exceeded.
     pub const TIME_EXCEEDED: u8 = 11;
+    /// A header field makes no sense.
+    pub const PARAMETER_PROBLEM: u8 = 12;
 }
 
 /// Codes of [`kind::UNREACHABLE`].
@@ -58,4 +60,14 @@ const _: () = assert!(size_of::<Icmpv4Header>() == HEADER_LEN);
 /// 3.2.2).
 pub fn is_query(kind: u8) -> bool {
     matches!(kind, 0 | 8 | 9 | 10 | 13..=18)
+}
+
+/// Whether a message of this type is an error that quotes a packet and that
+/// the packet's sender is to hear of, also behind a translator (RFC 5508,
+/// section 4). Redirects and source quenches are not.
+pub fn is_transit_error(kind: u8) -> bool {
+    matches!(
+        kind,
+        kind::UNREACHABLE | kind::TIME_EXCEEDED | kind::PARAMETER_PROBLEM
+    )
 }

@@ -74,6 +74,8 @@ pub struct Fragment {
     pub offset: usize,
     /// Whether more follows.
     pub more: bool,
+    /// Which datagram it belongs to.
+    pub identification: u32,
 }
 
 /// What stands behind the extension headers.
@@ -144,6 +146,9 @@ fn walk_from(packet: &[u8], mut protocol: u8) -> Result<Upper, WalkError> {
                 fragment = Some(Fragment {
                     offset: usize::from(field & 0xfff8),
                     more: field & 1 == 1,
+                    identification: u32::from_be_bytes([
+                        header[4], header[5], header[6], header[7],
+                    ]),
                 });
                 8
             }

@@ -3,6 +3,7 @@
 
 mod coalesce;
 mod fragments;
+mod masquerade;
 mod overlay;
 mod plain;
 mod segments;

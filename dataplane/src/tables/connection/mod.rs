@@ -209,6 +209,18 @@ pub struct Connections {
     pods: Words,
 }
 
+#[cfg(not(loom))]
+impl Default for Connections {
+    /// A table of the default size.
+    fn default() -> Connections {
+        use std::hash::{BuildHasher, RandomState};
+        Connections::new(
+            Connections::DEFAULT_CAPACITY,
+            RandomState::new().hash_one(0),
+        )
+    }
+}
+
 /// What came of putting a connection into the index.
 enum Published {
     Done,

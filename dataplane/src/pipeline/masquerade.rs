@@ -1,0 +1,428 @@
+//! Pods leave the cluster with the node's address.
+//!
+//! Stands before [`super::classify`] for packets that no flow answers for:
+//! what the uplink brings to an egress address is looked up among the
+//! connections and delivered to the pod behind it; what classify sends out
+//! from a pod gets an address and port of the node. The flow that is then
+//! installed carries the translation; packets that move a TCP connection's
+//! state come here every time.
+//!
+//! Answers are let in from the address and port that the pod addressed, and
+//! from nobody else (RFC 4787, section 5: address and port-dependent
+//! filtering). ICMP errors are known by the packet that they quote.
+
+use std::net::IpAddr;
+
+use super::classify::{self, Decision, Ingress, RoutedKey};
+use super::parse::{Headers, Part};
+use super::pieces::Datagram;
+use super::translate::{self, Quote};
+use super::{Lane, Round};
+use crate::drops::DropReason;
+use crate::frame::Batch;
+use crate::snapshot::{Destination, Role};
+use crate::tables::connection::{
+    Addresses, End, Exits, Found, Opening, Refused, Side, State, Tuple,
+};
+use crate::tables::flow::{Actions, Translation};
+use crate::types::PortId;
+use crate::wire::tcp::flags;
+use crate::wire::{icmpv4, icmpv6, protocol};
+
+/// How long a destination without a free port is not asked for again.
+const EXHAUSTED_MS: u64 = 100;
+
+/// Destinations that are remembered so.
+const EXHAUSTED: usize = 16;
+
+/// What becomes of a packet, and what it gets on the way.
+pub(super) struct Decided {
+    pub(super) decision: Decision,
+    pub(super) translation: Option<Translation>,
+    /// Whether later packets of its kind may get the same unasked.
+    pub(super) is_settled: bool,
+}
+
+impl Decided {
+    fn plain(decision: Decision) -> Decided {
+        Decided {
+            decision,
+            translation: None,
+            is_settled: true,
+        }
+    }
+
+    fn drop(reason: DropReason) -> Decided {
+        Decided::plain(Decision::Drop(reason))
+    }
+}
+
+/// A packet with what is known of it.
+#[derive(Clone, Copy)]
+pub(super) struct Subject<'a, K> {
+    pub(super) index: usize,
+    pub(super) headers: &'a Headers,
+    pub(super) key: &'a K,
+    pub(super) hash: u64,
+}
+
+/// Destinations without a free port, so that a flood of new connections costs
+/// one search now and then.
+#[derive(Debug, Default)]
+pub(super) struct Exhausted {
+    places: [Option<(End, u8, u64)>; EXHAUSTED],
+    next: usize,
+}
+
+impl Exhausted {
+    fn holds(&self, tuple: &Tuple, now_ms: u64) -> bool {
+        self.places.iter().flatten().any(|(end, protocol, until)| {
+            *end == tuple.destination && *protocol == tuple.protocol && *until > now_ms
+        })
+    }
+
+    fn note(&mut self, tuple: &Tuple, now_ms: u64) {
+        let until = now_ms + EXHAUSTED_MS;
+        self.places[self.next] = Some((tuple.destination, tuple.protocol, until));
+        self.next = (self.next + 1) % EXHAUSTED;
+    }
+}
+
+/// Decides a packet that no flow answers for.
+pub(super) fn classify<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    subject: Subject<'_, K>,
+    lane: &mut Lane,
+) -> Decided {
+    let snapshot = round.snapshot;
+    let from = Ingress::of(snapshot, subject.key.upper().in_port);
+    if let Some(from) = from
+        && from.is_uplink()
+        && is_egress(round, subject.key.destination())
+        && let Some(decided) = inbound(round, batch, subject, from, lane)
+    {
+        return decided;
+    }
+    let decision = classify::classify(snapshot, subject.key, subject.headers);
+    match (decision, from) {
+        (Decision::Forward(actions), Some(Ingress::Port(port)))
+            if actions.has(Actions::UPLINK)
+                && port.role == Role::Pod
+                && applies(round, subject.key.destination()) =>
+        {
+            match outbound(round, batch, subject, port.id, lane) {
+                Ok((translation, is_settled)) => Decided {
+                    decision,
+                    translation: Some(translation),
+                    is_settled,
+                },
+                Err(reason) => Decided::drop(reason),
+            }
+        }
+        (decision, _) => Decided::plain(decision),
+    }
+}
+
+/// Whether a packet may have moved its TCP connection's state, so that no
+/// flow may answer for it.
+#[inline]
+pub(super) fn is_edge(bytes: &[u8], headers: &Headers) -> bool {
+    headers.protocol == protocol::TCP
+        && tcp_flags(bytes, headers) & (flags::SYN | flags::FIN | flags::RST) != 0
+}
+
+#[inline]
+fn tcp_flags(bytes: &[u8], headers: &Headers) -> u8 {
+    match headers.protocol {
+        protocol::TCP => bytes
+            .get(usize::from(headers.transport) + 13)
+            .copied()
+            .unwrap_or(0),
+        _ => 0,
+    }
+}
+
+fn is_egress(round: &Round<'_>, address: IpAddr) -> bool {
+    let masquerade = &round.snapshot.masquerade;
+    match address {
+        IpAddr::V4(v4) => masquerade.egress_v4.contains(&v4),
+        IpAddr::V6(v6) => masquerade.egress_v6.contains(&v6),
+    }
+}
+
+fn applies(round: &Round<'_>, destination: IpAddr) -> bool {
+    let masquerade = &round.snapshot.masquerade;
+    let has_exit = match destination {
+        IpAddr::V4(_) => !masquerade.egress_v4.is_empty(),
+        IpAddr::V6(_) => !masquerade.egress_v6.is_empty(),
+    };
+    has_exit && !masquerade.excludes(destination)
+}
+
+fn is_error(headers: &Headers, is_v6: bool) -> bool {
+    match headers.protocol {
+        protocol::ICMP if !is_v6 => icmpv4::is_transit_error(headers.icmp_kind),
+        protocol::ICMPV6 if is_v6 => icmpv6::is_error(headers.icmp_kind),
+        _ => false,
+    }
+}
+
+/// A pod's packet to the outside.
+fn outbound<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    subject: Subject<'_, K>,
+    pod: PortId,
+    lane: &mut Lane,
+) -> Result<(Translation, bool), DropReason> {
+    let headers = subject.headers;
+    if is_error(headers, K::IS_V6) {
+        let translation = outbound_error(round, batch, subject)?;
+        return Ok((translation, false));
+    }
+    let bytes = round.umem.bytes(batch.head(subject.index));
+    if headers.part == Part::Later {
+        return Ok((later_piece(round, bytes, subject, lane)?, false));
+    }
+    let tuple = own_tuple::<K>(bytes, subject).ok_or(DropReason::MasqueradeUnsupported)?;
+    let found = connect(round, &tuple, pod, tcp_flags(bytes, headers), lane)?;
+    let (old, new) = (found.original.source, found.reply.destination);
+    let translation = Translation::between(old, new, Side::Original).of(found.id);
+    Ok(finish(
+        round,
+        bytes,
+        subject,
+        (translation, found.state),
+        lane,
+    ))
+}
+
+/// Remembers a first piece; a whole packet's flow may be installed once its
+/// state is settled.
+fn finish<K: RoutedKey>(
+    round: &Round<'_>,
+    bytes: &[u8],
+    subject: Subject<'_, K>,
+    (translation, state): (Translation, State),
+    lane: &mut Lane,
+) -> (Translation, bool) {
+    if subject.headers.part == Part::Whole {
+        return (translation, state.is_settled());
+    }
+    if let Some(datagram) = Datagram::of(bytes, subject.headers, subject.key) {
+        K::pieces(lane).remember(subject.hash, datagram, translation, round.now_ms);
+    }
+    (translation, false)
+}
+
+fn later_piece<K: RoutedKey>(
+    round: &Round<'_>,
+    bytes: &[u8],
+    subject: Subject<'_, K>,
+    lane: &mut Lane,
+) -> Result<Translation, DropReason> {
+    Datagram::of(bytes, subject.headers, subject.key)
+        .and_then(|datagram| K::pieces(lane).find(subject.hash, &datagram, round.now_ms))
+        .ok_or(DropReason::FirstFragmentMissing)
+}
+
+fn own_tuple<K: RoutedKey>(bytes: &[u8], subject: Subject<'_, K>) -> Option<Tuple> {
+    let addresses = (
+        subject.key.source().into(),
+        subject.key.destination().into(),
+    );
+    let transport = bytes.get(usize::from(subject.headers.transport)..)?;
+    translate::tuple(addresses, subject.headers.protocol, transport)
+}
+
+/// The connection of a pod's packet, opened when there is none.
+fn connect(
+    round: &Round<'_>,
+    tuple: &Tuple,
+    pod: PortId,
+    tcp_flags: u8,
+    lane: &mut Lane,
+) -> Result<Found, DropReason> {
+    let (connections, now_ms) = (round.connections, round.millis());
+    let first = State::first(tuple.protocol, tcp_flags);
+    if let Some(found) = connections.find(tuple, now_ms) {
+        if found.side == Side::Reply {
+            return Err(DropReason::NoConnection);
+        }
+        let state = match found.is_live {
+            true => connections.follow(found.id, Side::Original, tcp_flags, 1, now_ms),
+            false => first.and_then(|state| connections.renew(found.id, state, now_ms)),
+        };
+        if let Some(state) = state {
+            return Ok(Found { state, ..found });
+        }
+    }
+    let state = first.ok_or(DropReason::NoConnection)?;
+    if lane.exhausted.holds(tuple, now_ms) {
+        return Err(DropReason::NoMasqueradePort);
+    }
+    let masquerade = &round.snapshot.masquerade;
+    let exits = Exits {
+        addresses: match tuple.source.address.is_v4() {
+            true => Addresses::V4(&masquerade.egress_v4),
+            false => Addresses::V6(&masquerade.egress_v6),
+        },
+        ports: &masquerade.ports,
+    };
+    let opening = Opening {
+        original: *tuple,
+        pod,
+        state,
+    };
+    connections
+        .masquerade(&opening, &exits, now_ms)
+        .map_err(|refused| match refused {
+            Refused::TableFull => DropReason::ConnectionTableFull,
+            Refused::PodLimit => DropReason::ConnectionLimit,
+            Refused::NoPort | Refused::NoAddress => {
+                lane.exhausted.note(tuple, now_ms);
+                DropReason::NoMasqueradePort
+            }
+        })
+}
+
+/// What the uplink brings to an egress address; `None` for what is not
+/// masquerade's.
+fn inbound<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    subject: Subject<'_, K>,
+    from: Ingress<'_>,
+    lane: &mut Lane,
+) -> Option<Decided> {
+    let (headers, key) = (subject.headers, subject.key);
+    let (source, destination) = (key.source(), key.destination());
+    if let Err(reason) =
+        classify::admit(round.snapshot, from, source, destination, headers.to_group)
+    {
+        return Some(Decided::drop(reason));
+    }
+    if is_error(headers, K::IS_V6) {
+        return inbound_error(round, batch, subject, from);
+    }
+    let bytes = round.umem.bytes(batch.head(subject.index));
+    if headers.part == Part::Later {
+        let found = later_piece(round, bytes, subject, lane);
+        return Some(match found {
+            Ok(translation) => deliver(round, from, (translation, false)),
+            Err(reason) => Decided::drop(reason),
+        });
+    }
+    let tuple = own_tuple(bytes, subject)?;
+    let now_ms = round.millis();
+    let found = round.connections.find(&tuple, now_ms);
+    let answered = found
+        .filter(|found| found.is_live && found.side == Side::Reply)
+        .and_then(|found| {
+            let tcp_flags = tcp_flags(bytes, headers);
+            let state = round
+                .connections
+                .follow(found.id, Side::Reply, tcp_flags, 1, now_ms)?;
+            Some((found, state))
+        });
+    let Some((found, state)) = answered else {
+        let is_ours = round
+            .snapshot
+            .masquerade
+            .ports
+            .contains(&tuple.destination.port);
+        return is_ours.then(|| Decided::drop(DropReason::NoConnection));
+    };
+    let (old, new) = (found.reply.destination, found.original.source);
+    let translation = Translation::between(old, new, Side::Reply).of(found.id);
+    let finished = finish(round, bytes, subject, (translation, state), lane);
+    Some(deliver(round, from, finished))
+}
+
+/// To the pod that the translation names.
+fn deliver(
+    round: &Round<'_>,
+    from: Ingress<'_>,
+    (translation, is_settled): (Translation, bool),
+) -> Decided {
+    let decision = match round.snapshot.host(translation.to()) {
+        Some(Destination::Pod(out)) => classify::deliver(round.snapshot, from, out),
+        Some(Destination::Host(_) | Destination::Gateway) | None => {
+            Decision::Drop(DropReason::NoEndpoint)
+        }
+    };
+    Decided {
+        decision,
+        translation: Some(translation),
+        is_settled,
+    }
+}
+
+/// An ICMP error from outside about a packet that a pod sent.
+fn inbound_error<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    subject: Subject<'_, K>,
+    from: Ingress<'_>,
+) -> Option<Decided> {
+    let (quote, found) = quoted(round, batch, subject, Side::Reply)?;
+    let (old, new) = (found.reply.destination, found.original.source);
+    let translation = error(round, batch, subject, (&quote, old, new, Side::Reply));
+    Some(deliver(round, from, (translation, false)))
+}
+
+/// A pod's ICMP error about a packet that came from outside.
+fn outbound_error<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    subject: Subject<'_, K>,
+) -> Result<Translation, DropReason> {
+    let (quote, found) =
+        quoted(round, batch, subject, Side::Original).ok_or(DropReason::NoConnection)?;
+    let (old, new) = (found.original.source, found.reply.destination);
+    if old.address != subject.key.source().into() {
+        return Err(DropReason::NoConnection);
+    }
+    Ok(error(
+        round,
+        batch,
+        subject,
+        (&quote, old, new, Side::Original),
+    ))
+}
+
+/// The connection of the packet that an error quotes. That packet went the
+/// other way than the error, so its tuple reversed has the error's `side`.
+fn quoted<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &Batch,
+    subject: Subject<'_, K>,
+    side: Side,
+) -> Option<(Quote, Found)> {
+    if subject.headers.part != Part::Whole {
+        return None;
+    }
+    let bytes = round.umem.bytes(batch.head(subject.index));
+    let quote = translate::quote(bytes, subject.headers, K::IS_V6)?;
+    let found = round
+        .connections
+        .find(&quote.tuple.reversed(), round.millis())?;
+    (found.is_live && found.side == side).then_some((quote, found))
+}
+
+/// Translates inside an error; gives what is left to do outside.
+fn error<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    subject: Subject<'_, K>,
+    (quote, old, new, side): (&Quote, End, End, Side),
+) -> Translation {
+    let translation = Translation::between(old, new, side);
+    let bytes = round.umem.bytes_mut(batch.head_mut(subject.index));
+    translate::apply_to_quote(bytes, subject.headers, K::IS_V6, quote, &translation);
+    Translation {
+        is_address_only: 1,
+        ..translation
+    }
+}
