@@ -24,6 +24,8 @@ pub mod engine;
 pub mod event;
 pub mod frame;
 #[cfg(not(loom))]
+mod group_socket;
+#[cfg(not(loom))]
 mod lane;
 #[cfg(not(loom))]
 mod packet_socket;

@@ -16,6 +16,7 @@ use aya::{Ebpf, EbpfLoader};
 use crossbeam::utils::CachePadded;
 
 use crate::counters::PortCounters;
+use crate::group_socket::GroupSocket;
 use crate::packet_socket::PacketSocket;
 use crate::types::PortId;
 use crate::umem::OwnerTag;
@@ -182,6 +183,9 @@ pub(crate) struct LanePort {
     pub(crate) counters: Arc<CachePadded<PortCounters>>,
     /// The way out for super-frames; absent where the kernel refused it.
     pub(crate) bulk: Option<PacketSocket>,
+    /// Where copies of group frames come from: on one lane of a bridged
+    /// uplink.
+    pub(crate) groups: Option<GroupSocket>,
     /// Descriptors wait for a flush.
     pub(crate) dirty: bool,
     /// The device is gone or down: what was sent may never be completed.
@@ -198,6 +202,7 @@ impl LanePort {
             id,
             queue,
             more: Vec::new(),
+            groups: None,
             bulk,
             counters: Arc::default(),
             dirty: false,

@@ -11,10 +11,10 @@ use spinlane_dataplane::drops::DropReason;
 use spinlane_dataplane::engine::{Engine, EngineConfig, PollMode, PortSpec, UplinkSpec, XdpChoice};
 use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::{
-    AddressMap, Destination, Gateway, Network, NextHop, OuterHeader, OuterPath, PortEntry, Prefix,
-    Role, RouteTable, RouteTarget, Snapshot, Underlay, Vtep,
+    AddressMap, Destination, FdbTarget, Gateway, Location, Network, NextHop, OuterHeader,
+    OuterPath, PortEntry, Prefix, Role, RouteTable, RouteTarget, Segment, Snapshot, Underlay, Vtep,
 };
-use spinlane_dataplane::types::{MacAddr, NextHopId, PortId, Vni, VtepId};
+use spinlane_dataplane::types::{MacAddr, NextHopId, PortId, SegmentId, Vni, VtepId};
 
 const POD: PortId = PortId(0);
 const UPLINK: PortId = PortId(1);
@@ -238,6 +238,10 @@ fn with_overlay(mut snapshot: Snapshot, local: &str, remote: &str) -> Snapshot {
 }
 
 fn engine(lab: &Lab) -> Engine {
+    engine_with(lab, false)
+}
+
+fn engine_with(lab: &Lab, is_bridged: bool) -> Engine {
     lab.enter_node();
     let engine = Engine::start(EngineConfig {
         cores: vec![0],
@@ -257,7 +261,7 @@ fn engine(lab: &Lab) -> Engine {
             port: spec(UPLINK, "up0"),
             queues: 4,
             xdp: XdpChoice::Auto,
-            is_bridged: false,
+            is_bridged,
         })
         .unwrap();
     engine
@@ -291,7 +295,7 @@ fn linux_vxlan(lab: &Lab, local: &str, remote: &str, mtu: u32) {
     );
     lab.ip("peer", &format!("link set vx0 mtu {mtu} up"));
     lab.ip("peer", "address add 10.244.2.2/32 dev lo");
-    lab.ip("peer", "address add fd00:2::2/128 dev lo");
+    lab.ip("peer", "address add fd00:2::2/128 dev lo nodad");
     lab.ip(
         "peer",
         "route add 10.244.1.0/24 via 10.244.1.1 dev vx0 onlink src 10.244.2.2",
@@ -428,7 +432,7 @@ fn with_routes(mut snapshot: Snapshot, mac: Option<MacAddr>) -> Snapshot {
 
 fn linux_router(lab: &Lab) {
     lab.ip("peer", "address add 10.244.2.2/32 dev lo");
-    lab.ip("peer", "address add fd00:2::2/128 dev lo");
+    lab.ip("peer", "address add fd00:2::2/128 dev lo nodad");
     lab.ip(
         "peer",
         "route add 10.244.1.0/24 via 172.31.0.1 src 10.244.2.2",
@@ -484,4 +488,122 @@ fn a_packet_waits_until_its_neighbor_is_resolved() {
     let refused = drops[DropReason::NeighborQueueFull.index()];
     assert_eq!((unresolved, unresolved + refused), (8, 20));
     engine.stop();
+}
+
+/// The pod in a segment: with the peer's Linux bridge through the overlay, or
+/// with the uplink itself.
+fn segment_pod(lab: &Lab, snapshot: &mut Snapshot, address: &str) {
+    let mut ports = (*snapshot.ports).clone();
+    let pod = ports[POD.index()].as_mut().unwrap();
+    pod.role = Role::SegmentPod(SegmentId(0));
+    snapshot.ports = Arc::new(ports);
+    lab.ip("pod", "route flush dev eth0");
+    lab.ip("pod", "address flush dev eth0");
+    lab.ip("pod", &format!("address add {address} dev eth0"));
+}
+
+/// Publishes what the lanes learn, as control does, until the work is done.
+fn learning<T: Send>(
+    engine: &Engine,
+    mut snapshot: Snapshot,
+    work: impl FnOnce() -> T + Send,
+) -> (T, Snapshot) {
+    engine.publish(snapshot.clone());
+    std::thread::scope(|scope| {
+        let work = scope.spawn(work);
+        while !work.is_finished() {
+            let mut events = Vec::new();
+            engine.drain_events(&mut events);
+            for event in events {
+                let Event::Station { segment, mac, at } = event else {
+                    continue;
+                };
+                let segments = Arc::make_mut(&mut snapshot.segments);
+                let segment = segments[segment.index()].as_mut().unwrap();
+                let is_static = false;
+                let is_held = false;
+                let target = FdbTarget {
+                    at,
+                    is_static,
+                    is_held,
+                };
+                Arc::make_mut(&mut segment.fdb).insert(mac, target);
+                engine.publish(snapshot.clone());
+            }
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        (work.join().unwrap(), snapshot)
+    })
+}
+
+#[test]
+fn a_segment_reaches_a_linux_bridge_through_the_overlay() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new("seg");
+    let engine = engine(&lab);
+    let mut snapshot = with_overlay(snapshot(), "172.31.0.1", "172.31.0.2");
+    segment_pod(&lab, &mut snapshot, "10.50.0.1/24");
+    let mut underlay = (*snapshot.underlay).clone();
+    let segment = Network::Segment(SegmentId(0));
+    underlay.networks = [(Vni::new(7).unwrap(), segment)].into_iter().collect();
+    snapshot.underlay = Arc::new(underlay);
+    snapshot.segments = Arc::new(vec![Some(Segment {
+        members: Arc::new(vec![POD]),
+        vteps: Arc::new(vec![VtepId(0)]),
+        ..Segment::default()
+    })]);
+    lab.ip(
+        "peer",
+        "link add vx0 type vxlan id 7 dstport 4789 local 172.31.0.2 remote 172.31.0.1 dev eth0",
+    );
+    lab.ip("peer", "link add br0 type bridge");
+    lab.ip("peer", "link set vx0 master br0 up");
+    lab.ip("peer", "link set br0 up");
+    lab.ip("peer", "address add 10.50.0.2/24 dev br0");
+    let (_, after) = learning(&engine, snapshot, || {
+        lab.succeeds("pod", "ping -c 3 -i 0.2 -W 2 10.50.0.2");
+        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 10.50.0.1");
+    });
+    let segment = after.segment(SegmentId(0)).unwrap();
+    let places: Vec<Location> = segment.fdb.values().map(|target| target.at).collect();
+    assert!(places.contains(&Location::Vtep(VtepId(0))), "{places:?}");
+    assert!(places.contains(&Location::Port(POD)), "{places:?}");
+    engine.stop();
+}
+
+#[test]
+fn a_bridged_pod_shares_the_underlay_with_the_node() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new("l2");
+    let engine = engine_with(&lab, true);
+    let mut snapshot = snapshot();
+    segment_pod(&lab, &mut snapshot, "172.31.0.77/24");
+    snapshot.segments = Arc::new(vec![Some(Segment {
+        members: Arc::new(vec![POD, UPLINK]),
+        ..Segment::default()
+    })]);
+    snapshot.underlay = Arc::new(Underlay {
+        segment: Some(SegmentId(0)),
+        ..(*snapshot.underlay).clone()
+    });
+    lab.ip("pod", "address add fd00:31::77/64 dev eth0 nodad");
+    learning(&engine, snapshot, || {
+        // The pod asks, then the peer, whose ARP reaches node and pod alike.
+        lab.succeeds("pod", "ping -c 3 -i 0.2 -W 2 172.31.0.2");
+        lab.ip("peer", "neighbor flush dev eth0");
+        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 172.31.0.77");
+        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 fd00:31::77");
+        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 172.31.0.1");
+        lab.succeeds("pod", "ping -c 3 -i 0.2 -W 2 fd00:31::2");
+    });
+    assert_eq!(engine.stats().frames.in_use, 0);
+    engine.stop();
+    // The kernel has the uplink to itself, and no longer in promiscuous mode.
+    lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 172.31.0.1");
+    let link = lab.succeeds("node", "ip -d link show up0");
+    assert!(link.contains("promiscuity 0"), "{link}");
 }

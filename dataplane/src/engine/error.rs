@@ -61,6 +61,14 @@ pub enum PortError {
         /// What went wrong.
         source: Box<ProgramError>,
     },
+    /// No packet socket for group frames.
+    #[error("uplink {port}: cannot open a packet socket for its group frames: {source}")]
+    Groups {
+        /// Name of the uplink.
+        port: String,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// A lane would have no queue to send by.
     #[error(
         "uplink {port}: {queues} queues are too few for {lanes} lanes: name fewer CPUs in lanes.cores, or give the interface more queues (ethtool -L)"

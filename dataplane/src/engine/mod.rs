@@ -27,6 +27,7 @@ use arc_swap::ArcSwap;
 
 use crate::counters::LaneCounters;
 use crate::event::Event;
+use crate::group_socket::GroupSocket;
 use crate::lane::{Alarm, CaptureQueue, Command, Lane, LaneParts, LaneShared, Wedged};
 use crate::packet_socket::PacketSocket;
 use crate::pipeline::{FlowCapacity, FlowRecord, LaneState};
@@ -464,6 +465,16 @@ impl Inner {
                     parts.push(LanePort::new(id, queue, bulk));
                 }
             }
+        }
+        if let Some(first) = parts.first_mut()
+            && self.uplink_spec(id).is_some_and(|uplink| uplink.is_bridged)
+        {
+            let groups = GroupSocket::open(ifindex);
+            let failed = |source| PortError::Groups {
+                port: name.clone(),
+                source,
+            };
+            first.groups = Some(groups.map_err(failed)?);
         }
         let attached = Attached {
             xdp_mode,

@@ -198,17 +198,19 @@ impl Lane {
         let snapshot = self.snapshot.load();
         let frames_short = self.pool.depot_free() < self.frames_low;
         let mut packets = 0;
-        // What waited for a neighbour goes first, then port by port.
+        // What waited for a neighbour goes first, or copies of group frames,
+        // then port by port.
         for at in 0..=self.ports.len() {
             let in_port = match at.checked_sub(1) {
                 Some(at) => self
                     .ports
                     .receive(at, &mut self.batch, &self.umem, &self.owners),
-                None => None,
+                None if self.waiting.release(&mut self.batch, snapshot.generation) => None,
+                None => self
+                    .ports
+                    .receive_groups(&mut self.batch, &self.umem, &mut self.pool, now),
             };
-            if in_port.is_none()
-                && (at > 0 || !self.waiting.release(&mut self.batch, snapshot.generation))
-            {
+            if self.batch.is_empty() {
                 continue;
             }
             packets += self.batch.len();
@@ -288,6 +290,9 @@ impl Lane {
             posted = posted.min(queue.posted());
             self.rest.watch(queue.fd());
         }
+        if let Some(groups) = &port.groups {
+            self.rest.watch(groups.fd());
+        }
         self.ports.insert(port);
         posted
     }
@@ -295,6 +300,9 @@ impl Lane {
     fn remove_port(&mut self, id: PortId) -> Option<Box<LanePort>> {
         let mut port = self.ports.remove(id)?;
         port.queues().for_each(|queue| self.rest.forget(queue.fd()));
+        if let Some(groups) = &port.groups {
+            self.rest.forget(groups.fd());
+        }
         let abandoned: u32 = port.queues_mut().map(Queue::abandoned).sum();
         self.shared.counters.drops[DropReason::PortRemoved.index()].add(u64::from(abandoned));
         Some(port)

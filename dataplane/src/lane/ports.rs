@@ -1,9 +1,9 @@
 //! The ports of one lane: by number for sending, in a list for polling.
 
-use crate::frame::Batch;
+use crate::frame::{Batch, FRAME_SIZE};
 use crate::lane::Wedged;
 use crate::port::LanePort;
-use crate::types::PortId;
+use crate::types::{Nanos, PortId};
 use crate::umem::{FramePool, OwnerTable, Umem};
 use crate::xsk::queue::{Flush, Queue};
 
@@ -24,7 +24,16 @@ pub(crate) struct LanePorts {
     by_id: Vec<Option<Box<LanePort>>>,
     polled: Vec<PortId>,
     dirty: Vec<PortId>,
+    /// The bridged uplink, on the lane that takes its group frames.
+    bridged: Option<PortId>,
+    groups_due: Nanos,
 }
+
+/// How often a busy lane looks for group frames; they wake one that sleeps.
+const GROUPS_NANOS: u64 = 500_000;
+
+/// Group frames that are taken at once.
+const GROUPS_BURST: usize = 32;
 
 impl LanePorts {
     pub(super) fn len(&self) -> usize {
@@ -41,6 +50,9 @@ impl LanePorts {
             self.by_id.resize_with(id.index() + 1, || None);
         }
         debug_assert!(self.by_id[id.index()].is_none(), "port numbers are unique");
+        if port.groups.is_some() {
+            self.bridged = Some(id);
+        }
         self.by_id[id.index()] = Some(port);
         self.polled.push(id);
     }
@@ -48,6 +60,7 @@ impl LanePorts {
     pub(super) fn remove(&mut self, id: PortId) -> Option<Box<LanePort>> {
         let port = self.by_id.get_mut(id.index())?.take()?;
         self.polled.retain(|&other| other != id);
+        self.bridged.take_if(|bridged| *bridged == id);
         self.dirty.retain(|&other| other != id);
         Some(port)
     }
@@ -86,6 +99,46 @@ impl LanePorts {
         (!batch.is_empty()).then_some(id)
     }
 
+    /// Takes copies of group frames from a bridged uplink, now and then;
+    /// `None` when there are none.
+    pub(super) fn receive_groups(
+        &mut self,
+        batch: &mut Batch,
+        umem: &Umem,
+        pool: &mut FramePool,
+        now: Nanos,
+    ) -> Option<PortId> {
+        let id = self.bridged?;
+        if now < self.groups_due {
+            return None;
+        }
+        self.groups_due = Nanos(now.0 + GROUPS_NANOS);
+        let port = self.by_id[id.index()].as_deref_mut()?;
+        let groups = port.groups.as_ref()?;
+        while batch.len() < GROUPS_BURST {
+            let Some(mut frame) = pool.alloc() else { break };
+            let room = frame.resize(FRAME_SIZE - frame.headroom());
+            let came = groups.receive(umem, &mut frame).filter(|_| room);
+            match came {
+                Some(len) if len <= frame.len() && frame.resize(len) => {
+                    batch.push(id, [frame]);
+                    port.counters.rx_packets.add(1);
+                    port.counters.rx_bytes.add(len as u64);
+                }
+                // Longer than a chunk: no group of this network sends that.
+                Some(_) => {
+                    pool.free(frame);
+                    port.counters.drops.add(1);
+                }
+                None => {
+                    pool.free(frame);
+                    break;
+                }
+            }
+        }
+        (!batch.is_empty()).then_some(id)
+    }
+
     pub(super) fn refill(
         &mut self,
         id: PortId,
@@ -117,6 +170,7 @@ impl LanePorts {
             by_id,
             polled,
             dirty,
+            ..
         } = self;
         dirty.retain(|id| {
             let Some(port) = by_id[id.index()].as_deref_mut() else {
