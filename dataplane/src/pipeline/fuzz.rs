@@ -3,11 +3,13 @@
 //! An input of [`process_packets`] is a run of packets, each a byte for its
 //! port, two for its length, and its bytes; the last one may be cut short.
 
+use super::FlowCapacity;
+use super::parse::{self, Parsed};
+use super::plain::Ingress;
 use super::segment::segment;
 use super::world::{NEIGHBOR_MAC, UPLINK, UPLINK_MAC, World};
-use super::{FlowCapacity, parse};
-use crate::frame::{Batch, HEADROOM, TX_METADATA_BYTES, TxChecksum, Verdict};
-use crate::snapshot::Role;
+use crate::frame::{Batch, FRAME_SIZE, HEADROOM, TX_METADATA_BYTES, TxChecksum, Verdict};
+use crate::snapshot::{Role, Snapshot};
 use crate::types::PortId;
 use crate::wire::{checksum, ethernet, icmpv6, ipv4, ipv6, tunnel};
 
@@ -65,12 +67,30 @@ fn process_in(world: &mut World, mut data: &[u8]) {
     if total > 400 {
         return;
     }
+    for (port, bytes) in &packets {
+        goes_straight(&world.snapshot, PortId(*port), bytes);
+    }
     let mut batch = world.decide(packets.iter().copied());
     for (index, (port, bytes)) in packets.iter().enumerate() {
         check(world, &batch, index, *port, bytes);
     }
     world.free(&mut batch);
     assert_eq!(world.outstanding(), 0, "frames in = frames accounted");
+}
+
+/// Whether a packet goes the straight way through parse, which then leaves
+/// what the long way leaves.
+fn goes_straight(snapshot: &Snapshot, port: PortId, packet: &[u8]) -> bool {
+    let head = &packet[..packet.len().min(FRAME_SIZE - HEADROOM)];
+    let mut straight = Parsed::NONE;
+    let goes = Ingress::of(port, snapshot).read(head, packet.len(), &mut straight);
+    if goes {
+        let mut long = Parsed::NONE;
+        let entry = snapshot.port(port).expect("a port that is there");
+        let done = parse::inside(head, packet.len(), entry, snapshot, &mut long);
+        assert_eq!((done, straight), (Ok(()), long));
+    }
+    goes
 }
 
 fn assert_inside(field: TxChecksum, len: usize) {
@@ -364,6 +384,7 @@ mod tests {
     #[test]
     fn fuzz_smoke() {
         let seeds = seeds();
+        let mut straight = 0;
         let mut random = Random(0x5119_1a9e);
         let mut world = World::new();
         let mut beyond = World::with_underlay();
@@ -371,6 +392,8 @@ mod tests {
             let mut input = Vec::new();
             for _ in 0..10 {
                 let packet = mutate(&mut random, &seeds);
+                let port = PortId(packet[0].into());
+                straight += u32::from(goes_straight(&world.snapshot, port, &packet[3..]));
                 parse_bytes(&packet[3..]);
                 input.extend(packet);
             }
@@ -383,6 +406,7 @@ mod tests {
                 process_packets(&input);
             }
         }
+        assert!(straight > 1000, "{straight}");
         assert!(world.counters.flow_hits.get() > 1000);
         assert!(world.counters.flow_misses.get() > 1000);
         assert!(beyond.counters.flow_hits.get() > 1000);

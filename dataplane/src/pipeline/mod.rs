@@ -28,6 +28,7 @@ mod neighbor;
 mod overlay;
 mod parse;
 mod pieces;
+mod plain;
 mod record;
 mod refuse;
 mod reply;
@@ -60,6 +61,7 @@ use limit::ErrorLimit;
 use masquerade::{Decided, Exhausted, Subject};
 use parse::{Kind, Parsed};
 use pieces::Pieces;
+use plain::Ingress;
 
 pub(crate) use chain::complete;
 pub(crate) use overlay::{source_port_of, wrap};
@@ -246,19 +248,15 @@ pub fn process(
 }
 
 fn parse_all(round: &Round<'_>, batch: &mut Batch, first: usize, packets: &mut [LookedUp]) {
+    let mut ingress = Ingress::of(batch.packets()[first].in_port, round.snapshot);
     for (offset, packet) in packets.iter_mut().enumerate() {
-        parse::parse(
-            round.umem,
-            batch,
-            first + offset,
-            round.snapshot,
-            &mut packet.parsed,
-        );
+        let parsed = &mut packet.parsed;
+        parse::parse(round, batch, first + offset, &mut ingress, parsed);
     }
 }
 
 /// Hit or miss, then apply.
-#[inline]
+#[inline(always)]
 fn decide(
     round: &Round<'_>,
     batch: &mut Batch,
@@ -267,9 +265,9 @@ fn decide(
     lane: &mut Lane,
 ) -> Verdict {
     match &packet.parsed.kind {
-        Kind::Bad(reason) => Verdict::Drop(*reason),
         Kind::V4(key) => routed(round, batch, index, packet, key, lane),
         Kind::V6(key) => routed(round, batch, index, packet, key, lane),
+        Kind::Bad(reason) => Verdict::Drop(*reason),
         Kind::Arp => neighbor::arp(round, batch, index, packet.parsed.headers.to_group),
         Kind::Segment(segment, key) => bridge::switch(
             round,
@@ -287,7 +285,7 @@ fn decide(
     }
 }
 
-#[inline]
+#[inline(always)]
 fn routed<K: RoutedKey>(
     round: &Round<'_>,
     batch: &mut Batch,
@@ -296,14 +294,32 @@ fn routed<K: RoutedKey>(
     key: &K,
     lane: &mut Lane,
 ) -> Verdict {
-    let headers = &packet.parsed.headers;
     let bytes = u64::from(batch.packets()[index].len);
     let known = match packet.parsed.is_cacheable {
         true => lane.hit(packet, key, bytes, round),
         false => None,
     };
-    let is_edge = known.is_some_and(|answer| answer.translation.is_some())
-        && masquerade::is_edge(round.umem.bytes(batch.head(index)), headers);
+    match known {
+        Some(answer) if answer.translation.is_none() => {
+            send::<K>(round, batch, index, packet, &answer, lane)
+        }
+        _ => routed_otherwise(round, batch, index, packet, (key, known), lane),
+    }
+}
+
+/// As [`routed`], for a packet that is translated or that no flow answers for.
+#[inline(never)]
+fn routed_otherwise<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    index: usize,
+    packet: &LookedUp,
+    (key, known): (&K, Option<Answer>),
+    lane: &mut Lane,
+) -> Verdict {
+    let headers = &packet.parsed.headers;
+    let is_edge =
+        known.is_some() && masquerade::is_edge(round.umem.bytes(batch.head(index)), headers);
     let answer = match known {
         Some(answer) if !is_edge => answer,
         _ => match ask(round, batch, index, packet, key, lane) {
@@ -311,7 +327,21 @@ fn routed<K: RoutedKey>(
             Err(verdict) => return verdict,
         },
     };
-    let verdict = route::forward::<K>(round, batch, index, headers, &answer, lane);
+    send::<K>(round, batch, index, packet, &answer, lane)
+}
+
+/// Carries out what was decided.
+#[inline(always)]
+fn send<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    index: usize,
+    packet: &LookedUp,
+    answer: &Answer,
+    lane: &mut Lane,
+) -> Verdict {
+    let headers = &packet.parsed.headers;
+    let verdict = route::forward::<K>(round, batch, index, headers, answer, lane);
     match answer.actions.leaves_node() {
         true => uplink::leave(round, batch, index, (verdict, &answer.actions, packet.hash)),
         false => verdict,
@@ -373,7 +403,7 @@ fn ask<K: RoutedKey>(
 
 /// The translation of a flow whose connection still lives. Now and then the
 /// connection is told that it is used.
-#[inline]
+#[inline(never)]
 fn translation<K: RoutedKey>(
     table: &mut FlowTable<K>,
     slot: SlotIndex,
@@ -442,7 +472,7 @@ impl Lane {
 
     /// The actions of a known flow, which counts the packet. None when the
     /// flow is unknown or was decided by another snapshot.
-    #[inline]
+    #[inline(always)]
     fn hit<K: RoutedKey>(
         &mut self,
         packet: &LookedUp,

@@ -6,7 +6,8 @@
 
 use zerocopy::FromBytes;
 
-use super::overlay;
+use super::plain::Ingress;
+use super::{Round, overlay};
 use crate::drops::DropReason;
 use crate::frame::Batch;
 use crate::snapshot::{Location, Network, PortEntry, Role, Snapshot};
@@ -105,9 +106,31 @@ impl Parsed {
     }
 }
 
-/// Parses packet `index` into `parsed`.
-#[inline]
+/// Parses packet `index` into `parsed`. `ingress` is of the port that the
+/// packet before came by, and then of this one's.
+#[inline(always)]
 pub(super) fn parse(
+    round: &Round<'_>,
+    batch: &mut Batch,
+    index: usize,
+    ingress: &mut Ingress,
+    parsed: &mut Parsed,
+) {
+    let packet = &batch.packets()[index];
+    let (in_port, len) = (packet.in_port, packet.len as usize);
+    if in_port != ingress.port() {
+        *ingress = Ingress::of(in_port, round.snapshot);
+    }
+    let bytes = round.umem.bytes(batch.head(index));
+    match ingress.read(bytes, len, parsed) {
+        true => trim(batch, index, len, parsed),
+        false => parse_any(round.umem, batch, index, round.snapshot, parsed),
+    }
+}
+
+/// The long way, for any packet.
+#[inline(never)]
+fn parse_any(
     umem: &Umem,
     batch: &mut Batch,
     index: usize,
@@ -118,27 +141,37 @@ pub(super) fn parse(
     let Some(port) = snapshot.port(packet.in_port) else {
         return *parsed = Parsed::bad(DropReason::PortRemoved);
     };
-    if port.role == Role::Uplink {
-        return match uplink(umem, batch, index, snapshot, parsed) {
-            Ok(len) => trim(batch, index, len, parsed),
-            Err(reason) => *parsed = Parsed::bad(reason),
-        };
+    let len = packet.len as usize;
+    let done = match port.role {
+        Role::Uplink => uplink(umem, batch, index, snapshot, parsed),
+        _ => inside(umem.bytes(batch.head(index)), len, port, snapshot, parsed).map(|()| len),
+    };
+    match done {
+        Ok(len) => trim(batch, index, len, parsed),
+        Err(reason) => *parsed = Parsed::bad(reason),
     }
+}
+
+/// Parses a packet of `len` bytes, whose head frame is `bytes`, of a port of
+/// this node.
+pub(super) fn inside(
+    bytes: &[u8],
+    len: usize,
+    port: &PortEntry,
+    snapshot: &Snapshot,
+    parsed: &mut Parsed,
+) -> Result<(), DropReason> {
     let seen = Seen {
-        bytes: umem.bytes(batch.head(index)),
-        len: packet.len as usize,
+        bytes,
+        len,
         port,
         in_port: port.id.0,
     };
-    let done = match (port.role, snapshot.underlay.segment) {
+    match (port.role, snapshot.underlay.segment) {
         (Role::SegmentPod(segment), _) | (Role::Host, Some(segment)) => {
             seen.segment(segment, parsed)
         }
         (Role::Pod | Role::Host | Role::Uplink, _) => seen.routed(snapshot, parsed),
-    };
-    match done {
-        Ok(()) => trim(batch, index, seen.len, parsed),
-        Err(reason) => *parsed = Parsed::bad(reason),
     }
 }
 
@@ -382,7 +415,7 @@ impl Seen<'_> {
         }
         if part == Part::Whole {
             // A TCP header of less than five words (RFC 9293, section 3.1).
-            if protocol == protocol::TCP && header[12] < 0x50 {
+            if protocol == protocol::TCP && header[12] < tcp::SHORTEST_OFFSET {
                 return Err(DropReason::BadHeader);
             }
             upper.ports = [header[0], header[1], header[2], header[3]];

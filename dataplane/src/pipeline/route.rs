@@ -34,7 +34,7 @@ enum Fit {
 }
 
 /// Takes a hop: checks, rewrites the head frame, and names the way out.
-#[inline]
+#[inline(always)]
 pub(super) fn forward<K: RoutedKey>(
     round: &Round<'_>,
     batch: &mut Batch,

@@ -99,6 +99,15 @@ const _: () = assert!(size_of::<KeyV6>() == 40);
 const _: () = assert!(size_of::<KeyL2>() == 16);
 
 impl UpperKey {
+    /// Made in a register, and so written in one piece: reading it back as a
+    /// word does not wait for four smaller writes.
+    #[inline(always)]
+    pub fn new(ports: [u8; 4], in_port: u16, protocol: u8, is_fragment: bool) -> UpperKey {
+        let [a, b, c, d] = ports;
+        let [e, f] = in_port.to_ne_bytes();
+        zerocopy::transmute!([a, b, c, d, e, f, protocol, u8::from(is_fragment)])
+    }
+
     #[inline(always)]
     fn word(&self) -> u64 {
         let [a, b, c, d] = self.ports;
@@ -394,6 +403,7 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
     }
 
     /// The flow of a key.
+    #[inline(never)]
     pub fn find(&self, hash: u64, key: &K) -> Option<SlotIndex> {
         let bucket = self.bucket(hash);
         let mut ways = self.matches(bucket, hash);
@@ -465,9 +475,16 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
 
     /// Forgets idle flows of the next bucket; called once per batch, it goes
     /// round the table.
+    #[inline]
     pub fn sweep(&mut self, now_ms: u32) {
         let bucket = self.sweep;
         self.sweep = (bucket + 1) & (self.tags.len() - 1);
+        if self.tags[bucket].0 != 0 {
+            self.sweep_bucket(bucket, now_ms);
+        }
+    }
+
+    fn sweep_bucket(&mut self, bucket: usize, now_ms: u32) {
         for way in 0..WAYS {
             let is_used = self.tag_at(bucket, way) != 0;
             if is_used && self.idle_ms(bucket, way, now_ms) > IDLE_LIMIT_MS {

@@ -14,6 +14,8 @@ pub const HEADER_LEN: usize = 20;
 pub const DONT_FRAGMENT: u16 = 0x4000;
 /// More-fragments bit of the flags field.
 pub const MORE_FRAGMENTS: u16 = 0x2000;
+/// The fragment offset below the flags.
+pub const OFFSET: u16 = 0x1fff;
 
 /// The header without options.
 #[derive(
@@ -61,7 +63,7 @@ impl Ipv4Header {
     /// Where the payload stands in its datagram, in bytes.
     #[inline]
     pub fn fragment_offset(&self) -> usize {
-        usize::from(self.flags_fragment.get() & 0x1fff) * 8
+        usize::from(self.flags_fragment.get() & OFFSET) * 8
     }
 
     /// Whether more of the datagram follows.

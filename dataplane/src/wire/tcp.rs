@@ -7,6 +7,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 pub const HEADER_LEN: usize = 20;
 /// Where the checksum is.
 pub const CHECKSUM_OFFSET: usize = 16;
+/// The least that the data offset's byte can be: five words, no flags.
+pub const SHORTEST_OFFSET: u8 = 0x50;
 
 /// Flag bits.
 pub mod flags {
