@@ -211,3 +211,141 @@ fn node_manifest(number: u8, addresses: &[IpAddr], annotation: Option<&str>) -> 
          status:\n  addresses:\n{addresses}  - address: n{number}\n    type: Hostname\n"
     )
 }
+
+/// A node that runs no agent: Linux routes its pods through a vxlan device,
+/// as flannel sets one up.
+#[derive(Debug)]
+pub struct PlainNode {
+    node: Namespace,
+    pod: Namespace,
+    number: u8,
+}
+
+/// The vxlan device of a plain node.
+const VXLAN_DEVICE: &str = "vx0";
+
+impl PlainNode {
+    /// Joins `cluster` as station `number`: told to every agent, and told of
+    /// every node that is there.
+    ///
+    /// # Errors
+    /// When a step fails.
+    pub fn join(cluster: &Cluster, number: u8) -> Result<Self> {
+        let node = Namespace::create("plain")?;
+        let pod = Namespace::create("plainpod")?;
+        cluster.underlay().plug(&node, number)?;
+        let plain = Self { node, pod, number };
+        plain.set_up_pod()?;
+        plain.set_up_overlay(cluster)?;
+        Ok(plain)
+    }
+
+    /// The namespace that plays the node.
+    #[must_use]
+    pub fn namespace(&self) -> &Namespace {
+        &self.node
+    }
+
+    /// The namespace of its one pod.
+    #[must_use]
+    pub fn pod(&self) -> &Namespace {
+        &self.pod
+    }
+
+    /// The pod's addresses.
+    #[must_use]
+    pub fn pod_addresses(&self) -> [IpAddr; 2] {
+        [
+            IpAddr::from([10, 244, self.number, 2]),
+            IpAddr::from([0xfd44, 0, 0, u16::from(self.number), 0, 0, 0, 2]),
+        ]
+    }
+
+    fn set_up_pod(&self) -> Result<()> {
+        let number = self.number;
+        veth((&self.node, "pod0"), (&self.pod, "eth0"))?;
+        self.node.sysctl("net.ipv4.ip_forward", "1")?;
+        self.node.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+        self.node
+            .ip(&format!("address add 10.244.{number}.1/24 dev pod0"))?;
+        self.node.ip(&format!(
+            "address add fd44:0:0:{number:x}::1/64 dev pod0 nodad"
+        ))?;
+        // What flannel writes into a pod's configuration.
+        self.pod.ip("link set eth0 mtu 1450")?;
+        self.pod
+            .ip(&format!("address add 10.244.{number}.2/24 dev eth0"))?;
+        self.pod.ip(&format!(
+            "address add fd44:0:0:{number:x}::2/64 dev eth0 nodad"
+        ))?;
+        self.pod
+            .ip(&format!("route add default via 10.244.{number}.1"))?;
+        self.pod
+            .ip(&format!("-6 route add default via fd44:0:0:{number:x}::1"))?;
+        Ok(())
+    }
+
+    fn set_up_overlay(&self, cluster: &Cluster) -> Result<()> {
+        let number = self.number;
+        let own = cluster.underlay().addresses(number)[0];
+        self.node.ip(&format!(
+            "link add {VXLAN_DEVICE} type vxlan id 1 dstport 4789 local {own} dev {UPLINK} nolearning"
+        ))?;
+        self.node.ip(&format!(
+            "address add 10.244.{number}.0/32 dev {VXLAN_DEVICE}"
+        ))?;
+        self.node.ip(&format!(
+            "address add fd44:0:0:{number:x}::/128 dev {VXLAN_DEVICE} nodad"
+        ))?;
+        self.node.ip(&format!("link set {VXLAN_DEVICE} up"))?;
+        // Answers to nodes go back by the way that their packets came.
+        self.node.sh(&format!(
+            "ip rule add iif pod0 lookup 100\n\
+             echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter\n\
+             echo 0 > /proc/sys/net/ipv4/conf/{VXLAN_DEVICE}/rp_filter\n"
+        ))?;
+        let count = u8::try_from(cluster.nodes().len()).unwrap_or(u8::MAX);
+        for other in 1..=count {
+            self.add_node(cluster, other)?;
+        }
+        let shown = self.node.ip(&format!("-o link show {VXLAN_DEVICE}"))?;
+        let mac = shown
+            .split("link/ether ")
+            .nth(1)
+            .and_then(|rest| rest.split(' ').next())
+            .ok_or_else(|| LabError::unexpected("MAC of the vxlan device", shown.clone()))?;
+        let annotation =
+            format!("flannel.alpha.coreos.com/backend-data: '{{\"VNI\":1,\"VtepMAC\":\"{mac}\"}}'");
+        cluster.announce(number, Some(&annotation))
+    }
+
+    /// Tells Linux of a node: its ranges behind its end of the overlay.
+    fn add_node(&self, cluster: &Cluster, other: u8) -> Result<()> {
+        let addresses = cluster.underlay().addresses(other);
+        // What the product computes, so that nobody announces it.
+        let mac = match addresses[0] {
+            IpAddr::V4(v4) => {
+                let [a, b, c, d] = v4.octets();
+                format!("0a:58:{a:02x}:{b:02x}:{c:02x}:{d:02x}")
+            }
+            IpAddr::V6(_) => {
+                return Err(LabError::unexpected(
+                    "a plain node",
+                    "it needs an IPv4 underlay",
+                ));
+            }
+        };
+        let [v4, v6] = [format!("10.244.{other}.0"), format!("fd44:0:0:{other:x}::")];
+        let dev = VXLAN_DEVICE;
+        self.node.sh(&format!(
+            "bridge fdb append {mac} dev {dev} dst {to}\n\
+             ip neigh replace {v4} lladdr {mac} dev {dev} nud permanent\n\
+             ip route add {v4}/24 via {v4} dev {dev} onlink\n\
+             ip -6 neigh replace {v6} lladdr {mac} dev {dev} nud permanent\n\
+             ip -6 route add {v6}/64 via {v6} dev {dev} onlink\n\
+             ip route add {to} via {v4} dev {dev} onlink table 100\n",
+            to = addresses[0],
+        ))?;
+        Ok(())
+    }
+}

@@ -55,6 +55,9 @@ pub struct Tables {
     pub underlay: Arc<Underlay>,
     /// Remote ends that take part in each segment.
     pub segment_vteps: BTreeMap<SegmentId, Arc<Vec<VtepId>>>,
+    /// Ranges of pods that the kernel too reaches as they are, and the
+    /// neighbour on the uplink that they are behind.
+    pub direct: Arc<BTreeMap<IpNet, IpAddr>>,
 }
 
 /// The planner.
@@ -85,6 +88,7 @@ impl Beyond {
             next_hops,
             underlay,
             segment_vteps,
+            direct,
             ..
         } = draft;
         self.vtep_ids.release_unused();
@@ -95,6 +99,7 @@ impl Beyond {
             replace(&mut self.tables.next_hops, next_hops),
             replace(&mut self.tables.underlay, underlay),
             self.segments(segment_vteps),
+            replace(&mut self.tables.direct, direct),
         ];
         changed.contains(&true)
     }
@@ -217,6 +222,7 @@ struct Draft<'a, 'b> {
     next_hops: Vec<Option<NextHop>>,
     underlay: Underlay,
     segment_vteps: BTreeMap<SegmentId, Vec<VtepId>>,
+    direct: BTreeMap<IpNet, IpAddr>,
 }
 
 impl<'a, 'b> Draft<'a, 'b> {
@@ -230,6 +236,7 @@ impl<'a, 'b> Draft<'a, 'b> {
             next_hops: Vec::new(),
             underlay: Underlay::default(),
             segment_vteps: BTreeMap::new(),
+            direct: BTreeMap::new(),
         }
     }
 
@@ -317,6 +324,11 @@ impl<'a, 'b> Draft<'a, 'b> {
                 true => vtep.map(RouteTarget::Vtep),
                 false => self.next_hop_to(node, matches!(net, IpNet::V6(_))),
             };
+            if let Some(RouteTarget::NextHop(id)) = target
+                && let Some(Some(next_hop)) = self.next_hops.get(id.index())
+            {
+                self.direct.insert(*net, next_hop.address);
+            }
             self.targets
                 .insert(*net, target.unwrap_or(RouteTarget::Unreachable));
         }

@@ -7,7 +7,7 @@ use std::path::Path;
 use spinlane_api::{API_SOCKET, CNI_SOCKET, PENDING_DELETIONS_DIR};
 
 use super::netlink::{Netlink, NetlinkError, delete_link};
-use super::{reconcile, store};
+use super::{host_routes, reconcile, store};
 
 /// Why something stayed.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +44,10 @@ pub fn cleanup(run_dir: &Path, state_dir: &Path) -> Result<Vec<String>, CleanupE
     for name in names {
         netlink.request(delete_link(&name).tolerate(&[libc::ENODEV]))?;
         removed.push(format!("interface {name}"));
+    }
+    let routes = host_routes::remove_all(&mut netlink)?;
+    if routes > 0 {
+        removed.push(format!("{routes} routes"));
     }
     let files = [
         store::path(state_dir),

@@ -9,24 +9,18 @@
 use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::os::fd::AsFd;
-use std::sync::Arc;
 
-use ipnet::IpNet;
-use netlink_packet_route::neighbour::NeighbourState;
 use spinlane_api::cni::Attachment;
 use spinlane_dataplane::types::is_routable;
 
+use super::Core;
 use super::attach::AttachError;
-use super::endpoint::{ALIAS_PREFIX, PodRoute};
+use super::endpoint::ALIAS_PREFIX;
 use super::inventory::BoundHost;
-use super::kernel::neighbour_request;
 use super::link::{self, LinkError, Veth, host_prefix_len};
 use super::netlink::{Netlink, NetlinkError, delete_link};
 use super::netns::{self, NetnsError};
-use super::plan::GATEWAY_LINK_LOCAL;
 use super::setup::hashed_mac;
-use super::{Core, ipam};
-use crate::config::Mode;
 
 /// The host's side: routes and addresses.
 pub const HOST_SIDE: &str = "spinlane0";
@@ -156,65 +150,9 @@ impl Core {
                 batch.push(link::add_address(HOST_SIDE, ifindex, address, len));
             }
         }
-        let mac = self.setup.gateway_mac();
-        for route in self.routes_to_pods(ipv6) {
-            let v6 = matches!(route.to, IpNet::V6(_));
-            let source = self.setup.addresses.iter().find(|a| a.is_ipv6() == v6);
-            batch.extend(route.via.map(|via| {
-                let at = (ifindex, via);
-                neighbour_request(
-                    "set the neighbour",
-                    at,
-                    NeighbourState::Permanent,
-                    Some(mac),
-                )
-            }));
-            batch.push(link::add_route(HOST_SIDE, ifindex, &route, source.copied()));
-        }
         netlink.batch(batch)?;
+        self.sync_host_routes()?;
         Ok(())
-    }
-
-    /// The host's routes to pods, of this node and of others.
-    fn routes_to_pods(&self, ipv6: bool) -> Vec<PodRoute> {
-        let next_hop = |net: &IpNet| match net {
-            IpNet::V4(_) => ipam::first_address(net),
-            IpNet::V6(_) => GATEWAY_LINK_LOCAL.into(),
-        };
-        let mut routes: Vec<PodRoute> = Vec::new();
-        for net in self.pod_ranges() {
-            let v6 = matches!(net, IpNet::V6(_));
-            if v6 && !ipv6 || routes.iter().any(|route| route.to == net) {
-                continue;
-            }
-            let own = self.setup.pod_cidrs.iter();
-            let own = own.copied().find(|own| matches!(own, IpNet::V6(_)) == v6);
-            routes.push(PodRoute {
-                to: net,
-                via: Some(next_hop(&own.unwrap_or(net))),
-                mtu: self.setup.path_mtu,
-            });
-        }
-        routes
-    }
-
-    /// This node's ranges, the cluster's, and those of other nodes that are
-    /// in none of the cluster's. In layer 2 the pods are on the node's link.
-    fn pod_ranges(&self) -> Vec<IpNet> {
-        let network = &self.setup.network;
-        let mut ranges = self.setup.pod_cidrs.clone();
-        if network.mode == Mode::L2 {
-            return ranges;
-        }
-        ranges.extend(&network.cluster_cidrs);
-        let nodes = Arc::clone(&self.inventory().surroundings.nodes);
-        let others = nodes.iter().filter(|node| node.name != self.setup.name);
-        for net in others.flat_map(|node| &node.pod_cidrs) {
-            if !ranges.iter().any(|wide| wide.contains(net)) {
-                ranges.push(*net);
-            }
-        }
-        ranges.iter().map(IpNet::trunc).collect()
     }
 
     /// Sets up the host's side again when somebody took it down, or took
@@ -228,22 +166,15 @@ impl Core {
             netlink.link(name).map(|link| link.is_some_and(|l| l.up))
         };
         let ipv6 = netns::has_ipv6(HOST_SIDE);
-        let routes = link::routes(&mut netlink)?;
-        let routed = self.routes_to_pods(ipv6).iter().all(|wanted| {
-            routes
-                .iter()
-                .any(|r| r.to == wanted.to && r.oif == Some(host.ifindex))
-        });
         let held: BTreeSet<IpAddr> = netlink.addresses()?.into_iter().map(|a| a.1).collect();
         let mut wanted = self.setup.addresses.iter().filter(|a| ipv6 || a.is_ipv4());
-        if routed
-            && wanted.all(|address| held.contains(address))
+        if wanted.all(|address| held.contains(address))
             && up(HOST_SIDE, &mut netlink)?
             && up(SWITCH_SIDE, &mut netlink)?
         {
-            return Ok(());
+            return Ok(self.sync_host_routes()?);
         }
-        tracing::warn!("{HOST_SIDE} lost its link, a route or an address; setting it up again");
+        tracing::warn!("{HOST_SIDE} lost its link or an address; setting it up again");
         link::raise_host(&mut netlink, SWITCH_SIDE, host.port.ifindex)?;
         self.set_up_host_side(&mut netlink, host.ifindex)
     }

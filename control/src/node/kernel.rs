@@ -31,8 +31,6 @@ pub struct Neighbour {
 pub struct Kernel {
     /// Links.
     pub links: Vec<Link>,
-    /// Addresses with their interface and prefix length.
-    pub addresses: Vec<(u32, IpAddr, u8)>,
     /// Unicast routes of the main table.
     pub routes: Vec<KernelRoute>,
     /// Resolved neighbours by interface and address.
@@ -55,10 +53,12 @@ pub struct Way {
 impl Kernel {
     /// Reads everything.
     pub fn read(netlink: &mut Netlink) -> Result<Kernel, NetlinkError> {
+        let mut routes = link::routes(netlink)?;
+        // They follow from the rest.
+        routes.retain(|route| !route.is_ours);
         Ok(Kernel {
             links: netlink.links()?,
-            addresses: netlink.addresses()?,
-            routes: link::routes(netlink)?,
+            routes,
             neighbours: neighbours(netlink)?,
         })
     }
@@ -220,6 +220,7 @@ mod tests {
             mtu: None,
             priority,
             hops: Vec::new(),
+            is_ours: false,
         }
     }
 

@@ -340,6 +340,9 @@ pub fn set_offloads(name: &str, keep: bool) -> Result<(), OffloadError> {
     offload::set(name, &[], &off)
 }
 
+/// Marks the host's routes to pods (`ip route show proto 158`).
+const PROTOCOL: RouteProtocol = RouteProtocol::Other(158);
+
 /// A route that the kernel holds in its main table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelRoute {
@@ -356,6 +359,8 @@ pub struct KernelRoute {
     /// Every next hop that works, when there are several: gateway and
     /// interface.
     pub hops: Vec<(Option<IpAddr>, u32)>,
+    /// Made by [`add_host_route`].
+    pub is_ours: bool,
 }
 
 /// Unicast routes of the main table, both families.
@@ -408,6 +413,7 @@ fn kernel_route(message: &RouteNetlinkMessage) -> Option<KernelRoute> {
         mtu,
         priority,
         hops,
+        is_ours: header.protocol == PROTOCOL,
     })
 }
 
@@ -457,8 +463,54 @@ pub fn add_address(name: &str, index: u32, address: IpAddr, len: u8) -> Request 
     )
 }
 
-/// `ip route add`; with a next hop it is taken as on-link.
+/// `ip route replace` of a pod's route; a next hop is taken as on-link.
 pub fn add_route(name: &str, index: u32, route: &PodRoute, source: Option<IpAddr>) -> Request {
+    let message = route_message(index, route, source);
+    Request::replace(
+        format!("set route {} on {name}", route.to),
+        RouteNetlinkMessage::NewRoute(message),
+    )
+}
+
+/// As [`add_route`], for a route of the host that is found again as ours.
+pub fn add_host_route(index: u32, route: &PodRoute, source: Option<IpAddr>) -> Request {
+    let mut message = route_message(index, route, source);
+    message.header.protocol = PROTOCOL;
+    Request::replace(
+        format!("set the host's route to {}", route.to),
+        RouteNetlinkMessage::NewRoute(message),
+    )
+}
+
+/// `ip route delete`
+pub fn delete_route(route: &KernelRoute) -> Request {
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        address_family: if is_v6(&route.to) {
+            AddressFamily::Inet6
+        } else {
+            AddressFamily::Inet
+        },
+        destination_prefix_length: route.to.prefix_len(),
+        table: RouteHeader::RT_TABLE_MAIN,
+        scope: RouteScope::NoWhere,
+        kind: RouteType::Unicast,
+        ..RouteHeader::default()
+    };
+    let destination = RouteAttribute::Destination(route.to.network().into());
+    message.attributes.push(destination);
+    message
+        .attributes
+        .extend(route.oif.map(RouteAttribute::Oif));
+    let via = route.via.map(|via| RouteAttribute::Gateway(via.into()));
+    message.attributes.extend(via);
+    Request::plain(
+        format!("remove the host's route to {}", route.to),
+        RouteNetlinkMessage::DelRoute(message),
+    )
+}
+
+fn route_message(index: u32, route: &PodRoute, source: Option<IpAddr>) -> RouteMessage {
     let mut message = RouteMessage::default();
     message.header = RouteHeader {
         address_family: if is_v6(&route.to) {
@@ -494,8 +546,5 @@ pub fn add_route(name: &str, index: u32, route: &PodRoute, source: Option<IpAddr
     message
         .attributes
         .push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route.mtu)]));
-    Request::replace(
-        format!("set route {} on {name}", route.to),
-        RouteNetlinkMessage::NewRoute(message),
-    )
+    message
 }

@@ -24,6 +24,7 @@ pub mod endpoint;
 pub mod error;
 pub mod fdb;
 pub mod host_port;
+pub mod host_routes;
 pub mod inventory;
 pub mod ipam;
 pub mod kernel;
@@ -167,6 +168,7 @@ impl Node {
         core.follow_kernel()?;
         core.reconcile(contents)?;
         core.publish();
+        core.sync_host_routes()?;
         core.refresh_neighbours(false);
         core.carry_out_pending_deletions();
         let server = cni_server::Server::bind(Arc::clone(&core))?;
@@ -259,8 +261,12 @@ impl Core {
             published.surroundings = surroundings;
         }
         let snapshot = plan::plan(&desired, published.beyond.tables(), &published.snapshot);
-        self.switch.publish(snapshot.clone());
         published.version = version;
+        // Every generation makes the lanes look at each flow again.
+        if plan::is_same(&snapshot, &published.snapshot) {
+            return;
+        }
+        self.switch.publish(snapshot.clone());
         published.snapshot = snapshot;
     }
 

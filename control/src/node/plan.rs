@@ -106,6 +106,20 @@ pub fn plan(desired: &Desired, beyond: &Tables, before: &Snapshot) -> Snapshot {
     }
 }
 
+/// Whether two snapshots say the same, table by table.
+pub fn is_same(a: &Snapshot, b: &Snapshot) -> bool {
+    Arc::ptr_eq(&a.ports, &b.ports)
+        && Arc::ptr_eq(&a.hosts_v4, &b.hosts_v4)
+        && Arc::ptr_eq(&a.hosts_v6, &b.hosts_v6)
+        && Arc::ptr_eq(&a.gateway, &b.gateway)
+        && Arc::ptr_eq(&a.segments, &b.segments)
+        && Arc::ptr_eq(&a.routes, &b.routes)
+        && Arc::ptr_eq(&a.vteps, &b.vteps)
+        && Arc::ptr_eq(&a.next_hops, &b.next_hops)
+        && Arc::ptr_eq(&a.underlay, &b.underlay)
+        && Arc::ptr_eq(&a.masquerade, &b.masquerade)
+}
+
 fn keep<T: PartialEq>(before: &Arc<T>, now: T) -> Arc<T> {
     if **before == now {
         Arc::clone(before)

@@ -289,6 +289,9 @@ impl Core {
             Ok(true) => {
                 self.publish();
                 self.refresh_neighbours(false);
+                if let Err(error) = self.mend_host_side() {
+                    tracing::error!(%error, "nodes and pods do not reach each other");
+                }
             }
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "cannot follow the kernel's routes"),

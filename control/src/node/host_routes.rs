@@ -1,0 +1,147 @@
+//! The kernel's routes to pods: through the host port, or straight to another
+//! node where the network between nodes carries pods' packets as they are.
+//!
+//! They carry a protocol number of their own, by which they are found again:
+//! what is not wanted any more goes, whoever took one away sees it come back.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use ipnet::IpNet;
+use netlink_packet_route::neighbour::NeighbourState;
+
+use super::endpoint::PodRoute;
+use super::host_port::HOST_SIDE;
+use super::kernel::neighbour_request;
+use super::link::{self, KernelRoute};
+use super::netlink::{Netlink, NetlinkError, Request};
+use super::plan::GATEWAY_LINK_LOCAL;
+use super::{Core, ipam};
+use crate::config::Mode;
+
+/// A route that the kernel should have.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct HostRoute {
+    route: PodRoute,
+    oif: u32,
+}
+
+impl HostRoute {
+    fn is(&self, kernel: &KernelRoute) -> bool {
+        kernel.to == self.route.to
+            && kernel.oif == Some(self.oif)
+            && kernel.via == self.route.via
+            && kernel.mtu == Some(self.route.mtu)
+    }
+}
+
+impl Core {
+    /// Makes the kernel's routes to pods what they should be.
+    pub(crate) fn sync_host_routes(&self) -> Result<(), NetlinkError> {
+        let Some(host) = self.inventory().host else {
+            return Ok(());
+        };
+        let ipv6 = super::netns::has_ipv6(HOST_SIDE);
+        let wanted = self.host_routes(host.ifindex, ipv6);
+        let mut netlink = Netlink::open()?;
+        let mut held = link::routes(&mut netlink)?;
+        held.retain(|route| route.is_ours || route.oif == Some(host.ifindex));
+        let mut batch: Vec<Request> = held
+            .iter()
+            .filter(|held| held.is_ours)
+            .filter(|held| !wanted.iter().any(|wanted| wanted.route.to == held.to))
+            .map(|stale| link::delete_route(stale).tolerate(&[libc::ESRCH]))
+            .collect();
+        for wanted in &wanted {
+            if held.iter().any(|held| wanted.is(held) && held.is_ours) {
+                continue;
+            }
+            let to = wanted.route.to;
+            // IPv6 knows several routes to one prefix: the old one goes first.
+            let old = held.iter().filter(|held| held.to == to);
+            batch.extend(old.map(|old| link::delete_route(old).tolerate(&[libc::ESRCH])));
+            if wanted.oif == host.ifindex {
+                batch.extend(wanted.route.via.map(|via| {
+                    let (at, mac) = ((wanted.oif, via), self.setup.gateway_mac());
+                    let state = NeighbourState::Permanent;
+                    neighbour_request("set the neighbour", at, state, Some(mac))
+                }));
+            }
+            let mut own = self.setup.addresses.iter();
+            let source = own.find(|a| a.is_ipv6() == matches!(to, IpNet::V6(_)));
+            batch.push(link::add_host_route(
+                wanted.oif,
+                &wanted.route,
+                source.copied(),
+            ));
+        }
+        netlink.batch(batch)?;
+        Ok(())
+    }
+
+    /// Routes to pods of this node, of the cluster, and of nodes in none of
+    /// the cluster's ranges. In layer 2 the pods are on the node's own link.
+    fn host_routes(&self, host: u32, ipv6: bool) -> Vec<HostRoute> {
+        let setup = &self.setup;
+        let (nodes, uplink) = {
+            let inventory = self.inventory();
+            let surroundings = &inventory.surroundings;
+            (Arc::clone(&surroundings.nodes), surroundings.uplink)
+        };
+        let mut routes: Vec<HostRoute> = Vec::new();
+        let mut add = |net: &IpNet, via: IpAddr, oif: u32| {
+            let to = net.trunc();
+            let known = routes.iter().any(|r| r.route.to == to);
+            if !known && (ipv6 || matches!(to, IpNet::V4(_))) {
+                let (via, mtu) = (Some(via), setup.path_mtu);
+                let route = PodRoute { to, via, mtu };
+                routes.push(HostRoute { route, oif });
+            }
+        };
+        let gateway = |net: &IpNet| self.gateway_to(net);
+        for own in &setup.pod_cidrs {
+            add(own, gateway(own), host);
+        }
+        if setup.network.mode == Mode::L2 {
+            return routes;
+        }
+        if let Some(uplink) = uplink {
+            for (net, via) in self.tables().direct.iter() {
+                add(net, *via, uplink.port.ifindex);
+            }
+        }
+        for wide in &setup.network.cluster_cidrs {
+            add(wide, gateway(wide), host);
+        }
+        let others = nodes.iter().filter(|node| node.name != setup.name);
+        for net in others.flat_map(|node| &node.pod_cidrs) {
+            let cluster = &setup.network.cluster_cidrs;
+            if !cluster.iter().any(|wide| wide.contains(net)) {
+                add(net, gateway(net), host);
+            }
+        }
+        routes
+    }
+
+    /// The switch as the kernel's next hop.
+    fn gateway_to(&self, net: &IpNet) -> IpAddr {
+        match net {
+            IpNet::V4(_) => {
+                let mut own = self.setup.pod_cidrs.iter();
+                let own = own.find(|own| matches!(own, IpNet::V4(_)));
+                ipam::first_address(own.unwrap_or(net))
+            }
+            IpNet::V6(_) => GATEWAY_LINK_LOCAL.into(),
+        }
+    }
+}
+
+/// Removes every route that carries our protocol number.
+pub fn remove_all(netlink: &mut Netlink) -> Result<usize, NetlinkError> {
+    let mut ours = link::routes(netlink)?;
+    ours.retain(|route| route.is_ours);
+    let requests = ours.iter().map(link::delete_route);
+    let requests = requests.map(|r| r.tolerate(&[libc::ESRCH, libc::ENODEV]));
+    netlink.batch(requests.collect())?;
+    Ok(ours.len())
+}
