@@ -1,15 +1,14 @@
 //! Arguments of the command line.
 
-use std::net::IpAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::error::ErrorKind;
-use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use spinlane_perf::packet::Mac;
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use spinlane_perf::rr::Transport;
 use spinlane_perf::subject::Kind;
 
+use crate::commands::pktgen::Pktgen;
+use crate::commands::sink::Sink;
 use crate::comparing;
 
 /// Packet generator, measurements and side-by-side comparisons.
@@ -18,26 +17,6 @@ use crate::comparing;
 pub(crate) struct Arguments {
     #[command(subcommand)]
     pub(crate) command: Command,
-}
-
-impl Arguments {
-    /// Parses `line`, and checks what depends on a default value.
-    pub(crate) fn checked<T: Into<std::ffi::OsString> + Clone>(
-        line: impl IntoIterator<Item = T>,
-    ) -> Result<Arguments, clap::Error> {
-        let arguments = Arguments::try_parse_from(line)?;
-        if let Command::Pktgen(pktgen) = &arguments.command {
-            let whole =
-                pktgen.src_mac.is_some() && pktgen.dst_mac.is_some() && pktgen.src.is_some();
-            if pktgen.engine == Engine::Xdp && !whole {
-                return Err(Arguments::command().error(
-                    ErrorKind::MissingRequiredArgument,
-                    "pktgen --engine xdp needs --src-mac, --dst-mac and --src",
-                ));
-            }
-        }
-        Ok(arguments)
-    }
 }
 
 /// What to do.
@@ -79,7 +58,7 @@ pub(crate) enum Command {
 }
 
 /// A time in seconds, as `2` or `0.5`.
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     text.parse::<f64>()
         .ok()
         .filter(|seconds| (0.001..=86_400.0).contains(seconds))
@@ -93,94 +72,25 @@ pub(crate) struct Output {
     /// Write the result as JSON too; `-` for standard output instead of text
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
+    /// What standard output gets
+    #[arg(short, long = "output", value_enum, default_value = "table")]
+    pub(crate) format: Format,
 }
 
-/// How packets are made.
+impl Output {
+    /// Whether standard output gets JSON alone.
+    pub(crate) fn is_json(&self) -> bool {
+        self.format == Format::Json || self.json.as_deref() == Some(Path::new("-"))
+    }
+}
+
+/// What a result is printed as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Engine {
-    /// In the kernel, straight out of the device, some two million a second
-    Xdp,
-    /// By an ordinary socket, as an application sends
-    Socket,
-}
-
-/// `pktgen`.
-#[derive(Debug, Args)]
-pub(crate) struct Pktgen {
-    /// Network namespace, a name or a path; the caller's without
-    #[arg(long, value_name = "NAME")]
-    pub(crate) netns: Option<PathBuf>,
-    /// Device to send from (engine xdp)
-    #[arg(long, default_value = "eth0")]
-    pub(crate) dev: String,
-    /// How packets are made
-    #[arg(long, value_enum, default_value = "xdp")]
-    pub(crate) engine: Engine,
-    /// Source Ethernet address (engine xdp)
-    #[arg(long)]
-    pub(crate) src_mac: Option<Mac>,
-    /// Destination Ethernet address: the next hop's (engine xdp)
-    #[arg(long)]
-    pub(crate) dst_mac: Option<Mac>,
-    /// Source address (engine xdp)
-    #[arg(long)]
-    pub(crate) src: Option<IpAddr>,
-    /// How many source addresses, counting up from --src (engine xdp)
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=256))]
-    pub(crate) sources: u16,
-    /// Destination address
-    #[arg(long)]
-    pub(crate) dst: IpAddr,
-    /// First source port; the socket engine takes a free one without
-    #[arg(long)]
-    pub(crate) sport: Option<u16>,
-    /// Destination port
-    #[arg(long, default_value_t = 9)]
-    pub(crate) dport: u16,
-    /// Bytes of a frame from the Ethernet header on (xdp), or of a payload (socket)
-    #[arg(long, default_value_t = 64)]
-    pub(crate) size: usize,
-    /// How many source ports
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..))]
-    pub(crate) flows: u16,
-    /// Let the kernel cut many datagrams from one send (engine socket)
-    #[arg(long)]
-    pub(crate) gso: bool,
-    /// How long
-    #[arg(long, value_parser = seconds, value_name = "S")]
-    pub(crate) seconds: Option<Duration>,
-    /// How many packets
-    #[arg(long)]
-    pub(crate) count: Option<u64>,
-    /// Packets a second; as fast as it goes without
-    #[arg(long)]
-    pub(crate) rate: Option<u64>,
-    /// Core to run on
-    #[arg(long)]
-    pub(crate) core: Option<usize>,
-}
-
-/// `sink`.
-#[derive(Debug, Args)]
-pub(crate) struct Sink {
-    /// Network namespace, a name or a path; the caller's without
-    #[arg(long, value_name = "NAME")]
-    pub(crate) netns: Option<PathBuf>,
-    /// Device whose tc ingress counts
-    #[arg(long, default_value = "eth0")]
-    pub(crate) dev: String,
-    /// Count at an ordinary UDP socket instead
-    #[arg(long)]
-    pub(crate) socket: bool,
-    /// UDP port to count
-    #[arg(long, default_value_t = 9)]
-    pub(crate) port: u16,
-    /// How long; until Ctrl-C without
-    #[arg(long, value_parser = seconds, value_name = "S")]
-    pub(crate) seconds: Option<Duration>,
-    /// How often to print
-    #[arg(long, value_parser = seconds, value_name = "S", default_value = "1")]
-    pub(crate) interval: Duration,
+pub(crate) enum Format {
+    /// Text for a reader.
+    Table,
+    /// A document.
+    Json,
 }
 
 /// What every measurement of one or more switches takes.
@@ -317,12 +227,13 @@ pub(crate) struct Demo {
 
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
     use spinlane_perf::scenario::Scenario;
 
     use super::*;
 
     fn parse(line: &str) -> Result<Arguments, clap::Error> {
-        Arguments::checked(line.split_whitespace())
+        Arguments::try_parse_from(line.split_whitespace())
     }
 
     #[test]
@@ -366,7 +277,12 @@ mod tests {
             "spinlane-perf compare --subjects cisco",
             "spinlane-perf compare --services 0",
             "spinlane-perf baseline one.json",
-            "spinlane-perf pktgen --dst 10.0.0.1",
+            "spinlane-perf pktgen",
+            "spinlane-perf pktgen --dst 10.0.0.1 --size 63",
+            "spinlane-perf pktgen --dst 10.0.0.1 --rate 0",
+            "spinlane-perf pktgen --dst 10.0.0.1 --vxlan 1",
+            "spinlane-perf pktgen --replay a.pcap --dst 10.0.0.1",
+            "spinlane-perf sink --xdp --socket",
             "spinlane-perf pktgen --engine socket --dst nowhere",
         ] {
             assert!(parse(line).is_err(), "{line}");

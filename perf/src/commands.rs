@@ -1,41 +1,34 @@
 //! Commands: from arguments to a printed result.
 
+pub(crate) mod pktgen;
+pub(crate) mod sink;
+
 use std::fs;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use serde::Serialize;
-use spinlane_perf::generator::Limit;
-use spinlane_perf::generator::socket::{Datagrams, SocketGenerator};
-use spinlane_perf::generator::xdp::XdpGenerator;
 use spinlane_perf::measure::{MeasureError, io_error};
-use spinlane_perf::packet::{Stream, Template};
 use spinlane_perf::rr::{RoundTrips, round_trips};
 use spinlane_perf::scenario::Run;
-use spinlane_perf::sink::socket::SocketSink;
-use spinlane_perf::sink::tc::TcSink;
-use spinlane_perf::sink::{Count, Rate};
+use spinlane_perf::sink::Stamps;
 use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::{SENDER_CORE, SERVICES};
 use spinlane_perf::tcp::{Bulk, bulk};
-use spinlane_perf::{cpu, demo, micro, node, report};
+use spinlane_perf::{demo, micro, node, report};
 
-use crate::args::{self, Arguments, Command, Engine, Output};
+use crate::args::{self, Arguments, Command, Output};
 use crate::comparing;
 
 /// Does what the arguments say.
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
     let stop = Stop::new();
     match arguments.command {
-        Command::Pktgen(arguments) => pktgen(&arguments, &stop)?,
-        Command::Sink(arguments) => sink(&arguments, &stop)?,
+        Command::Pktgen(arguments) => pktgen::run(&arguments, &stop)?,
+        Command::Sink(arguments) => sink::run(&arguments, &stop)?,
         Command::Tcp(arguments) => tcp(&arguments, &stop)?,
         Command::Rr(arguments) => rr(&arguments, &stop)?,
         Command::Compare(arguments) => return comparing::compare(&arguments, &stop),
@@ -87,14 +80,17 @@ pub(crate) fn print(
             detail: error.to_string(),
         })
     };
-    match &output.json {
-        Some(path) if path == Path::new("-") => println!("{}", json()?),
-        Some(path) => {
-            fs::write(path, json()? + "\n")
-                .map_err(io_error(format!("writing {}", path.display())))?;
-            println!("{text}");
-        }
-        None => println!("{text}"),
+    if let Some(path) = output
+        .json
+        .as_deref()
+        .filter(|path| *path != Path::new("-"))
+    {
+        fs::write(path, json()? + "\n").map_err(io_error(format!("writing {}", path.display())))?;
+    }
+    if output.is_json() {
+        println!("{}", json()?);
+    } else {
+        println!("{text}");
     }
     Ok(())
 }
@@ -122,125 +118,50 @@ fn device(name: &str) -> Result<u32, MeasureError> {
         .map_err(io_error(format!("looking for the device {name}")))
 }
 
-fn pktgen(arguments: &args::Pktgen, stop: &Stop) -> Result<(), MeasureError> {
-    enter(arguments.netns.as_deref())?;
-    if let Some(core) = arguments.core {
-        cpu::pin(core).map_err(io_error("pktgen"))?;
-    }
-    let limit = Limit {
-        duration: arguments.seconds,
-        count: arguments.count,
-        rate: arguments.rate,
-    };
-    let sent = match arguments.engine {
-        Engine::Xdp => {
-            let generator = XdpGenerator::new(device(&arguments.dev)?, templates(arguments)?)?;
-            generator.run(limit, stop)?
+/// What stamps said, in lines that begin with a line break.
+fn stamps_text(stamps: &Stamps) -> String {
+    let order = &stamps.order;
+    let mut text = String::new();
+    if order.flows > 0 {
+        text.push_str(&format!(
+            "\n{} of {} flows; lost {} ({:.4} %), twice {}, out of order {} ({:.4} %)",
+            order.received,
+            order.flows,
+            order.lost,
+            order.loss_ratio() * 100.0,
+            order.duplicates,
+            order.reordered,
+            order.reordered_ratio() * 100.0,
+        ));
+        if order.reordered > 0 {
+            text.push_str(&format!(", by {} at most", order.largest_distance));
         }
-        Engine::Socket => {
-            let spec = Datagrams {
-                to: SocketAddr::new(arguments.dst, arguments.dport),
-                source_port: arguments.sport,
-                payload_bytes: arguments.size,
-                flows: arguments.flows,
-                segmentation: arguments.gso,
-            };
-            let generator = SocketGenerator::new(&spec).map_err(io_error("opening sockets"))?;
-            generator
-                .run(limit, stop)
-                .map_err(io_error(format!("sending to {}", spec.to)))?
-        }
-    };
-    println!(
-        "offered {} packets in {:.2} s, {}",
-        sent.packets,
-        sent.seconds,
-        report::quantity(sent.packets as f64 / sent.seconds, "packets/s")
-    );
-    Ok(())
-}
-
-/// One template a source address.
-fn templates(arguments: &args::Pktgen) -> Result<Vec<Template>, MeasureError> {
-    let (Some(source_mac), Some(destination_mac), Some(first)) =
-        (arguments.src_mac, arguments.dst_mac, arguments.src)
-    else {
-        return Err(MeasureError::Unexpected {
-            what: "pktgen --engine xdp".to_owned(),
-            detail: "give --src-mac, --dst-mac and --src".to_owned(),
-        });
-    };
-    (0..arguments.sources)
-        .map(|number| {
-            let source = match first {
-                IpAddr::V4(address) => {
-                    Ipv4Addr::from_bits(address.to_bits().wrapping_add(number.into())).into()
-                }
-                IpAddr::V6(address) => {
-                    Ipv6Addr::from_bits(address.to_bits().wrapping_add(number.into())).into()
-                }
-            };
-            Ok(Template::new(&Stream {
-                source_mac,
-                destination_mac,
-                source,
-                destination: arguments.dst,
-                source_port: arguments.sport.unwrap_or(5000),
-                destination_port: arguments.dport,
-                size_bytes: arguments.size,
-                flows: arguments.flows.into(),
-            })?)
-        })
-        .collect()
-}
-
-fn sink(arguments: &args::Sink, stop: &Stop) -> Result<(), MeasureError> {
-    enter(arguments.netns.as_deref())?;
-    if !arguments.socket {
-        let sink = TcSink::attach(device(&arguments.dev)?, Some(arguments.port))?;
-        return watch(arguments, stop, || Ok(sink.count()?));
     }
-    let address = SocketAddr::from((Ipv6Addr::UNSPECIFIED, arguments.port));
-    let sink = Arc::new(SocketSink::bind(address).map_err(io_error("sink"))?);
-    let over = Stop::new();
-    let _over = over.on_drop();
-    let running = (sink.clone(), over.clone());
-    thread::spawn(move || running.0.run(&running.1));
-    watch(arguments, stop, || Ok(sink.count()))
-}
-
-/// Prints what a sink counts, every interval and in all.
-fn watch(
-    arguments: &args::Sink,
-    stop: &Stop,
-    count: impl Fn() -> Result<Count, MeasureError>,
-) -> Result<(), MeasureError> {
-    let line = |what: &str, rate: &Rate| {
-        println!(
-            "{what} {} packets, {}, {}",
-            rate.packets,
-            report::quantity(rate.packets_per_second, "packets/s"),
-            report::quantity(rate.bytes_per_second * 8.0, "bit/s"),
-        );
-    };
-    let first = (Instant::now(), count()?);
-    let mut last = first;
-    loop {
-        let left = arguments.seconds.map_or(Duration::MAX, |limit| {
-            limit.saturating_sub(first.0.elapsed())
-        });
-        let whole = stop.sleep(arguments.interval.min(left));
-        let now = (Instant::now(), count()?);
-        let enough = arguments
-            .seconds
-            .is_some_and(|limit| first.0.elapsed() >= limit);
-        line("+", &Rate::between(last, now));
-        if !whole || enough {
-            line("total", &Rate::between(first, now));
-            return Ok(());
-        }
-        last = now;
+    if let Some(latency) = stamps.latency {
+        text.push_str(&format!(
+            "\nlatency p50 {:.1} µs, p90 {:.1}, p99 {:.1}, p99.9 {:.1}, least {:.1}, most {:.1}",
+            latency.p50_us,
+            latency.p90_us,
+            latency.p99_us,
+            latency.p999_us,
+            latency.min_us,
+            latency.max_us,
+        ));
     }
+    for (count, what) in [
+        (stamps.unstamped, "had no stamp"),
+        (
+            stamps.in_super_frames,
+            "came in super-frames, whose stamps only a socket sees",
+        ),
+        (stamps.untracked, "were of more flows than are tracked"),
+        (order.too_late, "came too late to tell whether again"),
+    ] {
+        if count > 0 {
+            text.push_str(&format!("\n{count} packets {what}"));
+        }
+    }
+    text
 }
 
 fn tcp(arguments: &args::Tcp, stop: &Stop) -> Result<(), MeasureError> {

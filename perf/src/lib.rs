@@ -12,6 +12,7 @@
 #![deny(unsafe_code)]
 
 pub mod bpf;
+pub mod clock;
 pub mod compare;
 pub mod cpu;
 pub mod demo;
@@ -32,3 +33,4 @@ pub mod stats;
 pub mod stop;
 pub mod subject;
 pub mod tcp;
+mod xsk;

@@ -7,6 +7,8 @@ mod comparing;
 
 use std::process::ExitCode;
 
+use clap::Parser;
+
 use spinlane_perf::measure::MeasureError;
 use spinlane_perf::micro::allocations::Counting;
 
@@ -14,9 +16,13 @@ use spinlane_perf::micro::allocations::Counting;
 static ALLOCATOR: Counting = Counting;
 
 fn main() -> ExitCode {
-    let arguments = match args::Arguments::checked(std::env::args_os()) {
+    let arguments = match args::Arguments::try_parse() {
         Ok(arguments) => arguments,
-        Err(error) => error.exit(),
+        Err(error) if !error.use_stderr() => error.exit(),
+        Err(error) => {
+            eprintln!("spinlane-perf: {}", one_line(&error.to_string()));
+            return ExitCode::from(2);
+        }
     };
     let caught = spinlane_perf::stop::catch_signals();
     let result = caught
@@ -33,4 +39,16 @@ fn main() -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// The part of a message before its usage and hints, in one line.
+fn one_line(message: &str) -> String {
+    let parts: Vec<&str> = message
+        .lines()
+        .map(str::trim)
+        .take_while(|line| !line.starts_with("Usage:") && !line.starts_with("For more"))
+        .filter(|line| !line.is_empty())
+        .collect();
+    let text = parts.join(" ");
+    text.strip_prefix("error: ").unwrap_or(&text).to_owned()
 }

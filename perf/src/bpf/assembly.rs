@@ -1,7 +1,7 @@
 //! BPF instructions, written by hand.
 //!
-//! The programs of this crate are a dozen instructions each, so they need no
-//! compiler and no object file. Jumps name a [`Label`]; [`Assembler::finish`]
+//! The programs of this crate are short and depend on what is measured, so
+//! they are put together here and need no compiler and no object file. Jumps name a [`Label`]; [`Assembler::finish`]
 //! turns the names into offsets.
 
 /// One BPF instruction as the kernel takes it.
@@ -39,6 +39,8 @@ pub const R6: Register = Register(6);
 pub const R7: Register = Register(7);
 /// Kept over calls.
 pub const R8: Register = Register(8);
+/// Kept over calls.
+pub const R9: Register = Register(9);
 /// The frame pointer, read only.
 pub const R10: Register = Register(10);
 
@@ -71,12 +73,66 @@ impl Width {
 pub enum Helper {
     /// `bpf_map_lookup_elem`.
     MapLookup = 1,
+    /// `bpf_map_update_elem`.
+    MapUpdate = 2,
+    /// `bpf_ktime_get_ns`.
+    Time = 5,
     /// `bpf_skb_store_bytes`.
     SkbStoreBytes = 9,
     /// `bpf_redirect`.
     Redirect = 23,
+    /// `bpf_skb_load_bytes`.
+    SkbLoadBytes = 26,
+    /// `bpf_xdp_adjust_tail`.
+    AdjustTail = 65,
     /// `bpf_redirect_peer`.
     RedirectPeer = 155,
+    /// `bpf_xdp_load_bytes`.
+    XdpLoadBytes = 189,
+}
+
+/// Arithmetic on 64 bits; everything is unsigned unless it says otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Operation {
+    /// `+`
+    Add = 0x00,
+    /// `-`
+    Subtract = 0x10,
+    /// `*`
+    Multiply = 0x20,
+    /// `/`
+    Divide = 0x30,
+    /// `|`
+    Or = 0x40,
+    /// `&`
+    And = 0x50,
+    /// `<<`
+    ShiftLeft = 0x60,
+    /// `>>`
+    ShiftRight = 0x70,
+    /// `%`
+    Modulo = 0x90,
+    /// `^`
+    Xor = 0xa0,
+    /// `>>` that keeps the sign.
+    ShiftRightSigned = 0xc0,
+}
+
+/// When to jump; comparisons are unsigned.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Condition {
+    /// `==`
+    Equal = 0x10,
+    /// `>`
+    Greater = 0x20,
+    /// `>=`
+    AtLeast = 0x30,
+    /// `!=`
+    NotEqual = 0x50,
+    /// `<`
+    Less = 0xa0,
+    /// `<`, both signed.
+    LessSigned = 0xc0,
 }
 
 /// A place to jump to.
@@ -135,24 +191,35 @@ impl Assembler {
         self.push(0xbf, dst, src, 0, 0);
     }
 
+    /// `dst = value`, all 64 bits.
+    pub fn set_wide(&mut self, dst: Register, value: u64) {
+        self.push(0x18, dst, R0, 0, (value as u32).cast_signed());
+        self.push(0, R0, R0, 0, ((value >> 32) as u32).cast_signed());
+    }
+
+    /// `dst = dst OPERATION value`.
+    pub fn compute(&mut self, operation: Operation, dst: Register, value: i32) {
+        self.push(0x07 | operation as u8, dst, R0, 0, value);
+    }
+
+    /// `dst = dst OPERATION src`.
+    pub fn compute_register(&mut self, operation: Operation, dst: Register, src: Register) {
+        self.push(0x0f | operation as u8, dst, src, 0, 0);
+    }
+
     /// `dst += value`.
     pub fn add(&mut self, dst: Register, value: i32) {
-        self.push(0x07, dst, R0, 0, value);
+        self.compute(Operation::Add, dst, value);
     }
 
     /// `dst += src`.
     pub fn add_register(&mut self, dst: Register, src: Register) {
-        self.push(0x0f, dst, src, 0, 0);
+        self.compute_register(Operation::Add, dst, src);
     }
 
-    /// `dst -= src`.
-    pub fn subtract_register(&mut self, dst: Register, src: Register) {
-        self.push(0x1f, dst, src, 0, 0);
-    }
-
-    /// The low 16 bits of `dst`, in network byte order.
-    pub fn to_big_endian_16(&mut self, dst: Register) {
-        self.push(0xdc, dst, R0, 0, 16);
+    /// The low `bits` (16, 32 or 64) of `dst`, in network byte order.
+    pub fn to_big_endian(&mut self, dst: Register, bits: i32) {
+        self.push(0xdc, dst, R0, 0, bits);
     }
 
     /// `dst = *(src + offset)`.
@@ -163,6 +230,22 @@ impl Assembler {
     /// `*(base + offset) = value`.
     pub fn store(&mut self, width: Width, value: Register, base: Register, offset: i16) {
         self.push(0x63 | width.bits(), base, value, offset, 0);
+    }
+
+    /// `*(base + offset) = value`.
+    pub fn store_value(&mut self, width: Width, value: i32, base: Register, offset: i16) {
+        self.push(0x62 | width.bits(), base, R0, offset, value);
+    }
+
+    /// `*(base + offset) += value` on 64 bits, atomically.
+    pub fn atomic_add(&mut self, value: Register, base: Register, offset: i16) {
+        self.push(0xdb, base, value, offset, 0);
+    }
+
+    /// `*(base + offset) = value` if it is [`R0`]; `r0 =` what it was. On 64
+    /// bits, atomically.
+    pub fn atomic_exchange(&mut self, value: Register, base: Register, offset: i16) {
+        self.push(0xdb, base, value, offset, 0xf1);
     }
 
     /// `r0 =` the packet's bytes at `offset`, in host byte order. Wants the
@@ -180,14 +263,9 @@ impl Assembler {
         self.push(0, R0, R0, 0, 0);
     }
 
-    /// Jumps when `dst == value`.
-    pub fn jump_if_equal(&mut self, dst: Register, value: i32, to: Label) {
-        self.jump(0x15, dst, R0, value, to);
-    }
-
-    /// Jumps when `dst != value`.
-    pub fn jump_if_not_equal(&mut self, dst: Register, value: i32, to: Label) {
-        self.jump(0x55, dst, R0, value, to);
+    /// Jumps when `dst CONDITION value`.
+    pub fn jump_if(&mut self, dst: Register, condition: Condition, value: i32, to: Label) {
+        self.jump(0x05 | condition as u8, dst, R0, value, to);
     }
 
     /// Jumps when the lower 32 bits of `dst` are not `value`.
@@ -195,14 +273,15 @@ impl Assembler {
         self.jump(0x56, dst, R0, value, to);
     }
 
-    /// Jumps when `dst < value`, both unsigned.
-    pub fn jump_if_less(&mut self, dst: Register, value: i32, to: Label) {
-        self.jump(0xa5, dst, R0, value, to);
-    }
-
-    /// Jumps when `dst > src`, both unsigned.
-    pub fn jump_if_greater_register(&mut self, dst: Register, src: Register, to: Label) {
-        self.jump(0x2d, dst, src, 0, to);
+    /// Jumps when `dst CONDITION src`.
+    pub fn jump_if_register(
+        &mut self,
+        dst: Register,
+        condition: Condition,
+        src: Register,
+        to: Label,
+    ) {
+        self.jump(0x0d | condition as u8, dst, src, 0, to);
     }
 
     /// Jumps.
@@ -246,7 +325,7 @@ mod tests {
         let start = program.label();
         let end = program.label();
         program.place(start);
-        program.jump_if_equal(R1, 7, end);
+        program.jump_if(R1, Condition::Equal, 7, end);
         program.jump_to(start);
         program.place(end);
         program.exit();
@@ -259,10 +338,17 @@ mod tests {
     fn encodes_as_the_kernel_documents() {
         // Known encodings, from the kernel's instruction set document.
         let mut program = Assembler::new();
+        let end = program.label();
         program.set(R1, 5);
         program.load(Width::Word, R2, R6, 16);
         program.store(Width::Half, R2, R5, 34);
-        program.load_packet(Width::Half, 12);
+        program.store_value(Width::Word, -2, R7, 4);
+        program.compute(Operation::Modulo, R3, 12);
+        program.compute_register(Operation::ShiftRight, R3, R9);
+        program.jump_if_register(R1, Condition::AtLeast, R2, end);
+        program.set_wide(R4, 0x1_0000_0002);
+        program.atomic_exchange(R2, R7, 8);
+        program.place(end);
         program.call(Helper::Redirect);
         let bytes: Vec<[u8; 8]> = program
             .finish()
@@ -276,7 +362,13 @@ mod tests {
         assert_eq!(bytes[0], [0xb7, 0x01, 0, 0, 5, 0, 0, 0]);
         assert_eq!(bytes[1], [0x61, 0x62, 16, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[2], [0x6b, 0x25, 34, 0, 0, 0, 0, 0]);
-        assert_eq!(bytes[3], [0x28, 0x00, 0, 0, 12, 0, 0, 0]);
-        assert_eq!(bytes[4], [0x85, 0x00, 0, 0, 23, 0, 0, 0]);
+        assert_eq!(bytes[3], [0x62, 0x07, 4, 0, 0xfe, 0xff, 0xff, 0xff]);
+        assert_eq!(bytes[4], [0x97, 0x03, 0, 0, 12, 0, 0, 0]);
+        assert_eq!(bytes[5], [0x7f, 0x93, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[6], [0x3d, 0x21, 3, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[7], [0x18, 0x04, 0, 0, 2, 0, 0, 0]);
+        assert_eq!(bytes[8], [0x00, 0x00, 0, 0, 1, 0, 0, 0]);
+        assert_eq!(bytes[9], [0xdb, 0x27, 8, 0, 0xf1, 0, 0, 0]);
+        assert_eq!(bytes[10], [0x85, 0x00, 0, 0, 23, 0, 0, 0]);
     }
 }

@@ -1,31 +1,29 @@
 //! The few calls of bpf(2) that a generator and a sink need: load a program,
-//! make a per-CPU counter map and read it, attach a program at a device's tc
-//! ingress, and run an XDP program over live frames.
+//! make maps and read them, attach a program to a device, and run an XDP program over live frames.
 //!
 //! This is the crate's kernel boundary for BPF. Everything that it gives out
 //! owns its descriptor, so that dropping it detaches and frees.
 #![allow(unsafe_code)]
 
 pub mod assembly;
+mod map;
 
-use std::fs;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use self::assembly::Instruction;
+pub use map::{Counters, Record, Table};
 
-const MAP_CREATE: libc::c_long = 0;
-const MAP_LOOKUP_ELEM: libc::c_long = 1;
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;
 const LINK_CREATE: libc::c_long = 28;
 
-const MAP_TYPE_PERCPU_ARRAY: u32 = 6;
+const ATTACH_XDP: u32 = 37;
 const ATTACH_TCX_INGRESS: u32 = 46;
 const TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
-/// Frames that the kernel hands to the driver at once in a live run.
-const LIVE_BATCH: u32 = 64;
-const LOG_BYTES: usize = 16 * 1024;
+/// Every step; the last one before the error is at the end of the buffer.
+const LOG_LEVEL: u32 = 1;
+const LOG_BYTES: usize = 1 << 20;
 
 /// A call of bpf(2) that the kernel refused.
 #[derive(Debug, thiserror::Error)]
@@ -60,26 +58,6 @@ pub enum ProgramType {
     Tc = 3,
     /// XDP.
     Xdp = 6,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct MapCreate {
-    map_type: u32,
-    key_size: u32,
-    value_size: u32,
-    max_entries: u32,
-    map_flags: u32,
-}
-
-#[repr(C)]
-#[derive(Default)]
-struct MapElement {
-    map: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
 }
 
 #[repr(C)]
@@ -161,81 +139,6 @@ fn address<T: ?Sized>(buffer: *const T) -> u64 {
     buffer.cast::<u8>().addr() as u64
 }
 
-/// A per-CPU array of `N` counters under the key 0.
-#[derive(Debug)]
-pub struct Counters<const N: usize> {
-    map: OwnedFd,
-    cpus: usize,
-}
-
-impl<const N: usize> Counters<N> {
-    /// A map of `N` zeros a CPU.
-    ///
-    /// # Errors
-    /// When the kernel refuses the map.
-    pub fn new() -> Result<Counters<N>, BpfError> {
-        let mut attribute = MapCreate {
-            map_type: MAP_TYPE_PERCPU_ARRAY,
-            key_size: 4,
-            value_size: u32::try_from(N * 8).expect("a handful of counters"),
-            max_entries: 1,
-            ..MapCreate::default()
-        };
-        let map = call_for_fd(MAP_CREATE, &mut attribute).map_err(|source| BpfError::Call {
-            what: "making a counter map",
-            source,
-        })?;
-        Ok(Counters {
-            map,
-            cpus: possible_cpus()?,
-        })
-    }
-
-    /// The descriptor for [`assembly::Assembler::load_map`].
-    #[must_use]
-    pub fn descriptor(&self) -> i32 {
-        self.map.as_raw_fd()
-    }
-
-    /// The counters, summed over CPUs.
-    ///
-    /// # Errors
-    /// When the kernel refuses the lookup.
-    pub fn read(&self) -> Result<[u64; N], BpfError> {
-        let key = 0u32;
-        let mut values = vec![[0u64; N]; self.cpus];
-        let mut attribute = MapElement {
-            map: raw(&self.map),
-            key: address(&raw const key),
-            value: address(values.as_mut_ptr()),
-            ..MapElement::default()
-        };
-        call(MAP_LOOKUP_ELEM, &mut attribute).map_err(|source| BpfError::Call {
-            what: "reading a counter map",
-            source,
-        })?;
-        let mut sum = [0u64; N];
-        for value in std::hint::black_box(&values) {
-            for (total, part) in sum.iter_mut().zip(value) {
-                *total += part;
-            }
-        }
-        Ok(sum)
-    }
-}
-
-/// How many CPUs the kernel keeps per-CPU values for.
-fn possible_cpus() -> Result<usize, BpfError> {
-    let text = fs::read_to_string("/sys/devices/system/cpu/possible")
-        .map_err(|error| BpfError::PossibleCpus(error.to_string()))?;
-    text.trim()
-        .rsplit(['-', ','])
-        .next()
-        .and_then(|last| last.parse::<usize>().ok())
-        .map(|last| last + 1)
-        .ok_or_else(|| BpfError::PossibleCpus(format!("{text:?} is no list of CPUs")))
-}
-
 /// A loaded program.
 #[derive(Debug)]
 pub struct Program {
@@ -252,35 +155,25 @@ impl Program {
         what: &'static str,
         code: &[Instruction],
     ) -> Result<Program, BpfError> {
-        let license = c"GPL";
-        let mut log = vec![0u8; LOG_BYTES];
-        let mut attribute = ProgLoad {
-            prog_type: kind as u32,
-            instruction_count: u32::try_from(code.len()).expect("a short program"),
-            instructions: address(code.as_ptr()),
-            license: address(license.as_ptr()),
-            log_level: 1,
-            log_size: LOG_BYTES as u32,
-            log: address(log.as_mut_ptr()),
-            ..ProgLoad::default()
+        // The log of a program with many paths is longer than any buffer, so
+        // it is only asked for when there is something to explain.
+        let (result, _) = load(kind, code, 0);
+        let source = match result {
+            Ok(fd) => return Ok(Program { fd }),
+            Err(source) => source,
         };
-        match call_for_fd(PROG_LOAD, &mut attribute) {
-            Ok(fd) => Ok(Program { fd }),
-            Err(source) => {
-                let log = String::from_utf8_lossy(std::hint::black_box(&log)).into_owned();
-                Err(BpfError::Load {
-                    what,
-                    source,
-                    log: log
-                        .trim_end_matches(['\0', '\n'])
-                        .lines()
-                        .rev()
-                        .find(|line| !line.starts_with("processed "))
-                        .unwrap_or("the verifier gave no reason")
-                        .to_owned(),
-                })
-            }
-        }
+        let (_, log) = load(kind, code, LOG_LEVEL);
+        Err(BpfError::Load {
+            what,
+            source,
+            log: log
+                .trim_end_matches(['\0', '\n'])
+                .lines()
+                .rev()
+                .find(|line| !line.starts_with("processed "))
+                .unwrap_or("the verifier gave no reason")
+                .to_owned(),
+        })
     }
 
     /// Attaches a tc program at the ingress of the device `ifindex` of the
@@ -289,34 +182,50 @@ impl Program {
     /// # Errors
     /// When the device is not there or the kernel has no tcx.
     pub fn attach_ingress(&self, ifindex: u32) -> Result<Attachment, BpfError> {
+        self.attach(ifindex, ATTACH_TCX_INGRESS, "attaching at tc ingress")
+    }
+
+    /// Attaches an XDP program to the device `ifindex` of the calling
+    /// thread's network namespace, in the driver where it can.
+    ///
+    /// # Errors
+    /// When the device is not there or already has a program.
+    pub fn attach_xdp(&self, ifindex: u32) -> Result<Attachment, BpfError> {
+        self.attach(ifindex, ATTACH_XDP, "attaching an XDP program")
+    }
+
+    fn attach(
+        &self,
+        ifindex: u32,
+        attach_type: u32,
+        what: &'static str,
+    ) -> Result<Attachment, BpfError> {
         let mut attribute = LinkCreate {
             program: raw(&self.fd),
             ifindex,
-            attach_type: ATTACH_TCX_INGRESS,
+            attach_type,
             ..LinkCreate::default()
         };
         call_for_fd(LINK_CREATE, &mut attribute)
             .map(|link| Attachment { _link: link })
-            .map_err(|source| BpfError::Call {
-                what: "attaching at tc ingress",
-                source,
-            })
+            .map_err(|source| BpfError::Call { what, source })
     }
 
     /// Runs an XDP program over `repeat` live frames that start as copies of
-    /// `frame`; what the program redirects is really sent. Frames are
-    /// recycled, so the program finds its own earlier writes in them.
+    /// `frame`; what the program redirects is really sent, `batch` frames at
+    /// once. Frames are recycled, so the program finds in them its own
+    /// earlier writes and those of whoever received them.
     ///
     /// # Errors
     /// When the kernel refuses; `Interrupted` when a signal came.
-    pub fn run_live(&self, frame: &[u8], repeat: u32) -> Result<(), BpfError> {
+    pub fn run_live(&self, frame: &[u8], repeat: u32, batch: u32) -> Result<(), BpfError> {
         let mut attribute = TestRun {
             program: raw(&self.fd),
             data_in_bytes: u32::try_from(frame.len()).expect("a frame"),
             data_in: address(frame.as_ptr()),
             repeat,
             flags: TEST_XDP_LIVE_FRAMES,
-            batch: LIVE_BATCH,
+            batch,
             ..TestRun::default()
         };
         match call(PROG_TEST_RUN, &mut attribute) {
@@ -327,6 +236,29 @@ impl Program {
             }),
         }
     }
+}
+
+/// One try to load; with a log when `level` is not 0.
+fn load(kind: ProgramType, code: &[Instruction], level: u32) -> (io::Result<OwnedFd>, String) {
+    let license = c"GPL";
+    let mut log = vec![0u8; if level == 0 { 0 } else { LOG_BYTES }];
+    let mut attribute = ProgLoad {
+        prog_type: kind as u32,
+        instruction_count: u32::try_from(code.len()).expect("a short program"),
+        instructions: address(code.as_ptr()),
+        license: address(license.as_ptr()),
+        log_level: level,
+        log_size: log.len() as u32,
+        log: if level == 0 {
+            0
+        } else {
+            address(log.as_mut_ptr())
+        },
+        ..ProgLoad::default()
+    };
+    let result = call_for_fd(PROG_LOAD, &mut attribute);
+    let log = String::from_utf8_lossy(std::hint::black_box(&log)).into_owned();
+    (result, log)
 }
 
 /// A program in its place; dropping it takes it out.

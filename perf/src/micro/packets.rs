@@ -13,7 +13,7 @@ use spinlane_dataplane::snapshot::{
 use spinlane_dataplane::types::{Generation, MacAddr, PortId, SegmentId};
 use spinlane_dataplane::wire::checksum::{checksum, pseudo_header};
 
-use crate::packet::{Mac, PacketError, Stream, Template};
+use crate::packet::{FCS_BYTES, MAX_FRAME_BYTES, Mac, PacketError, Sizes, Template, Traffic};
 
 /// The port that packets come by, and the one that they leave by.
 pub(super) const IN_PORT: PortId = PortId(0);
@@ -80,17 +80,17 @@ pub(super) fn datagram(v6: bool) -> Result<Vec<u8>, PacketError> {
         true => (V6[0].into(), V6[1].into()),
         false => (V4[0].into(), V4[1].into()),
     };
-    let template = Template::new(&Stream {
-        source_mac: Mac(MAC.0),
-        destination_mac: Mac(MAC.0),
-        source,
-        destination,
-        source_port: 1,
-        destination_port: 2,
-        size_bytes: if v6 { SHORTEST + 4 } else { SHORTEST },
-        flows: 1,
-    })?;
-    Ok(template.bytes().to_vec())
+    let device_bytes = if v6 { SHORTEST + 4 } else { SHORTEST };
+    let traffic = Traffic::udp(
+        [Mac(MAC.0); 2],
+        [source, destination],
+        [1, 2],
+        Sizes::one(device_bytes + FCS_BYTES),
+    );
+    let template = Template::new(&traffic, MAX_FRAME_BYTES)?;
+    let mut frame = vec![0; device_bytes];
+    template.write(0, 0, &mut frame);
+    Ok(frame)
 }
 
 /// Leaves the checksum of a [`datagram`] to the receiver, as a pod does.

@@ -3,15 +3,13 @@
 use std::thread;
 use std::time::Instant;
 
-use nix::net::if_::if_nametoindex;
-use spinlane_tests::Namespace;
-
 use crate::cpu;
 use crate::generator::Limit;
-use crate::generator::socket::{Datagrams, SocketGenerator};
-use crate::generator::xdp::XdpGenerator;
+use crate::generator::live::{LiveFrames, eth0};
+use crate::generator::socket::{SocketGenerator, SocketOptions};
+use crate::generator::xdp::{MAX_LIVE_FRAME_BYTES, XdpGenerator};
 use crate::measure::{MeasureError, io_error};
-use crate::packet::{Stream, Template};
+use crate::packet::{FCS_BYTES, Mac, PortRange, Sizes, Template, Traffic};
 use crate::path::Path;
 use crate::scenario::{Run, Sample, busy};
 use crate::sink::Rate;
@@ -25,45 +23,7 @@ pub(super) const SMALL_PAYLOAD_BYTES: usize = 18;
 /// Flows of one destination port, and destination ports, of [`new_flows`]:
 /// 3.2 million, more than any subject passes in a second and keeps in a table.
 const FLOWS_OF_A_PORT: u32 = 50_000;
-const PORTS: u16 = 64;
-
-/// GRO on at a device for as long as this lives: a veth's far end takes live
-/// frames only while it runs NAPI, which GRO (or native XDP) brings.
-struct LiveFrames<'a> {
-    namespace: &'a Namespace,
-    device: String,
-    turned_on: bool,
-}
-
-impl<'a> LiveFrames<'a> {
-    fn allow(namespace: &'a Namespace, device: &str) -> Result<LiveFrames<'a>, MeasureError> {
-        let features = namespace.run(&["ethtool", "-k", device])?;
-        let is_on = features
-            .lines()
-            .any(|line| line.trim().starts_with("generic-receive-offload: on"));
-        if !is_on {
-            namespace.run(&["ethtool", "-K", device, "gro", "on"])?;
-        }
-        Ok(LiveFrames {
-            namespace,
-            device: device.to_owned(),
-            turned_on: !is_on,
-        })
-    }
-}
-
-impl Drop for LiveFrames<'_> {
-    fn drop(&mut self) {
-        if self.turned_on {
-            let off = ["ethtool", "-K", &self.device, "gro", "off"];
-            let _ = self.namespace.run(&off);
-        }
-    }
-}
-
-fn eth0() -> Result<u32, MeasureError> {
-    if_nametoindex("eth0").map_err(|errno| io_error("looking for eth0 in a pod")(errno.into()))
-}
+const PORTS: u32 = 64;
 
 /// A sink at a pod's device for UDP to `port`, or to any.
 pub(super) fn sink(pod: &Pod<'_>, port: Option<u16>) -> Result<TcSink, MeasureError> {
@@ -77,9 +37,10 @@ pub(super) fn of(
     (size_bytes, flows): (usize, u32),
     stop: &Stop,
 ) -> Result<Sample, MeasureError> {
-    let stream = stream(subject, run, size_bytes, flows)?;
-    let templates = vec![Template::new(&stream)?];
-    generated(subject, run, (templates, Some(SINK_PORT)), stop)
+    let mut traffic = traffic(subject, run, size_bytes)?;
+    traffic.flows = flows;
+    traffic.source_ports = PortRange::from(SOURCE_PORT, flows);
+    generated(subject, run, (&traffic, Some(SINK_PORT)), stop)
 }
 
 /// Frames, each of a flow that was not seen for millions of frames.
@@ -88,50 +49,38 @@ pub(super) fn new_flows(
     run: &Run,
     stop: &Stop,
 ) -> Result<Sample, MeasureError> {
-    let stream = stream(subject, run, 64, FLOWS_OF_A_PORT)?;
-    let templates = (0..PORTS)
-        .map(|port| {
-            Template::new(&Stream {
-                destination_port: 1024 + port,
-                ..stream
-            })
-        })
-        .collect::<Result<_, _>>()?;
-    generated(subject, run, (templates, None), stop)
+    let mut traffic = traffic(subject, run, 64)?;
+    traffic.source_ports = PortRange::from(SOURCE_PORT, FLOWS_OF_A_PORT);
+    traffic.destination_ports = PortRange::from(1024, PORTS);
+    traffic.flows = FLOWS_OF_A_PORT * PORTS;
+    generated(subject, run, (&traffic, None), stop)
 }
 
-fn stream(
-    subject: &dyn Subject,
-    run: &Run,
-    size_bytes: usize,
-    flows: u32,
-) -> Result<Stream, MeasureError> {
+/// Frames of `device_bytes` without the frame check sequence, of one flow.
+fn traffic(subject: &dyn Subject, run: &Run, device_bytes: usize) -> Result<Traffic, MeasureError> {
     let [from, to] = subject.pods();
     let path = Path::resolve(&from, to.address(run.v6))?;
-    Ok(Stream {
-        source_mac: path.source_mac,
-        destination_mac: path.next_hop_mac,
-        source: from.address(run.v6),
-        destination: to.destination(run.v6),
-        source_port: SOURCE_PORT,
-        destination_port: SINK_PORT,
-        size_bytes,
-        flows,
-    })
+    Ok(Traffic::udp(
+        [path.source_mac, path.next_hop_mac],
+        [from.address(run.v6), to.destination(run.v6)],
+        [SOURCE_PORT, SINK_PORT],
+        Sizes::one(device_bytes + FCS_BYTES),
+    ))
 }
 
 fn generated(
     subject: &dyn Subject,
     run: &Run,
-    (templates, port): (Vec<Template>, Option<u16>),
+    (traffic, port): (&Traffic, Option<u16>),
     stop: &Stop,
 ) -> Result<Sample, MeasureError> {
     let [from, to] = subject.pods();
+    let template = Template::new(traffic, MAX_LIVE_FRAME_BYTES)?;
     let _live = LiveFrames::allow(subject.node(), subject.host_end())?;
     sink_counted(sink(&to, port)?, run, stop, |over| {
         from.namespace.enter(|| {
             cpu::pin(SENDER_CORE).map_err(io_error("generator"))?;
-            let generator = XdpGenerator::new(eth0()?, templates)?;
+            let generator = XdpGenerator::new(eth0()?, &template)?;
             Ok(generator.run(Limit::default(), over)?.packets)
         })?
     })
@@ -158,17 +107,21 @@ pub(super) fn send_datagrams(
     limit: Limit,
     over: &Stop,
 ) -> Result<u64, MeasureError> {
-    let spec = Datagrams {
-        to: (to.destination(v6), SINK_PORT).into(),
-        source_port: None,
-        payload_bytes: SMALL_PAYLOAD_BYTES,
-        flows: 1,
+    let macs = [Mac([0; 6]); 2]; // the pod's stack has its own
+    let addresses = [from.address(v6), to.destination(v6)];
+    let headers = if v6 { 62 } else { 42 };
+    let sizes = Sizes::one(headers + SMALL_PAYLOAD_BYTES + FCS_BYTES);
+    let traffic = Traffic::udp(macs, addresses, [SOURCE_PORT, SINK_PORT], sizes);
+    let template = Template::new(&traffic, MAX_LIVE_FRAME_BYTES)?;
+    let options = SocketOptions {
+        any_source: true,
+        any_port: true,
         segmentation: false,
     };
     from.namespace.enter(|| {
         cpu::pin(SENDER_CORE).map_err(io_error("sender"))?;
-        let send = || SocketGenerator::new(&spec)?.run(limit, over);
-        Ok(send().map_err(io_error("sending UDP"))?.packets)
+        let mut generator = SocketGenerator::new(&template, options)?;
+        Ok(generator.run(limit, over)?.packets)
     })?
 }
 

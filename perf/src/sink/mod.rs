@@ -1,9 +1,32 @@
 //! Sinks: what counts. A rate is what a sink saw, nothing else.
 
+pub mod flow;
+pub mod latency;
+mod program;
 pub mod socket;
 pub mod tc;
+pub mod tracking;
 
 use std::time::Instant;
+
+use serde::Serialize;
+
+pub use program::Hook;
+
+use crate::packet::{PortRange, Protocol};
+use crate::sink::flow::Order;
+use crate::sink::latency::Latency;
+
+/// What a sink in the kernel takes; others pass it by.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Filter {
+    /// What the packets carry.
+    pub protocol: Protocol,
+    /// Destination ports; all without.
+    pub ports: Option<PortRange>,
+    /// The packets are inside VXLAN to this port.
+    pub tunnel_port: Option<u16>,
+}
 
 /// What a sink has counted so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -15,7 +38,7 @@ pub struct Count {
 }
 
 /// Packets and bytes a second between two looks at a sink.
-#[derive(Debug, Clone, Copy, PartialEq, serde::Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize)]
 pub struct Rate {
     /// Packets in the time.
     pub packets: u64,
@@ -41,4 +64,19 @@ impl Rate {
             seconds,
         }
     }
+}
+
+/// What the stamps said.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
+pub struct Stamps {
+    /// Loss, duplicates and order.
+    pub order: Order,
+    /// One-way delays; none when no packet had a stamp.
+    pub latency: Option<Latency>,
+    /// Packets without a stamp.
+    pub unstamped: u64,
+    /// Packets that came in super-frames, whose stamps only a socket sees.
+    pub in_super_frames: u64,
+    /// Packets of more flows than are tracked.
+    pub untracked: u64,
 }

@@ -9,7 +9,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use nix::net::if_::if_nametoindex;
 
 use crate::bpf::assembly::{
-    Assembler, Helper, Instruction, R0, R1, R2, R3, R4, R5, R6, R7, R10, Width,
+    Assembler, Condition, Helper, Instruction, R0, R1, R2, R3, R4, R5, R6, R7, R10, Width,
 };
 use crate::bpf::{Attachment, Program, ProgramType};
 use crate::measure::{MeasureError, io_error};
@@ -96,8 +96,8 @@ fn code(to: &Destination) -> Vec<Instruction> {
     let [v4, v6, ours, pass] = std::array::from_fn(|_| program.label());
     program.copy(R6, R1);
     program.load(Width::Word, R7, R6, SKB_PROTOCOL);
-    program.jump_if_equal(R7, i32::from(ETHERTYPE_V4.to_be()), v4);
-    program.jump_if_equal(R7, i32::from(ETHERTYPE_V6.to_be()), v6);
+    program.jump_if(R7, Condition::Equal, ETHERTYPE_V4.to_be().into(), v4);
+    program.jump_if(R7, Condition::Equal, ETHERTYPE_V6.to_be().into(), v6);
     program.jump_to(pass);
     program.place(v4);
     program.load_packet(Width::Word, DESTINATION_V4_AT);
