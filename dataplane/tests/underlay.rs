@@ -2,9 +2,10 @@
 //! veth as uplink, and the kernel's own VXLAN device and routes at the other
 //! end. The outcome is the kernel's to judge.
 
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
-use std::process::{Command, Output};
+use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use spinlane_dataplane::drops::DropReason;
@@ -334,6 +335,79 @@ fn converse(lab: &Lab, mtu: u32) {
     lab.succeeds("peer", "ping -c 2 -i 0.1 -W 2 -I fd00:2::2 fd00:1::2");
     // The gateway, and what the overlay's own neighbours ask for.
     lab.succeeds("peer", "ping -c 2 -i 0.1 -W 2 -I 10.244.2.2 10.244.1.1");
+}
+
+/// Sends from the peer to the pod over TCP, by two scripts that say what they
+/// sent and got.
+fn download(lab: &Lab, address: &str, len: usize) {
+    const SERVE: &str = "
+import hashlib, os, socket, sys
+data = os.urandom(int(sys.argv[2]))
+s = socket.create_server((sys.argv[1], 9), family=socket.AF_INET6 if ':' in sys.argv[1] else socket.AF_INET)
+print('ready', flush=True)
+s.accept()[0].sendall(data)
+print(hashlib.sha256(data).hexdigest())";
+    const FETCH: &str = "
+import hashlib, socket, sys
+h, s = hashlib.sha256(), socket.create_connection((sys.argv[1], 9), timeout=20)
+while data := s.recv(1 << 20): h.update(data)
+print(h.hexdigest())";
+    let len = len.to_string();
+    let python = |end: &str, script: &str, arguments: &[&str]| {
+        let namespace = lab.namespace(end);
+        let words = [
+            "netns",
+            "exec",
+            &namespace,
+            "/usr/bin/python3",
+            "-c",
+            script,
+        ];
+        let mut command = Command::new("ip");
+        command.args(words).args(arguments).stdout(Stdio::piped());
+        command.spawn().unwrap()
+    };
+    let mut server = python("peer", SERVE, &[address, &len]);
+    let mut said = BufReader::new(server.stdout.take().unwrap()).lines();
+    assert_eq!(said.next().unwrap().unwrap(), "ready");
+    let got = python("pod", FETCH, &[address]).wait_with_output().unwrap();
+    let got = String::from_utf8(got.stdout).unwrap();
+    assert_eq!(got.trim(), said.next().unwrap().unwrap());
+    server.wait().unwrap();
+}
+
+#[test]
+fn segments_from_the_uplink_reach_a_pod_merged() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new("gro");
+    let engine = engine(&lab);
+    let mut snapshot = with_overlay(snapshot(), "172.31.0.1", "172.31.0.2");
+    if let Some(pod) = &mut Arc::make_mut(&mut snapshot.ports)[0] {
+        pod.device_mtu = 65535;
+    }
+    engine.publish(snapshot);
+    lab.ip("node", "link set p0 mtu 65535");
+    lab.ip("pod", "link set eth0 mtu 65535");
+    linux_vxlan(&lab, "172.31.0.2", "172.31.0.1", 1450);
+    for device in ["eth0", "vx0"] {
+        // What a wire carries: segments with complete checksums.
+        let off = format!("ethtool -K {device} tso off gso off tx off sg off");
+        lab.succeeds("peer", &off);
+    }
+    for (gateway, address) in [("10.244.1.1", "10.244.2.2"), ("fd00:1::1", "fd00:2::2")] {
+        let route = format!("route change default via {gateway} dev eth0 mtu 1450");
+        lab.ip("pod", &route);
+        let before = (engine.port_stats(POD), engine.port_stats(UPLINK));
+        download(&lab, address, 20_000_000);
+        let after = (engine.port_stats(POD), engine.port_stats(UPLINK));
+        let came = after.1.unwrap().rx_packets - before.1.unwrap().rx_packets;
+        let went = after.0.unwrap().tx_packets - before.0.unwrap().tx_packets;
+        assert!(came > 10_000, "{came} packets are no segments");
+        assert!(went * 3 < came, "{came} segments came, {went} packets went");
+    }
+    engine.stop();
 }
 
 #[test]
