@@ -1,7 +1,7 @@
 //! Reads across the frames of one packet, and copies into new ones.
 
 use crate::drops::DropReason;
-use crate::frame::{Batch, FRAME_SIZE, HEADROOM, MAX_CHAIN, TxChecksum};
+use crate::frame::{Batch, FRAME_SIZE, HEADROOM, MAX_CHAIN, Packet, TxChecksum, Verdict};
 use crate::umem::{FramePool, Umem};
 use crate::wire::checksum::Sum;
 
@@ -41,54 +41,97 @@ pub(crate) fn complete(umem: &Umem, batch: &mut Batch, index: usize, field: TxCh
     bytes[at..at + 2].copy_from_slice(&sum.udp_checksum().to_be_bytes());
 }
 
-/// Takes frames from the pool, copies headers and `len` bytes of payload, and
-/// gives the sum of the payload, which begins at an even distance.
-pub(super) fn copy(
-    umem: &Umem,
-    pool: &mut FramePool,
-    headers: &[u8],
-    source: &mut Source<'_>,
-    len: usize,
-    out: &mut Batch,
-) -> Result<Sum, DropReason> {
-    let mut sum = Sum::ZERO;
-    let (mut copied, mut used) = (0, headers.len());
-    for number in 0..MAX_CHAIN {
-        let mut frame = pool.alloc().ok_or(DropReason::NoFrames)?;
-        let take = (FRAME_ROOM - used).min(len - copied);
-        if !frame.resize(used + take) {
-            pool.free(frame);
-            return Err(DropReason::Oversize);
-        }
-        let bytes = umem.bytes_mut(&mut frame);
-        if number == 0 {
-            bytes[..used].copy_from_slice(headers);
-        }
-        let payload = &mut bytes[used..];
-        source.read(payload);
-        sum = match copied % 2 {
-            0 => sum.bytes(payload),
-            _ => sum.odd_bytes(payload),
-        };
-        copied += take;
-        used = 0;
-        out.frames.push(Some(frame));
-        if copied == len {
-            return Ok(sum);
+/// Cuts a packet into pieces, front to back.
+pub(super) struct Cutter<'a> {
+    umem: &'a Umem,
+    pool: &'a mut FramePool,
+    source: Source<'a>,
+    packet: Packet,
+    out: &'a mut Batch,
+}
+
+impl<'a> Cutter<'a> {
+    /// Of packet `index`, whose payload begins at `payload` in its head frame.
+    pub(super) fn new(
+        umem: &'a Umem,
+        pool: &'a mut FramePool,
+        (batch, index): (&'a Batch, usize),
+        payload: usize,
+        out: &'a mut Batch,
+    ) -> Cutter<'a> {
+        Cutter {
+            umem,
+            pool,
+            source: Source::new(umem, batch, index, payload),
+            packet: batch.packets()[index],
+            out,
         }
     }
-    Err(DropReason::Oversize)
+
+    /// Adds a piece: these headers and the next `len` bytes of payload. Gives
+    /// the bytes of its head frame, for the headers to be made its own, and the
+    /// sum of its payload.
+    pub(super) fn piece(
+        &mut self,
+        headers: &[u8],
+        len: usize,
+    ) -> Result<(&mut [u8], Sum), DropReason> {
+        let first = self.out.frames.len();
+        let sum = self.copy(headers, len)?;
+        self.out.packets.push(Packet {
+            first: first as u32,
+            frames: (self.out.frames.len() - first) as u8,
+            len: (headers.len() + len) as u32,
+            verdict: Verdict::Drop(DropReason::Oversize),
+            ..self.packet
+        });
+        let head = self.out.frames[first].as_mut();
+        let head = head.ok_or(DropReason::NoFrames)?;
+        Ok((self.umem.bytes_mut(head), sum))
+    }
+
+    /// Takes frames from the pool, copies headers and `len` bytes of payload,
+    /// and gives the sum of the payload, which begins at an even distance.
+    fn copy(&mut self, headers: &[u8], len: usize) -> Result<Sum, DropReason> {
+        let mut sum = Sum::ZERO;
+        let (mut copied, mut used) = (0, headers.len());
+        for number in 0..MAX_CHAIN {
+            let mut frame = self.pool.alloc().ok_or(DropReason::NoFrames)?;
+            let take = (FRAME_ROOM - used).min(len - copied);
+            if !frame.resize(used + take) {
+                self.pool.free(frame);
+                return Err(DropReason::Oversize);
+            }
+            let bytes = self.umem.bytes_mut(&mut frame);
+            if number == 0 {
+                bytes[..used].copy_from_slice(headers);
+            }
+            let payload = &mut bytes[used..];
+            self.source.read(payload);
+            sum = match copied % 2 {
+                0 => sum.bytes(payload),
+                _ => sum.odd_bytes(payload),
+            };
+            copied += take;
+            used = 0;
+            self.out.frames.push(Some(frame));
+            if copied == len {
+                return Ok(sum);
+            }
+        }
+        Err(DropReason::Oversize)
+    }
 }
 
 /// Reads the payload of a packet from frame to frame.
-pub(super) struct Source<'a> {
+struct Source<'a> {
     pieces: [&'a [u8]; MAX_CHAIN],
     at: usize,
 }
 
 impl<'a> Source<'a> {
     /// The bytes of packet `index` from `skip`, which lies in its head frame.
-    pub(super) fn new(umem: &'a Umem, batch: &'a Batch, index: usize, skip: usize) -> Source<'a> {
+    fn new(umem: &'a Umem, batch: &'a Batch, index: usize, skip: usize) -> Source<'a> {
         let mut pieces: [&[u8]; MAX_CHAIN] = [&[]; MAX_CHAIN];
         for (piece, frame) in pieces.iter_mut().zip(batch.chain(index)) {
             *piece = umem.bytes(frame);

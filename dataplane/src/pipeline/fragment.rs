@@ -7,9 +7,9 @@
 use zerocopy::FromBytes;
 use zerocopy::big_endian::U16;
 
-use super::chain::{self, MAX_HEADERS, Source};
+use super::chain::{self, Cutter, MAX_HEADERS};
 use crate::drops::DropReason;
-use crate::frame::{Batch, Packet, Verdict};
+use crate::frame::Batch;
 use crate::umem::{FramePool, Umem};
 use crate::wire::checksum;
 use crate::wire::ethernet::{self, EtherType};
@@ -46,17 +46,14 @@ pub(super) fn cut(
         return Err(DropReason::Oversize);
     }
     let total = layout.end - layout.payload;
-    let mut source = Source::new(umem, batch, index, layout.payload);
+    let mut cutter = Cutter::new(umem, pool, (batch, index), layout.payload, out);
     let mut offset = 0;
     while offset < total {
         let len = match total - offset <= room {
             true => total - offset,
             false => most,
         };
-        let first = out.frames.len();
-        let _ = chain::copy(umem, pool, headers, &mut source, len, out)?;
-        let frame = out.frames[first].as_mut().ok_or(DropReason::NoFrames)?;
-        let bytes = umem.bytes_mut(frame);
+        let (bytes, _) = cutter.piece(headers, len)?;
         let is_last = offset + len == total;
         finish(
             &mut bytes[layout.network..layout.payload],
@@ -68,14 +65,6 @@ pub(super) fn cut(
             complete_checksum(umem, batch, index, bytes)?;
             drop_uncopied(&mut headers[layout.network + ipv4::HEADER_LEN..]);
         }
-        out.packets.push(Packet {
-            first: first as u32,
-            frames: (out.frames.len() - first) as u8,
-            len: (layout.payload + len) as u32,
-            in_port: packet.in_port,
-            vtep: packet.vtep,
-            verdict: Verdict::Drop(DropReason::Oversize),
-        });
         offset += len;
     }
     Ok(())

@@ -9,10 +9,10 @@
 use zerocopy::FromBytes;
 use zerocopy::big_endian::U16;
 
-use super::chain::{self, MAX_HEADERS, Source};
+use super::chain::{Cutter, MAX_HEADERS};
 use super::fragment;
 use crate::drops::DropReason;
-use crate::frame::{Batch, Packet, TxChecksum, Verdict};
+use crate::frame::{Batch, TxChecksum};
 use crate::umem::{FramePool, Umem};
 use crate::wire::checksum::{self, Sum, pseudo_header};
 use crate::wire::ethernet::{self, EtherType};
@@ -141,7 +141,7 @@ fn cut(
         .filter(|&most| most > 0)
         .ok_or(DropReason::Oversize)?;
     let total = layout.end - layout.payload;
-    let mut source = Source::new(umem, batch, index, layout.payload);
+    let mut cutter = Cutter::new(umem, pool, (batch, index), layout.payload, out);
     let mut offset = 0;
     loop {
         let len = most.min(total - offset);
@@ -151,18 +151,8 @@ fn cut(
             offset: offset as u32,
             is_last,
         };
-        let first = out.frames.len();
-        let sum = chain::copy(umem, pool, headers, &mut source, len, out)?;
-        let frame = out.frames[first].as_mut().ok_or(DropReason::NoFrames)?;
-        finish(umem.bytes_mut(frame), &layout, &piece, len, sum);
-        out.packets.push(Packet {
-            first: first as u32,
-            frames: (out.frames.len() - first) as u8,
-            len: (layout.payload + len) as u32,
-            in_port: packet.in_port,
-            vtep: packet.vtep,
-            verdict: Verdict::Drop(DropReason::Oversize),
-        });
+        let (bytes, sum) = cutter.piece(headers, len)?;
+        finish(bytes, &layout, &piece, len, sum);
         offset += len;
         if is_last {
             return Ok(());
