@@ -2,6 +2,8 @@
 //! veth as uplink, and the kernel's own VXLAN device and routes at the other
 //! end. The outcome is the kernel's to judge.
 
+#![allow(clippy::unwrap_used)] // a test's own plumbing
+
 use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
@@ -12,8 +14,9 @@ use spinlane_dataplane::drops::DropReason;
 use spinlane_dataplane::engine::{Engine, EngineConfig, PollMode, PortSpec, UplinkSpec, XdpChoice};
 use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::{
-    AddressMap, Destination, FdbTarget, Gateway, Location, Network, NextHop, OuterHeader,
-    OuterPath, PortEntry, Prefix, Role, RouteTable, RouteTarget, Segment, Snapshot, Underlay, Vtep,
+    AddressMap, Destination, FdbTarget, Gateway, Location, Masquerade, Network, NextHop,
+    OuterHeader, OuterPath, PortEntry, Prefix, Role, RouteTable, RouteTarget, Segment, Snapshot,
+    Underlay, Vtep,
 };
 use spinlane_dataplane::types::{MacAddr, NextHopId, PortId, SegmentId, Vni, VtepId};
 
@@ -680,4 +683,128 @@ fn a_bridged_pod_shares_the_underlay_with_the_node() {
     lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 172.31.0.1");
     let link = lab.succeeds("node", "ip -d link show up0");
     assert!(link.contains("promiscuity 0"), "{link}");
+}
+
+/// Sends packets from the peer that scapy writes, and says how many of them
+/// the switch took.
+fn taken(lab: &Lab, engine: &Engine, packets: &str) -> u64 {
+    let before = engine.port_stats(UPLINK).unwrap().rx_packets;
+    let script = format!(
+        "from scapy.all import *\n\
+         import logging\n\
+         conf.verb = 0\n\
+         E = Ether(src=\"{PEER_MAC}\", dst=\"{UPLINK_MAC}\")\n\
+         I = IP(src=\"172.31.0.2\", dst=\"172.31.0.1\")\n\
+         S = IPv6(src=\"fd00:31::2\", dst=\"fd00:31::1\")\n\
+         Q = IP(src=\"172.31.0.1\", dst=\"198.51.100.9\")\n\
+         V = IPv6(src=\"fd00:31::1\", dst=\"2001:db8::9\")\n\
+         sendp([E / p for p in {packets}], iface=\"eth0\")\n"
+    );
+    let namespace = lab.namespace("peer");
+    let sent = Command::new("ip")
+        .args([
+            "netns",
+            "exec",
+            &namespace,
+            "/usr/bin/python3",
+            "-c",
+            &script,
+        ])
+        .output()
+        .unwrap();
+    let errors = String::from_utf8_lossy(&sent.stderr).into_owned();
+    assert!(sent.status.success(), "{errors}");
+    std::thread::sleep(std::time::Duration::from_millis(100));
+    engine.port_stats(UPLINK).unwrap().rx_packets - before
+}
+
+#[test]
+fn the_uplink_takes_what_is_the_switchs_and_nothing_else() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new("take");
+    let engine = engine(&lab);
+    let mut snapshot = with_overlay(snapshot(), "172.31.0.1", "172.31.0.2");
+    snapshot.masquerade = Arc::new(Masquerade {
+        egress_v4: vec![Ipv4Addr::new(172, 31, 0, 1)],
+        egress_v6: vec!["fd00:31::1".parse().unwrap()],
+        ports: 61_000..=65_535,
+        ..Masquerade::default()
+    });
+    let mut underlay = (*snapshot.underlay).clone();
+    underlay.is_routed = true;
+    snapshot.underlay = Arc::new(underlay);
+    engine.publish(snapshot);
+    // No echo of either stack's own in between.
+    lab.ip("peer", "link set eth0 arp off");
+    let cases: [(&str, u64); 16] = [
+        (
+            "[I / UDP(sport=5, dport=61000), I / TCP(dport=65535), S / UDP(dport=62000)]",
+            3,
+        ),
+        (
+            "[I / UDP(dport=60999), I / TCP(dport=22), S / TCP(dport=10250)]",
+            0,
+        ),
+        (
+            "[I / UDP(dport=4789) / b'x', I / UDP(dport=4789) / b'12345678']",
+            2,
+        ),
+        ("[S / UDP(dport=4789) / b'x']", 0),
+        (
+            "[IP(src='172.31.0.2', dst='10.244.1.2') / UDP(), IPv6(src='fd00:31::2', dst='fd00:1::2') / TCP()]",
+            2,
+        ),
+        (
+            "[IP(src='172.31.0.2', dst='10.244.9.2') / UDP(), I / GRE()]",
+            0,
+        ),
+        (
+            "[I / ICMP(type=8, id=61005), I / ICMP(type=0, id=61005), S / ICMPv6EchoReply(id=61005)]",
+            0,
+        ),
+        (
+            "[I / ICMP(type=3, code=3) / Q / UDP(sport=61007, dport=53), I / ICMP(type=11) / Q / TCP(sport=61008, dport=80)]",
+            2,
+        ),
+        (
+            "[I / ICMP(type=3, code=3) / Q / UDP(sport=4000, dport=53), I / ICMP(type=5) / Q / UDP(sport=61007)]",
+            0,
+        ),
+        (
+            "[I / ICMP(type=3, code=4, nexthopmtu=1400) / Q / UDP(sport=50000, dport=4789)]",
+            1,
+        ),
+        (
+            "[S / ICMPv6PacketTooBig(mtu=1400) / V / UDP(sport=61009, dport=53), S / ICMPv6TimeExceeded() / V / TCP(sport=61010)]",
+            2,
+        ),
+        (
+            "[S / ICMPv6DestUnreach() / V / UDP(sport=4000, dport=53), S / ICMPv6ND_NS(tgt='fd00:31::1')]",
+            0,
+        ),
+        // Later fragments go where their first one went.
+        (
+            "fragment(IP(src='172.31.0.2', dst='172.31.0.1', id=7) / UDP(dport=61001) / Raw(b'a' * 3000), fragsize=1000)",
+            4,
+        ),
+        (
+            "fragment(IP(src='172.31.0.2', dst='172.31.0.1', id=8) / UDP(dport=53) / Raw(b'a' * 3000), fragsize=1000)",
+            0,
+        ),
+        (
+            "fragment6(S / IPv6ExtHdrFragment(id=9) / UDP(dport=61002) / Raw(b'a' * 3000), 1280)",
+            3,
+        ),
+        (
+            "fragment(IP(src='172.31.0.2', dst='172.31.0.1', id=10) / UDP(dport=4789) / Raw(b'a' * 3000), fragsize=1000)",
+            0,
+        ),
+    ];
+    for (packets, expect) in cases {
+        assert_eq!(taken(&lab, &engine, packets), expect, "{packets}");
+    }
+    assert_eq!(engine.outer_fragments(), 1);
+    engine.stop();
 }

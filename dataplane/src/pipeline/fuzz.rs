@@ -301,7 +301,7 @@ mod tests {
     /// or of a segment, turned about: what goes to a pod comes from afar.
     fn wrapped(inner: &[u8]) -> Vec<u8> {
         let world = World::with_underlay();
-        let vni = usize::from(inner.len() % 2 == 0) * 2;
+        let vni = usize::from(inner.len().is_multiple_of(2)) * 2;
         let vtep = world.snapshot.vteps[vni].as_ref().unwrap();
         let mut bytes = vtep.outer.bytes().to_vec();
         bytes[..6].copy_from_slice(&UPLINK_MAC.0);

@@ -113,9 +113,11 @@ fn finish(bytes: &mut [u8], outer: &OuterHeader, len: usize, payload: Sum, sourc
         front[udp_at + 6..udp_at + 8].copy_from_slice(&sum.to_be_bytes());
     } else {
         let total = udp_len + ipv4::HEADER_LEN as u16;
+        // Both were zero when the template was summed (RFC 1624, equation 3).
         let sum = u16::from_be_bytes([front[L3 + 10], front[L3 + 11]]);
-        let sum = checksum::update(sum, 0, total);
-        let sum = checksum::update(sum, 0x4500, 0x4500 | u16::from(class));
+        let sum = u32::from(!sum) + u32::from(total) + u32::from(class);
+        let sum = (sum & 0xffff) + (sum >> 16);
+        let sum = !(sum + (sum >> 16)) as u16;
         front[L3 + 1] = class;
         front[L3 + 2..L3 + 4].copy_from_slice(&total.to_be_bytes());
         front[L3 + 10..L3 + 12].copy_from_slice(&sum.to_be_bytes());
