@@ -30,6 +30,12 @@ pub struct Status {
     pub frames: Frames,
     /// Attached pod interfaces.
     pub endpoints: usize,
+    /// Connections that the node follows.
+    #[serde(default)]
+    pub connections: u64,
+    /// Connections that fit.
+    #[serde(default)]
+    pub connection_limit: u64,
     /// Times that a port got fresh sockets because the kernel refused to serve
     /// the old ones.
     #[serde(default)]
@@ -218,6 +224,32 @@ pub struct Flow {
     pub bytes: u64,
     /// Seconds since the last hit.
     pub idle_s: f64,
+}
+
+/// One row of `spinlane connections` (`GET /v1/connections`).
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Connection {
+    /// `tcp`, `udp`, `icmp` or `icmp6`.
+    pub proto: String,
+    /// Who opened it.
+    pub src: String,
+    /// Its port, or an echo's identifier.
+    pub sport: u16,
+    /// Whom it addressed.
+    pub dst: String,
+    /// Port there, 0 for echoes.
+    pub dport: u16,
+    /// Where it stands: `syn-sent`, `established`, …; `unreplied`, `replied`
+    /// or `stream` without TCP.
+    pub state: String,
+    /// Address and port that the destination was translated to.
+    pub backend: Option<String>,
+    /// Address and port that the source was translated to.
+    pub snat: Option<String>,
+    /// Seconds since the last packet; known to the second.
+    pub idle_s: f64,
+    /// Packets of both directions; those of flows are added once a second.
+    pub packets: u64,
 }
 
 /// `spinlane version`.

@@ -199,6 +199,8 @@ struct Series {
     flow_evictions: IntCounterVec,
     frames: IntGaugeVec,
     endpoints: IntGaugeVec,
+    connections: IntGaugeVec,
+    connection_limit: IntGaugeVec,
     generation: IntGaugeVec,
     ready: IntGaugeVec,
     uptime: GaugeVec,
@@ -309,6 +311,12 @@ impl Series {
                 &["state"],
             )?,
             endpoints: gauge("spinlane_endpoints", "Attached pod interfaces.", &[])?,
+            connections: gauge(
+                "spinlane_connections",
+                "Connections that the node follows.",
+                &[],
+            )?,
+            connection_limit: gauge("spinlane_connections_limit", "Connections that fit.", &[])?,
             generation: gauge(
                 "spinlane_snapshot_generation",
                 "Generation of the snapshot in force.",
@@ -372,6 +380,8 @@ impl Series {
         gauge(&self.frames, &["in_use"], status.frames.in_use);
         gauge(&self.frames, &["total"], status.frames.total);
         gauge(&self.endpoints, &[], status.endpoints as u64);
+        gauge(&self.connections, &[], status.connections);
+        gauge(&self.connection_limit, &[], status.connection_limit);
         gauge(&self.generation, &[], status.snapshot_generation);
         gauge(&self.ready, &[], u64::from(status.ready));
         gauge(
@@ -418,7 +428,7 @@ impl Series {
             .inc_by(lane.flow_evictions);
     }
 
-    fn all(&self) -> [&dyn Collector; 24] {
+    fn all(&self) -> [&dyn Collector; 26] {
         [
             &self.port_rx_packets,
             &self.port_rx_bytes,
@@ -440,6 +450,8 @@ impl Series {
             &self.flow_evictions,
             &self.frames,
             &self.endpoints,
+            &self.connections,
+            &self.connection_limit,
             &self.generation,
             &self.ready,
             &self.uptime,

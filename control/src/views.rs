@@ -18,6 +18,8 @@ pub trait Views: Send + Sync + 'static {
     fn ports(&self) -> Vec<view::Port>;
     /// `flows`
     fn flows(&self) -> Vec<view::Flow>;
+    /// `connections`
+    fn connections(&self) -> Vec<view::Connection>;
     /// `fdb`
     fn fdb(&self) -> Vec<view::FdbEntry>;
     /// `drops`

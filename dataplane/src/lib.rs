@@ -28,6 +28,8 @@ mod group_socket;
 #[cfg(not(loom))]
 mod lane;
 #[cfg(not(loom))]
+mod mapped_bytes;
+#[cfg(not(loom))]
 mod packet_socket;
 #[cfg(not(loom))]
 pub mod pipeline;

@@ -109,6 +109,9 @@ pub enum ProgramError {
     /// The object lacks what it should have.
     #[error("the XDP program's object has no {0:?}: rebuild it with `make bpf`")]
     Missing(&'static str),
+    /// A map's memory cannot be shared.
+    #[error("cannot map the XDP program's echo identifiers: {0}; it needs Linux 5.5")]
+    Share(std::io::Error),
 }
 
 /// Loads port programs. Kept for the process, because a fresh loader parses

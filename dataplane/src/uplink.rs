@@ -6,13 +6,16 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::os::fd::AsFd;
 
 use aya::Pod;
 use aya::maps::lpm_trie::{Key, LpmTrie};
-use aya::maps::{Array, HashMap, MapData, PerCpuArray};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray};
 
+use crate::mapped_bytes::MappedBytes;
 use crate::port::{Program, ProgramError};
 use crate::snapshot::{Location, Prefix, Role, Snapshot};
+use crate::tables::connection::echoes::IDENTIFIERS;
 use crate::types::MacAddr;
 
 const VXLAN: u32 = 1;
@@ -176,6 +179,14 @@ where
         trie.remove(&Key::new(u32::from(len), address))?;
     }
     Ok(())
+}
+
+/// The bytes that tell the program which echo identifiers are given out.
+pub(crate) fn echoes(program: &mut Program) -> Result<MappedBytes, ProgramError> {
+    let Map::Array(map) = program.map_mut("echoes")? else {
+        return Err(ProgramError::Missing("echoes"));
+    };
+    MappedBytes::new(map.fd().as_fd(), IDENTIFIERS).map_err(ProgramError::Share)
 }
 
 /// Fragments of the overlay's outer packets that the program left to the

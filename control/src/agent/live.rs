@@ -2,6 +2,7 @@
 //! together as others see them ([`Live`]).
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
@@ -15,8 +16,9 @@ use spinlane_dataplane::engine::{
     PortError, PortSpec, UplinkSpec, XdpChoice, XdpMode,
 };
 use spinlane_dataplane::event::Event;
-use spinlane_dataplane::pipeline::FlowRecord;
+use spinlane_dataplane::pipeline::{FlowRecord, protocol_name};
 use spinlane_dataplane::snapshot::Snapshot;
+use spinlane_dataplane::tables::connection::{ConnectionRecord, End};
 use spinlane_dataplane::types::PortId;
 
 use crate::config::{self, Config};
@@ -167,6 +169,7 @@ impl Live {
 impl Views for Live {
     fn status(&self) -> view::Status {
         let stats = self.engine.stats();
+        let (connections, connection_limit) = self.engine.connection_count();
         let lanes = stats.lanes.iter().enumerate().map(|(id, lane)| view::Lane {
             id,
             core: lane.core,
@@ -197,6 +200,8 @@ impl Views for Live {
                 in_use: stats.frames.in_use,
             },
             endpoints: self.node().endpoints(),
+            connections: connections as u64,
+            connection_limit: connection_limit as u64,
             port_rebuilds: stats.rebuilds,
         }
     }
@@ -249,6 +254,10 @@ impl Views for Live {
             .collect()
     }
 
+    fn connections(&self) -> Vec<view::Connection> {
+        self.engine.connections().iter().map(connection).collect()
+    }
+
     fn fdb(&self) -> Vec<view::FdbEntry> {
         self.node().fdb()
     }
@@ -273,6 +282,28 @@ impl Views for Live {
             .inspect_err(|error| tracing::error!(%error, "cannot start a capture"))
             .ok()?;
         Some(Box::new(LivePackets { capture, names }))
+    }
+}
+
+fn connection(record: &ConnectionRecord) -> view::Connection {
+    let ConnectionRecord {
+        original, reply, ..
+    } = record;
+    let translated = |was: End, is: End| {
+        let end = SocketAddr::new(is.address.ip(), is.port);
+        (was != is).then(|| end.to_string())
+    };
+    view::Connection {
+        proto: protocol_name(original.protocol),
+        src: original.source.address.ip().to_string(),
+        sport: original.source.port,
+        dst: original.destination.address.ip().to_string(),
+        dport: original.destination.port,
+        state: record.state.name().to_owned(),
+        backend: translated(original.destination, reply.source),
+        snat: translated(original.source, reply.destination),
+        idle_s: record.idle_ms as f64 / 1e3,
+        packets: record.packets,
     }
 }
 

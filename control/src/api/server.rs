@@ -72,6 +72,10 @@ pub fn router(views: Shared) -> Router {
         )
         .route("/v1/ports", get(|s: State<Shared>| show(s, |v| v.ports())))
         .route("/v1/flows", get(|s: State<Shared>| show(s, |v| v.flows())))
+        .route(
+            "/v1/connections",
+            get(|s: State<Shared>| show(s, |v| v.connections())),
+        )
         .route("/v1/fdb", get(|s: State<Shared>| show(s, |v| v.fdb())))
         .route("/v1/drops", get(|s: State<Shared>| show(s, |v| v.drops())))
         .route("/v1/version", get(version))

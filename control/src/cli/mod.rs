@@ -75,6 +75,8 @@ enum Command {
     Ports,
     /// Show the flows that the lanes remember
     Flows,
+    /// Show the connections that the node follows
+    Connections,
     /// Show the stations of the layer-2 segments
     Fdb,
     /// Show why packets were dropped, and how many
@@ -225,6 +227,9 @@ fn run(arguments: Arguments) -> Done {
         }),
         Command::Flows => show(&common, "flows", |flows: &Vec<view::Flow>| {
             table::flows(flows)
+        }),
+        Command::Connections => show(&common, "connections", |all: &Vec<view::Connection>| {
+            table::connections(all)
         }),
         Command::Fdb => show(&common, "fdb", |fdb: &Vec<view::FdbEntry>| table::fdb(fdb)),
         Command::Drops => show(&common, "drops", table::drops),

@@ -217,6 +217,36 @@ fn socket(address: &str, port: u16, proto: &str) -> String {
     }
 }
 
+pub(super) fn connections(connections: &[view::Connection]) -> String {
+    if connections.is_empty() {
+        return "No connection is followed; masquerade makes some.".to_owned();
+    }
+    let mut rows = table([
+        Text("PROTO"),
+        Text("FROM"),
+        Text("TO"),
+        Text("AS"),
+        Text("STATE"),
+        Number("PACKETS"),
+        Number("IDLE"),
+    ]);
+    for connection in connections {
+        rows.add_row([
+            connection.proto.clone(),
+            socket(&connection.src, connection.sport, &connection.proto),
+            connection
+                .backend
+                .clone()
+                .unwrap_or_else(|| socket(&connection.dst, connection.dport, &connection.proto)),
+            connection.snat.clone().unwrap_or_else(|| "-".to_owned()),
+            connection.state.clone(),
+            count(connection.packets),
+            duration(connection.idle_s),
+        ]);
+    }
+    lines(&rows)
+}
+
 pub(super) fn fdb(entries: &[view::FdbEntry]) -> String {
     if entries.is_empty() {
         return "No station is known; segments learn them from packets.".to_owned();

@@ -46,6 +46,8 @@ async fn every_figure_has_its_series() {
         "spinlane_frames{state=\"free\"} 16380",
         "spinlane_frames{state=\"in_use\"} 4",
         "spinlane_endpoints 2",
+        "spinlane_connections 3",
+        "spinlane_connections_limit 262144",
         "spinlane_ready 1",
         "spinlane_build_info{mode=\"routed\",poll=\"adaptive\",version=\"0.1.0\"} 1",
         "spinlane_cni_request_duration_seconds_count{command=\"ADD\",result=\"ok\"} 1",

@@ -11,13 +11,14 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use spinlane_dataplane::snapshot::{
-    Network as OverlayNetwork, NextHop, OuterHeader, OuterPath, Prefix, RouteTable, RouteTarget,
-    Underlay, Vtep,
+    Masquerade, Network as OverlayNetwork, NextHop, OuterHeader, OuterPath, Prefix, RouteTable,
+    RouteTarget, Underlay, Vtep,
 };
 use spinlane_dataplane::types::{MacAddr, NextHopId, PortId, SegmentId, Vni, VtepId};
 
 use super::inventory::BoundUplink;
 use super::kernel::{Kernel, Way};
+use super::masquerade::masquerade;
 use super::setup::{Setup, pod_mac};
 use crate::config::{Mode, Mtu, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6};
 use crate::source;
@@ -53,6 +54,8 @@ pub struct Tables {
     pub next_hops: Arc<Vec<Option<NextHop>>>,
     /// The uplink and this node's own end.
     pub underlay: Arc<Underlay>,
+    /// What leaves with this node's address.
+    pub masquerade: Arc<Masquerade>,
     /// Remote ends that take part in each segment.
     pub segment_vteps: BTreeMap<SegmentId, Arc<Vec<VtepId>>>,
     /// Ranges of pods that the kernel too reaches as they are, and the
@@ -98,6 +101,7 @@ impl Beyond {
             replace(&mut self.tables.vteps, vteps),
             replace(&mut self.tables.next_hops, next_hops),
             replace(&mut self.tables.underlay, underlay),
+            replace(&mut self.tables.masquerade, masquerade(inputs)),
             self.segments(segment_vteps),
             replace(&mut self.tables.direct, direct),
         ];
@@ -151,7 +155,7 @@ fn replace<T: PartialEq>(table: &mut Arc<T>, now: T) -> bool {
     changed
 }
 
-fn prefix(net: IpNet) -> Prefix {
+pub(super) fn prefix(net: IpNet) -> Prefix {
     Prefix {
         address: net.network(),
         len: net.prefix_len(),

@@ -7,7 +7,7 @@ use std::path::Path;
 use spinlane_api::{API_SOCKET, CNI_SOCKET, PENDING_DELETIONS_DIR};
 
 use super::netlink::{Netlink, NetlinkError, delete_link};
-use super::{host_routes, reconcile, store};
+use super::{host_routes, reconcile, reserved_ports, store};
 
 /// Why something stayed.
 #[derive(Debug, thiserror::Error)]
@@ -18,6 +18,9 @@ pub enum CleanupError {
     /// An interface.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
+    /// Ports that masquerade kept from the node.
+    #[error(transparent)]
+    Ports(#[from] reserved_ports::ReserveError),
     /// A file.
     #[error("cannot remove {path}: {source}")]
     File {
@@ -48,6 +51,9 @@ pub fn cleanup(run_dir: &Path, state_dir: &Path) -> Result<Vec<String>, CleanupE
     let routes = host_routes::remove_all(&mut netlink)?;
     if routes > 0 {
         removed.push(format!("{routes} routes"));
+    }
+    if reserved_ports::release(state_dir)? {
+        removed.push("reserved ports".to_owned());
     }
     let files = [
         store::path(state_dir),

@@ -30,12 +30,14 @@ pub mod ipam;
 pub mod kernel;
 pub mod link;
 pub mod locks;
+mod masquerade;
 pub mod metrics;
 pub mod netlink;
 pub mod netns;
 pub mod offload;
 pub mod plan;
 pub mod reconcile;
+mod reserved_ports;
 pub mod setup;
 pub mod steering;
 pub mod store;
@@ -80,6 +82,9 @@ pub enum StartError {
     /// Links that were there.
     #[error(transparent)]
     Netlink(#[from] netlink::NetlinkError),
+    /// Masquerade's ports.
+    #[error(transparent)]
+    Ports(#[from] reserved_ports::ReserveError),
     /// The host port.
     #[error(transparent)]
     HostPort(#[from] host_port::HostPortError),
@@ -143,6 +148,10 @@ impl Node {
         let stop = rustix::event::eventfd(0, rustix::event::EventfdFlags::CLOEXEC)
             .map_err(|e| process("the stop event")(e.into()))?;
         let (store, contents) = Store::open(&setup.state_dir)?;
+        if masquerade::is_wanted(&setup) {
+            let ports = setup.network.masquerade_ports;
+            reserved_ports::reserve(ports.first..=ports.last, &setup.state_dir)?;
+        }
         let core = Arc::new(Core {
             sysfs: Sysfs::open()?,
             metrics: Metrics::new()?,

@@ -102,6 +102,7 @@ pub fn plan(desired: &Desired, beyond: &Tables, before: &Snapshot) -> Snapshot {
         vteps: Arc::clone(&beyond.vteps),
         next_hops: Arc::clone(&beyond.next_hops),
         underlay: Arc::clone(&beyond.underlay),
+        masquerade: Arc::clone(&beyond.masquerade),
         ..before.clone()
     }
 }

@@ -39,6 +39,21 @@ impl Views for FakeSwitch {
         }]
     }
 
+    fn connections(&self) -> Vec<view::Connection> {
+        vec![view::Connection {
+            proto: "tcp".to_owned(),
+            src: "10.244.1.2".to_owned(),
+            sport: 40_000,
+            dst: "203.0.113.9".to_owned(),
+            dport: 443,
+            state: "established".to_owned(),
+            backend: None,
+            snat: Some("172.31.0.1:61007".to_owned()),
+            idle_s: 0.25,
+            packets: 12,
+        }]
+    }
+
     fn fdb(&self) -> Vec<view::FdbEntry> {
         vec![view::FdbEntry {
             segment: "blue".to_owned(),
@@ -138,6 +153,8 @@ pub(crate) fn switch() -> FakeSwitch {
                 in_use: 4,
             },
             endpoints: 2,
+            connections: 3,
+            connection_limit: 262_144,
             port_rebuilds: 1,
         },
         ports: vec![

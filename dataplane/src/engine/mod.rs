@@ -15,7 +15,6 @@ mod uplink;
 
 use std::collections::HashMap;
 use std::io;
-use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
@@ -225,6 +224,7 @@ impl Engine {
             self.inner.forget_uplink(id);
             self.inner.remove(id)
         };
+        self.inner.connections.forget(id);
         // Beside other changes: each close waits for the kernel's readers.
         closing.map_or(Ok(()), |closing| self.inner.close(closing))
     }
@@ -320,14 +320,11 @@ impl Engine {
         self.inner.connections.records(now_ms)
     }
 
-    /// How many connections there are, some perhaps just over.
-    pub fn connection_count(&self) -> usize {
-        self.inner.connections.len()
-    }
-
-    /// Removes every connection of an address that is nobody's any more.
-    pub fn forget_connections(&self, address: IpAddr) {
-        self.inner.connections.forget(address.into());
+    /// How many connections there are, some perhaps just over, and how many
+    /// fit.
+    pub fn connection_count(&self) -> (usize, usize) {
+        let connections = &self.inner.connections;
+        (connections.len(), connections.capacity())
     }
 
     /// Copies packets until the capture is dropped.

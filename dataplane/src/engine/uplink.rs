@@ -3,7 +3,7 @@
 use super::{Attached, Inner, PortError, UplinkSpec, lock};
 use crate::port::{Kind, PortHandle};
 use crate::types::PortId;
-use crate::uplink::Filter;
+use crate::uplink::{Filter, echoes};
 use crate::xsk::queue::Queue;
 
 impl Inner {
@@ -17,6 +17,8 @@ impl Inner {
         wanted
             .write(&Filter::default(), &mut program)
             .map_err(failed)?;
+        let shared = echoes(&mut program).map_err(failed)?;
+        self.connections.show_echoes(shared);
         *lock(&self.uplink) = Some((spec.clone(), wanted));
         let mode = program
             .attach(spec.port.ifindex, spec.xdp)

@@ -65,7 +65,7 @@ use plain::Ingress;
 
 pub(crate) use chain::complete;
 pub(crate) use overlay::{source_port_of, wrap};
-pub use record::FlowRecord;
+pub use record::{FlowRecord, protocol_name};
 
 /// Flows that each table of a lane holds at most.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -138,7 +138,8 @@ impl Maker {
     }
 }
 
-fn protocol_name(number: u8) -> String {
+/// The name of an IP protocol, or its number.
+pub fn protocol_name(number: u8) -> String {
     match number {
         protocol::TCP => "tcp".to_owned(),
         protocol::UDP => "udp".to_owned(),

@@ -42,6 +42,7 @@ fn world() -> World {
                 address: Ipv4Addr::new(10, 244, 0, 0).into(),
                 len: 16,
             }],
+            nodes: [std::net::IpAddr::from(REMOTE_V4)].into_iter().collect(),
             egress_v4: vec![NODE_V4],
             egress_v6: vec![NODE_V6],
             ports: 61_000..=65_535,
@@ -518,9 +519,7 @@ fn a_tcp_connection_is_followed_and_its_flows_carry_it() {
 fn a_flow_does_not_outlive_its_connection() {
     let mut world = world();
     let port = open(&mut world, Kind::Udp);
-    world
-        .connections
-        .forget(std::net::IpAddr::from(v4(A)).into());
+    world.connections.forget(PortId(A));
     world.now.0 += 1_100_000_000;
     let stranger = packet(Kind::Udp, Leg::FromWire, node(port));
     let outcome = world.send(UPLINK, &stranger);

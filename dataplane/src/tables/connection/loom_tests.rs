@@ -99,7 +99,7 @@ fn loom_a_refresh_and_a_removal_end_well() {
             let reset = crate::wire::tcp::flags::RST;
             other.follow(found.id, Side::Original, reset, 1, 1001)
         });
-        table.forget(end(1).address);
+        table.forget(PortId(0));
         lane.join().unwrap();
         assert_eq!(table.len(), 0);
         open(&table, tuple(1, 2), tuple(2, 9)).unwrap();

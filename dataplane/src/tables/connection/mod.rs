@@ -36,6 +36,7 @@
 //! removed before it was left alone for twice that time, so a flow never
 //! translates for a connection whose port went to another.
 
+pub(crate) mod echoes;
 mod entry;
 mod index;
 #[cfg(all(test, loom))]
@@ -52,6 +53,8 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use crate::types::PortId;
+use crate::wire::protocol;
+use echoes::Echoes;
 use entry::{Entries, Pair, WHEEL};
 use index::{Cell, Index, NoCell};
 use ports::Holders;
@@ -206,6 +209,7 @@ pub struct Connections {
     entries: Entries,
     shards: Shards,
     holders: Holders,
+    echoes: Echoes,
     pods: Words,
 }
 
@@ -252,6 +256,7 @@ impl Connections {
             entries: Entries::new(capacity),
             shards: Shards::new(shard_count, per_shard as u32),
             holders: Holders::new(seed.rotate_left(32)),
+            echoes: Echoes::new(),
             pods: Words::new(PODS),
         }
     }
@@ -440,6 +445,7 @@ impl Connections {
             .index
             .insert(there, cell, |cell| self.confirm(cell, original, now_ms));
         let Err(no) = put else {
+            self.count_echo(reply, true);
             return Published::Done;
         };
         self.index.remove(back, reply_cell);
@@ -507,6 +513,7 @@ impl Connections {
         shard.unschedule(entry);
         shard.set_expendable(entry, false);
         self.uncount(self.entries.pod(entry));
+        self.count_echo(&pair.reply, false);
         if let Some(place) = self.entries.claim(entry) {
             self.holders.release(place);
         }
@@ -598,21 +605,19 @@ impl Connections {
         }
     }
 
-    /// Removes every connection of an address that is nobody's any more.
-    /// Takes time by the size of the table; for control.
-    pub fn forget(&self, address: Address) {
+    /// Removes every connection of a pod that is gone, by its port. Takes time
+    /// by the size of the table; for control.
+    pub fn forget(&self, pod: PortId) {
         for shard in 0..self.shard_count {
             for entry in self.shards.used(shard) {
-                let is_its = |pair: &Pair| {
-                    pair.original.source.address == address || pair.reply.source.address == address
-                };
-                if !self.entries.read(entry).as_ref().is_some_and(is_its) {
+                let is_its =
+                    || self.entries.version(entry) & 1 == 1 && self.entries.pod(entry) == pod;
+                if !is_its() {
                     continue;
                 }
                 let shard = self.shards.lock(shard, &self.entries);
-                // Read again: it may have changed hands before the lock.
-                let is_enlisted = self.entries.get(entry, WHEEL) != 0;
-                if is_enlisted && self.entries.read(entry).as_ref().is_some_and(is_its) {
+                // Asked again: it may have changed hands before the lock.
+                if is_its() && self.entries.get(entry, WHEEL) != 0 {
                     self.remove(&shard, entry);
                 }
             }
@@ -638,6 +643,18 @@ impl Connections {
             idle_ms: now_ms.saturating_sub(self.entries.seen_ms(entry)),
             packets: self.entries.packets(entry),
         })
+    }
+
+    fn count_echo(&self, reply: &Tuple, is_more: bool) {
+        if matches!(reply.protocol, protocol::ICMP | protocol::ICMPV6) {
+            self.echoes.count(reply.destination.port, is_more);
+        }
+    }
+
+    /// Lets the uplink's program read which echo identifiers are given out.
+    #[cfg(not(loom))]
+    pub(crate) fn show_echoes(&self, program: crate::mapped_bytes::MappedBytes) {
+        self.echoes.show(program);
     }
 
     /// Takes one of the pod's share.

@@ -308,7 +308,7 @@ fn a_pod_that_is_gone_leaves_nothing() {
         open(&table, numbered(2, sport, 1, 53)).unwrap();
         open(&table, numbered(3, sport, 1, 53)).unwrap();
     }
-    table.forget(Address::v4([10, 244, 1, 2]));
+    table.forget(PortId(2));
     assert_eq!(table.len(), 50);
     assert!(table.find(&numbered(2, 7, 1, 53), NOW).is_none());
     assert!(table.find(&numbered(3, 7, 1, 53), NOW).is_some());
@@ -392,7 +392,7 @@ proptest! {
                 Step::Wait(ms) => now_ms += ms,
                 Step::Advance => for _ in 0..64 { table.advance(&mut turn, now_ms) },
                 Step::Forget(pod) => {
-                    table.forget(Address::v4([10, 244, 1, pod]));
+                    table.forget(PortId(u16::from(pod)));
                     model.by_original.retain(|_, (f, ..)| f.original.source.address != Address::v4([10, 244, 1, pod]));
                 }
             }
@@ -400,7 +400,7 @@ proptest! {
         let live = model.by_original.values().filter(|(_, seen, state)| seen + state.timeout_ms(UDP) > now_ms).count();
         prop_assert_eq!(table.records(now_ms).len(), live);
         for pod in 0..4 {
-            table.forget(Address::v4([10, 244, 1, pod]));
+            table.forget(PortId(pod));
         }
         prop_assert_eq!(table.len(), 0);
         prop_assert!((0..PODS).all(|pod| table.pods.get(pod) == 0));
@@ -456,7 +456,7 @@ fn threads_share_it() {
         "no answer is two connections'"
     );
     for pod in 0..7 {
-        table.forget(Address::v4([10, 244, 1, pod]));
+        table.forget(PortId(pod));
     }
     assert_eq!(table.len(), 0);
     assert!((0..PODS).all(|pod| table.pods.get(pod) == 0));

@@ -1,0 +1,73 @@
+//! Which of the pods' packets leave with this node's address, and with which.
+
+use std::net::IpAddr;
+
+use spinlane_dataplane::snapshot::Masquerade;
+
+use super::beyond::{Inputs, prefix};
+use super::setup::Setup;
+use crate::config::{Mode, Uplink};
+
+/// Whether pods leave with this node's address at all: not in mode `l2`,
+/// where theirs are the subnet's own.
+pub(super) fn is_wanted(setup: &Setup) -> bool {
+    setup.network.masquerade
+        && setup.network.mode != Mode::L2
+        && !matches!(setup.uplink, Uplink::None)
+}
+
+/// Masquerade for the snapshot.
+pub(super) fn masquerade(inputs: &Inputs<'_>) -> Masquerade {
+    let setup = inputs.setup;
+    let network = &setup.network;
+    let ports = network.masquerade_ports.first..=network.masquerade_ports.last;
+    let mut masquerade = Masquerade {
+        ports,
+        ..Masquerade::default()
+    };
+    if !is_wanted(setup) {
+        return masquerade;
+    }
+    let own = setup.pod_cidrs.iter();
+    let cluster = own
+        .chain(&network.cluster_cidrs)
+        .chain(&network.service_cidrs);
+    let configured = network.masquerade_exclude.iter();
+    masquerade.excluded = cluster.chain(configured).copied().map(prefix).collect();
+    masquerade.nodes = inputs
+        .nodes
+        .iter()
+        .flat_map(|node| node.addresses.iter().copied())
+        .chain(setup.addresses.iter().copied())
+        .collect();
+    for address in exits(inputs) {
+        match address {
+            IpAddr::V4(v4) => masquerade.egress_v4.push(v4),
+            IpAddr::V6(v6) => masquerade.egress_v6.push(v6),
+        }
+    }
+    masquerade
+}
+
+/// The configured addresses, else the uplink's own that are good everywhere.
+fn exits(inputs: &Inputs<'_>) -> Vec<IpAddr> {
+    let configured = &inputs.setup.network.egress_addresses;
+    if !configured.is_empty() {
+        return configured.clone();
+    }
+    let Some(uplink) = inputs.uplink else {
+        return Vec::new();
+    };
+    let held = inputs.kernel.addresses.iter();
+    held.filter(|(index, ..)| *index == uplink.port.ifindex)
+        .map(|(_, address, _)| *address)
+        .filter(|address| is_global(*address))
+        .collect()
+}
+
+fn is_global(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => !v4.is_link_local() && !v4.is_loopback(),
+        IpAddr::V6(v6) => !v6.is_unicast_link_local() && !v6.is_loopback(),
+    }
+}
