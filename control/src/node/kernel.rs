@@ -31,6 +31,8 @@ pub struct Neighbour {
 pub struct Kernel {
     /// Links.
     pub links: Vec<Link>,
+    /// Addresses with their interface.
+    pub addresses: Vec<(u32, IpAddr)>,
     /// Unicast routes of the main table.
     pub routes: Vec<KernelRoute>,
     /// Resolved neighbours by interface and address.
@@ -58,6 +60,11 @@ impl Kernel {
         routes.retain(|route| !route.is_ours);
         Ok(Kernel {
             links: netlink.links()?,
+            addresses: netlink
+                .addresses()?
+                .into_iter()
+                .map(|a| (a.0, a.1))
+                .collect(),
             routes,
             neighbours: neighbours(netlink)?,
         })

@@ -59,8 +59,8 @@ fn exits(inputs: &Inputs<'_>) -> Vec<IpAddr> {
         return Vec::new();
     };
     let held = inputs.kernel.addresses.iter();
-    held.filter(|(index, ..)| *index == uplink.port.ifindex)
-        .map(|(_, address, _)| *address)
+    held.filter(|(index, _)| *index == uplink.port.ifindex)
+        .map(|(_, address)| *address)
         .filter(|address| is_global(*address))
         .collect()
 }
