@@ -20,6 +20,7 @@ mod underlay;
 
 pub use masquerade::Masquerade;
 pub use routes::{RouteTable, RouteTarget};
+pub(crate) use underlay::Template;
 pub use underlay::{Network, NextHop, OuterHeader, OuterPath, Underlay, Vtep};
 
 /// A map keyed by address, seeded per process so that nobody can aim at one

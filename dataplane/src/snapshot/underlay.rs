@@ -131,6 +131,15 @@ impl OuterHeader {
         self.is_v6
     }
 
+    /// The bytes, as long as they are.
+    #[inline]
+    pub(crate) fn template(&self) -> Template<'_> {
+        match (self.is_v6, self.bytes.first_chunk()) {
+            (false, Some(bytes)) => Template::V4(bytes),
+            _ => Template::V6(&self.bytes),
+        }
+    }
+
     /// The bytes that stand before an inner frame.
     #[inline]
     pub fn bytes(&self) -> &[u8] {
@@ -139,6 +148,12 @@ impl OuterHeader {
             false => &self.bytes[..OuterHeader::LEN_V4],
         }
     }
+}
+
+/// Serialised outer headers of known length.
+pub(crate) enum Template<'a> {
+    V4(&'a [u8; OuterHeader::LEN_V4]),
+    V6(&'a [u8; OuterHeader::LEN_V6]),
 }
 
 impl std::fmt::Debug for OuterHeader {
