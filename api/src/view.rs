@@ -190,6 +190,46 @@ pub struct FdbEntry {
     pub is_static: bool,
 }
 
+/// Where packets for a prefix go.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RouteVia {
+    /// To a pod of this node, or to the switch itself.
+    Local,
+    /// Through the overlay.
+    Vtep,
+    /// To a neighbour on the uplink.
+    Gateway,
+    /// To the node's kernel.
+    Host,
+    /// Nowhere: the sender is told.
+    Unreachable,
+}
+
+/// One row of `spinlane routes` (`GET /v1/routes`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Route {
+    /// Destination, `ADDRESS/LENGTH`.
+    pub prefix: String,
+    /// How.
+    pub via: RouteVia,
+    /// Port that packets leave by; none for the switch's own addresses.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<String>,
+    /// Address of the remote end of the overlay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub vtep: Option<String>,
+    /// The neighbour on the uplink that packets are handed to.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gateway: Option<String>,
+    /// The neighbour's hardware address; none while it is not resolved.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mac: Option<String>,
+    /// Longest IP packet in bytes, where it is known.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+}
+
 /// Key of a flow.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FlowKey {

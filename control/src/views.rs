@@ -22,6 +22,8 @@ pub trait Views: Send + Sync + 'static {
     fn connections(&self) -> Vec<view::Connection>;
     /// `fdb`
     fn fdb(&self) -> Vec<view::FdbEntry>;
+    /// `routes`
+    fn routes(&self) -> Vec<view::Route>;
     /// `drops`
     fn drops(&self) -> view::Drops;
     /// Starts to copy packets: of one port of [`Views::ports`] by name, or of

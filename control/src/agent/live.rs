@@ -262,6 +262,10 @@ impl Views for Live {
         self.node().fdb()
     }
 
+    fn routes(&self) -> Vec<view::Route> {
+        self.node().routes()
+    }
+
     fn drops(&self) -> view::Drops {
         let counts = self.engine.stats().drops;
         DropReason::ALL

@@ -77,6 +77,10 @@ pub fn router(views: Shared) -> Router {
             get(|s: State<Shared>| show(s, |v| v.connections())),
         )
         .route("/v1/fdb", get(|s: State<Shared>| show(s, |v| v.fdb())))
+        .route(
+            "/v1/routes",
+            get(|s: State<Shared>| show(s, |v| v.routes())),
+        )
         .route("/v1/drops", get(|s: State<Shared>| show(s, |v| v.drops())))
         .route("/v1/version", get(version))
         .route("/v1/capture", get(capture))

@@ -50,6 +50,8 @@ async fn documents_come_through_unchanged() {
     assert_eq!(flows, expected.flows());
     let fdb: Vec<view::FdbEntry> = client.get("fdb").await.unwrap();
     assert_eq!(fdb, expected.fdb());
+    let routes: Vec<view::Route> = client.get("routes").await.unwrap();
+    assert_eq!(routes, expected.routes());
     let drops: view::Drops = client.get("drops").await.unwrap();
     assert_eq!(drops, expected.drops());
     let version: view::Version = client.get("version").await.unwrap();

@@ -79,6 +79,8 @@ enum Command {
     Connections,
     /// Show the stations of the layer-2 segments
     Fdb,
+    /// Show where packets go: pods, other nodes, gateways, the host
+    Routes,
     /// Show why packets were dropped, and how many
     Drops,
     /// Write packets, dropped ones too, as pcapng
@@ -230,6 +232,9 @@ fn run(arguments: Arguments) -> Done {
         }),
         Command::Connections => show(&common, "connections", |all: &Vec<view::Connection>| {
             table::connections(all)
+        }),
+        Command::Routes => show(&common, "routes", |routes: &Vec<view::Route>| {
+            table::routes(routes)
         }),
         Command::Fdb => show(&common, "fdb", |fdb: &Vec<view::FdbEntry>| table::fdb(fdb)),
         Command::Drops => show(&common, "drops", table::drops),

@@ -279,6 +279,45 @@ pub(super) fn fdb(entries: &[view::FdbEntry]) -> String {
     lines(&rows)
 }
 
+pub(super) fn routes(routes: &[view::Route]) -> String {
+    let mut rows = table([
+        Text("PREFIX"),
+        Text("VIA"),
+        Text("PORT"),
+        Text("NEXT HOP"),
+        Text("MAC"),
+        Number("MTU"),
+    ]);
+    for route in routes {
+        let none = || "-".to_owned();
+        let next_hop = match (&route.vtep, &route.gateway) {
+            (Some(vtep), Some(gateway)) if vtep != gateway => format!("{vtep} by {gateway}"),
+            (Some(address), _) | (None, Some(address)) => address.clone(),
+            (None, None) => none(),
+        };
+        let via = match route.via {
+            view::RouteVia::Local => "local",
+            view::RouteVia::Vtep => "vtep",
+            view::RouteVia::Gateway => "gateway",
+            view::RouteVia::Host => "host",
+            view::RouteVia::Unreachable => "unreachable",
+        };
+        let mac = match (&route.mac, &route.gateway) {
+            (None, Some(_)) => "unresolved".to_owned(),
+            (mac, _) => mac.clone().unwrap_or_else(none),
+        };
+        rows.add_row([
+            route.prefix.clone(),
+            via.to_owned(),
+            route.port.clone().unwrap_or_else(none),
+            next_hop,
+            mac,
+            route.mtu.map_or_else(none, |mtu| mtu.to_string()),
+        ]);
+    }
+    lines(&rows)
+}
+
 pub(super) fn drops(drops: &view::Drops) -> String {
     let mut counted: Vec<_> = drops.iter().filter(|(_, packets)| **packets > 0).collect();
     if counted.is_empty() {

@@ -54,7 +54,7 @@ fn wrong_usage_is_one_line() {
 
 #[test]
 fn what_comes_later_is_absent() {
-    for word in ["services", "policy", "trace", "top", "routes"] {
+    for word in ["services", "policy", "trace", "top"] {
         let error = parsed(&[word]).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidSubcommand, "{word}");
     }
@@ -92,6 +92,7 @@ fn tables_read_well() {
         table::ports(&switch.ports),
         table::flows(&switch.flows()),
         table::fdb(&switch.fdb()),
+        table::routes(&switch.routes()),
         table::drops(&switch.drops()),
         table::ports(&[]),
         table::flows(&[]),

@@ -88,14 +88,8 @@ fn agree_on_mtu(config: &Config, document: &Document<'_>) -> Checked<()> {
 
 /// Keys that are read, checked, and change nothing in this version.
 const NOT_IN_FORCE: &[&[&str]] = &[
-    &["network", "cluster-cidrs"],
     &["network", "service-cidrs"],
-    &["network", "vni"],
-    &["network", "vxlan-port"],
-    &["network", "cross-subnet"],
     &["network", "gateway"],
-    &["source", "kind"],
-    &["source", "path"],
 ];
 
 pub(super) fn warnings(raw: &RawConfig, document: &Document<'_>) -> Vec<String> {
@@ -105,15 +99,11 @@ pub(super) fn warnings(raw: &RawConfig, document: &Document<'_>) -> Vec<String> 
             "{what} is accepted but not yet in force in this version"
         ));
     };
-    if let Some(uplink) = raw.node.uplink.as_deref().filter(|u| *u != "none") {
-        warn(&format!(
-            "node.uplink = {uplink:?} (traffic with other nodes)"
-        ));
+    if raw.network.mode.as_deref() == Some("l2") {
+        warn("network.mode = \"l2\" (pods of this node are routed)");
     }
-    match raw.network.mode.as_deref() {
-        Some("vxlan") => warn("network.mode = \"vxlan\" (the tunnel between nodes; its MTU is)"),
-        Some("l2") => warn("network.mode = \"l2\" (pods of this node are routed)"),
-        _ => {}
+    if raw.source.kind.as_deref() == Some("kubernetes") {
+        warn("source.kind = \"kubernetes\"");
     }
     for path in NOT_IN_FORCE {
         let steps: Vec<_> = path.iter().map(|key| Step::Key(key)).collect();
@@ -123,16 +113,6 @@ pub(super) fn warnings(raw: &RawConfig, document: &Document<'_>) -> Vec<String> 
         };
         if at.is_set() {
             warn(&at.name());
-        }
-    }
-    for (index, segment) in raw.segments.iter().enumerate() {
-        if segment.vni.is_some() {
-            warn(&at!(document, "segments", index, "vni").name());
-        }
-        for (entry, station) in segment.stations.iter().flatten().enumerate() {
-            if station.vtep.is_some() {
-                warn(&at!(document, "segments", index, "static", entry, "vtep").name());
-            }
         }
     }
     warnings

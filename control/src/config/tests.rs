@@ -447,18 +447,8 @@ fn keys_without_effect_draw_one_warning_each() {
         })
         .collect();
     let expected = [
-        "node.uplink",
-        "network.mode",
-        "network.cluster-cidrs",
         "network.service-cidrs",
-        "network.vni",
-        "network.vxlan-port",
-        "network.cross-subnet",
         "network.gateway",
-        "source.kind",
-        "source.path",
-        "segments[0].vni",
-        "segments[0].static[1].vtep",
     ];
     assert_eq!(keys, expected);
     let quiet = "node.uplink = 'none'\nnode.pod-cidrs = ['10.244.1.0/24']\nnetwork.mode = 'routed'\n\

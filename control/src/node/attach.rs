@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use ipnet::IpNet;
 use spinlane_api::cni::{AddRequest, AddResult, Attachment, Interface, Route};
+use spinlane_dataplane::snapshot::Location;
 use spinlane_dataplane::types::MacAddr;
 
 use super::addressing::{choose_addresses, give_back, pod_routes};
@@ -338,7 +339,7 @@ impl Core {
                 .get_mut(attachment)
                 .and_then(|live| live.port.take());
             if let Some(port) = port {
-                inventory.fdb.remove_port(port.id);
+                inventory.fdb.remove(Location::Port(port.id));
                 inventory.touch();
             }
             port

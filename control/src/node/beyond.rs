@@ -330,6 +330,7 @@ impl<'a, 'b> Draft<'a, 'b> {
             };
             if let Some(RouteTarget::NextHop(id)) = target
                 && let Some(Some(next_hop)) = self.next_hops.get(id.index())
+                && next_hop.address.is_ipv6() == matches!(net, IpNet::V6(_))
             {
                 self.direct.insert(*net, next_hop.address);
             }

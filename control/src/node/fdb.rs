@@ -1,4 +1,5 @@
-//! Stations of the segments: which MAC address is behind which port.
+//! Stations of the segments: which MAC address is behind which port of this
+//! node or behind which remote end of the overlay.
 //!
 //! Lanes report stations that are new, moved or due for a refresh; entries
 //! age out; configuration sets static ones, which neither age nor move. Pure:
@@ -6,7 +7,8 @@
 
 use std::collections::HashMap;
 
-use spinlane_dataplane::types::{MacAddr, PortId, SegmentId};
+use spinlane_dataplane::snapshot::Location;
+use spinlane_dataplane::types::{MacAddr, SegmentId, VtepId};
 
 /// Seconds after which a silent station is forgotten (IEEE 802.1Q's default).
 pub const AGEING_S: f64 = 300.0;
@@ -17,8 +19,8 @@ pub const PORT_LIMIT: usize = 1024;
 /// A known station.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Station {
-    /// Where it is.
-    pub port: PortId,
+    /// Behind which port of this node, or which remote end.
+    pub at: Location,
     /// When it was last heard.
     pub seen_s: f64,
     /// Set by configuration.
@@ -29,43 +31,43 @@ pub struct Station {
 #[derive(Debug, Default)]
 pub struct Fdb {
     stations: HashMap<(SegmentId, MacAddr), Station>,
-    /// Stations behind each port.
-    held: HashMap<PortId, usize>,
+    /// Stations behind each of them.
+    held: HashMap<Location, usize>,
 }
 
 impl Fdb {
-    /// A station sent from `port`. Returns whether forwarding changes.
-    pub fn learn(&mut self, segment: SegmentId, mac: MacAddr, port: PortId, now_s: f64) -> bool {
+    /// A station sent from there. Returns whether forwarding changes.
+    pub fn learn(&mut self, segment: SegmentId, mac: MacAddr, at: Location, now_s: f64) -> bool {
         if !mac.is_unicast() {
             return false;
         }
         let known = self.stations.get(&(segment, mac)).copied();
         match known {
             Some(station) if station.is_static => return false,
-            Some(station) if station.port == port => {}
-            _ if self.held_by(port) >= PORT_LIMIT => return false,
+            Some(station) if station.at == at => {}
+            _ if self.held_by(at) >= PORT_LIMIT => return false,
             _ => {}
         }
         self.insert(
             (segment, mac),
             Station {
-                port,
+                at,
                 seen_s: now_s,
                 is_static: false,
             },
         );
-        known.is_none_or(|station| station.port != port)
+        known.is_none_or(|station| station.at != at)
     }
 
     /// Sets a static entry. Returns whether forwarding changes.
-    pub fn fix(&mut self, segment: SegmentId, mac: MacAddr, port: PortId, now_s: f64) -> bool {
+    pub fn fix(&mut self, segment: SegmentId, mac: MacAddr, at: Location, now_s: f64) -> bool {
         let station = Station {
-            port,
+            at,
             seen_s: now_s,
             is_static: true,
         };
         let before = self.insert((segment, mac), station);
-        before.is_none_or(|b| b.port != port || !b.is_static)
+        before.is_none_or(|b| b.at != at || !b.is_static)
     }
 
     /// Forgets stations that have been silent too long. Returns whether
@@ -74,9 +76,17 @@ impl Fdb {
         self.retain(|s| s.is_static || now_s - s.seen_s < AGEING_S)
     }
 
-    /// Forgets everything behind a port.
-    pub fn remove_port(&mut self, port: PortId) -> bool {
-        self.retain(|s| s.port != port)
+    /// Forgets everything behind a port or a remote end.
+    pub fn remove(&mut self, at: Location) -> bool {
+        self.retain(|s| s.at != at)
+    }
+
+    /// Forgets what is behind remote ends that are gone.
+    pub fn retain_remote(&mut self, exists: impl Fn(VtepId) -> bool) -> bool {
+        self.retain(|s| match s.at {
+            Location::Vtep(id) => exists(id),
+            Location::Port(_) => true,
+        })
     }
 
     /// Every station.
@@ -86,15 +96,15 @@ impl Fdb {
             .map(|((segment, mac), station)| (*segment, *mac, *station))
     }
 
-    fn held_by(&self, port: PortId) -> usize {
-        self.held.get(&port).copied().unwrap_or(0)
+    fn held_by(&self, at: Location) -> usize {
+        self.held.get(&at).copied().unwrap_or(0)
     }
 
     fn insert(&mut self, key: (SegmentId, MacAddr), station: Station) -> Option<Station> {
         let before = self.stations.insert(key, station);
-        *self.held.entry(station.port).or_default() += 1;
+        *self.held.entry(station.at).or_default() += 1;
         if let Some(before) = before {
-            let_go(&mut self.held, before.port);
+            let_go(&mut self.held, before.at);
         }
         before
     }
@@ -106,7 +116,7 @@ impl Fdb {
         self.stations.retain(|_, station| {
             let stays = keep(station);
             if !stays {
-                let_go(held, station.port);
+                let_go(held, station.at);
             }
             stays
         });
@@ -114,11 +124,11 @@ impl Fdb {
     }
 }
 
-fn let_go(held: &mut HashMap<PortId, usize>, port: PortId) {
-    if let Some(count) = held.get_mut(&port) {
+fn let_go(held: &mut HashMap<Location, usize>, at: Location) {
+    if let Some(count) = held.get_mut(&at) {
         *count -= 1;
         if *count == 0 {
-            held.remove(&port);
+            held.remove(&at);
         }
     }
 }
@@ -126,70 +136,84 @@ fn let_go(held: &mut HashMap<PortId, usize>, port: PortId) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spinlane_dataplane::types::PortId;
 
+    const ONE: Location = Location::Port(PortId(1));
+    const TWO: Location = Location::Vtep(VtepId(2));
     const BLUE: SegmentId = SegmentId(0);
     const RED: SegmentId = SegmentId(1);
     const A: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
     const B: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
 
-    fn find(fdb: &Fdb, segment: SegmentId, mac: MacAddr) -> Option<PortId> {
+    fn find(fdb: &Fdb, segment: SegmentId, mac: MacAddr) -> Option<Location> {
         fdb.iter()
             .find(|(s, m, _)| (*s, *m) == (segment, mac))
-            .map(|(_, _, station)| station.port)
+            .map(|(_, _, station)| station.at)
     }
 
     #[test]
     fn learns_moves_and_ages() {
         let mut fdb = Fdb::default();
-        assert!(fdb.learn(BLUE, A, PortId(1), 0.0));
-        assert!(!fdb.learn(BLUE, A, PortId(1), 200.0), "a refresh only");
+        assert!(fdb.learn(BLUE, A, ONE, 0.0));
+        assert!(!fdb.learn(BLUE, A, ONE, 200.0), "a refresh only");
         assert!(!fdb.age(400.0), "refreshed 200 s ago");
-        assert!(fdb.learn(BLUE, A, PortId(2), 401.0), "moved");
-        assert_eq!(find(&fdb, BLUE, A), Some(PortId(2)));
+        assert!(fdb.learn(BLUE, A, TWO, 401.0), "moved");
+        assert_eq!(find(&fdb, BLUE, A), Some(TWO));
         assert!(fdb.age(701.0));
         assert_eq!(find(&fdb, BLUE, A), None);
     }
 
     #[test]
+    fn a_remote_end_that_goes_takes_its_stations() {
+        let mut fdb = Fdb::default();
+        fdb.learn(BLUE, A, ONE, 0.0);
+        fdb.learn(BLUE, B, TWO, 0.0);
+        assert!(!fdb.retain_remote(|id| id == VtepId(2)));
+        assert!(fdb.retain_remote(|_| false));
+        assert_eq!(find(&fdb, BLUE, B), None);
+        assert_eq!(find(&fdb, BLUE, A), Some(ONE));
+    }
+
+    #[test]
     fn segments_are_apart() {
         let mut fdb = Fdb::default();
-        fdb.learn(BLUE, A, PortId(1), 0.0);
-        fdb.learn(RED, A, PortId(2), 0.0);
-        assert_eq!(find(&fdb, BLUE, A), Some(PortId(1)));
-        assert_eq!(find(&fdb, RED, A), Some(PortId(2)));
+        fdb.learn(BLUE, A, ONE, 0.0);
+        fdb.learn(RED, A, TWO, 0.0);
+        assert_eq!(find(&fdb, BLUE, A), Some(ONE));
+        assert_eq!(find(&fdb, RED, A), Some(TWO));
     }
 
     #[test]
     fn static_entries_stay() {
         let mut fdb = Fdb::default();
-        assert!(fdb.fix(BLUE, A, PortId(1), 0.0));
-        assert!(!fdb.fix(BLUE, A, PortId(1), 1.0));
-        assert!(!fdb.learn(BLUE, A, PortId(2), 1.0));
+        assert!(fdb.fix(BLUE, A, ONE, 0.0));
+        assert!(!fdb.fix(BLUE, A, ONE, 1.0));
+        assert!(!fdb.learn(BLUE, A, TWO, 1.0));
         assert!(!fdb.age(1e9));
-        assert_eq!(find(&fdb, BLUE, A), Some(PortId(1)));
-        assert!(fdb.remove_port(PortId(1)));
+        assert_eq!(find(&fdb, BLUE, A), Some(ONE));
+        assert!(fdb.remove(ONE));
         assert_eq!(fdb.iter().count(), 0);
     }
 
     #[test]
     fn group_addresses_are_no_stations() {
         let mut fdb = Fdb::default();
-        assert!(!fdb.learn(BLUE, MacAddr::BROADCAST, PortId(1), 0.0));
-        assert!(!fdb.learn(BLUE, MacAddr::ZERO, PortId(1), 0.0));
+        assert!(!fdb.learn(BLUE, MacAddr::BROADCAST, ONE, 0.0));
+        assert!(!fdb.learn(BLUE, MacAddr::ZERO, ONE, 0.0));
     }
 
     #[test]
     fn a_flooding_port_fills_its_share_only() {
         let mut fdb = Fdb::default();
-        fdb.learn(BLUE, B, PortId(2), 0.0);
+        fdb.learn(BLUE, B, TWO, 0.0);
         for n in 0..2 * PORT_LIMIT as u32 {
             let [a, b, c, d] = n.to_be_bytes();
-            fdb.learn(BLUE, MacAddr([6, 0, a, b, c, d]), PortId(1), 0.0);
+            fdb.learn(BLUE, MacAddr([6, 0, a, b, c, d]), ONE, 0.0);
         }
         assert_eq!(fdb.iter().count(), PORT_LIMIT + 1);
-        assert_eq!(find(&fdb, BLUE, B), Some(PortId(2)));
+        assert_eq!(find(&fdb, BLUE, B), Some(TWO));
         fdb.age(AGEING_S);
-        assert!(fdb.learn(BLUE, A, PortId(1), AGEING_S), "room again");
+        assert!(fdb.learn(BLUE, A, ONE, AGEING_S), "room again");
         assert_eq!(fdb.held.len(), 1);
     }
 }

@@ -6,7 +6,8 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use spinlane_api::cni::Attachment;
-use spinlane_dataplane::types::{MacAddr, PortId, SegmentId};
+use spinlane_dataplane::snapshot::Location;
+use spinlane_dataplane::types::{MacAddr, PortId, SegmentId, Vni};
 
 use super::endpoint::Endpoint;
 use super::fdb::Fdb;
@@ -15,7 +16,7 @@ use super::plan::{Desired, GATEWAY_LINK_LOCAL, HostPort, PodPort, PortIds, Segme
 use super::setup::Setup;
 use super::switch::Binding;
 use super::uplink::Surroundings;
-use crate::config::StationPlace;
+use crate::config::{Segment, StationPlace};
 
 /// A port that the data path holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -159,7 +160,8 @@ impl Inventory {
             if let StationPlace::Port(place) = &station.at
                 && names.contains(place)
             {
-                self.fdb.fix(segment, station.mac, id, now_s);
+                self.fdb
+                    .fix(segment, station.mac, Location::Port(id), now_s);
             }
         }
     }
@@ -200,14 +202,14 @@ impl Inventory {
             .iter()
             .map(|segment| SegmentState {
                 guard: segment.guard,
+                vni: segment.vni.and_then(Vni::new),
+                remote: remote_stations(segment),
                 ..SegmentState::default()
             })
             .collect();
         for (segment, mac, station) in self.fdb.iter() {
             if let Some(state) = segments.get_mut(segment.index()) {
-                state
-                    .stations
-                    .insert(mac, (station.port, station.is_static));
+                state.stations.insert(mac, (station.at, station.is_static));
             }
         }
         Desired {
@@ -227,4 +229,14 @@ impl Inventory {
             segments,
         }
     }
+}
+
+/// Stations that configuration puts behind other nodes.
+fn remote_stations(segment: &Segment) -> Vec<(MacAddr, IpAddr)> {
+    let stations = segment.stations.iter();
+    let remote = stations.filter_map(|station| match station.at {
+        StationPlace::Vtep(address) => Some((station.mac, address)),
+        StationPlace::Port(_) => None,
+    });
+    remote.collect()
 }

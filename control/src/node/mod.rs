@@ -256,19 +256,30 @@ impl Core {
             .published
             .lock()
             .unwrap_or_else(PoisonError::into_inner);
-        let inventory = self.inventory();
-        if inventory.version == published.version {
-            return;
-        }
-        let (desired, version) = (inventory.desired(&self.setup), inventory.version);
-        let surroundings = inventory.surroundings.version;
-        let follow = (surroundings != published.surroundings)
-            .then(|| inventory.surroundings.view(inventory.host));
-        drop(inventory);
-        if let Some(view) = follow {
+        let follow = {
+            let inventory = self.inventory();
+            let surroundings = &inventory.surroundings;
+            if inventory.version == published.version
+                && surroundings.version == published.surroundings
+            {
+                return;
+            }
+            (surroundings.version != published.surroundings)
+                .then(|| (surroundings.version, surroundings.view(inventory.host)))
+        };
+        if let Some((version, view)) = follow {
             published.beyond.follow(&view.inputs(&self.setup));
-            published.surroundings = surroundings;
+            published.surroundings = version;
         }
+        let (desired, version) = {
+            let mut inventory = self.inventory();
+            // Numbers of remote ends are given again.
+            let vteps = &published.beyond.tables().vteps;
+            inventory
+                .fdb
+                .retain_remote(|id| matches!(vteps.get(id.index()), Some(Some(_))));
+            (inventory.desired(&self.setup), inventory.version)
+        };
         let snapshot = plan::plan(&desired, published.beyond.tables(), &published.snapshot);
         published.version = version;
         // Every generation makes the lanes look at each flow again.
@@ -277,6 +288,15 @@ impl Core {
         }
         self.switch.publish(snapshot.clone());
         published.snapshot = snapshot;
+    }
+
+    /// The snapshot in force.
+    fn published_snapshot(&self) -> Snapshot {
+        let published = self
+            .published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        published.snapshot.clone()
     }
 
     /// What lies beyond this node, as published.

@@ -11,7 +11,7 @@ use spinlane_dataplane::snapshot::{
     AddressMap, Destination, FdbTarget, Gateway, Location, PortEntry, Prefix, Role, Segment,
     Snapshot,
 };
-use spinlane_dataplane::types::{MacAddr, PortId, SegmentId};
+use spinlane_dataplane::types::{MacAddr, PortId, SegmentId, Vni};
 
 use super::beyond::Tables;
 use super::inventory::BoundUplink;
@@ -64,7 +64,11 @@ pub struct SegmentState {
     /// Source guard.
     pub guard: bool,
     /// Stations.
-    pub stations: BTreeMap<MacAddr, (PortId, bool)>,
+    pub stations: BTreeMap<MacAddr, (Location, bool)>,
+    /// Its network between nodes.
+    pub vni: Option<Vni>,
+    /// Static stations behind the remote ends with these addresses.
+    pub remote: Vec<(MacAddr, IpAddr)>,
 }
 
 /// What the node has.
@@ -250,17 +254,8 @@ fn segments(
         let fdb: AddressMap<MacAddr, FdbTarget> = state
             .stations
             .iter()
-            .map(|(mac, (port, is_static))| {
-                let (port, is_static) = (*port, *is_static);
-                (
-                    *mac,
-                    FdbTarget {
-                        at: Location::Port(port),
-                        is_static,
-                        is_held: false,
-                    },
-                )
-            })
+            .map(|(mac, (at, is_static))| (*mac, target(*at, *is_static)))
+            .chain(remote(state, beyond))
             .collect();
         let members: Vec<PortId> = desired
             .pods
@@ -286,6 +281,25 @@ fn segments(
         })
     });
     keep(before, now.collect())
+}
+
+fn target(at: Location, is_static: bool) -> FdbTarget {
+    FdbTarget {
+        at,
+        is_static,
+        is_held: false,
+    }
+}
+
+/// The static stations behind remote ends that exist.
+fn remote<'a>(
+    state: &'a SegmentState,
+    beyond: &'a Tables,
+) -> impl Iterator<Item = (MacAddr, FdbTarget)> + 'a {
+    state.remote.iter().filter_map(|(mac, address)| {
+        let id = *beyond.underlay.peers.get(&(state.vni?, *address))?;
+        Some((*mac, target(Location::Vtep(id), true)))
+    })
 }
 
 /// Ids of ports: dense, the lowest free one first.
@@ -371,9 +385,10 @@ mod tests {
         assert!(Arc::ptr_eq(&same.hosts_v4, &before.hosts_v4));
         assert!(Arc::ptr_eq(&same.segments, &before.segments));
         let mut changed = desired();
-        changed.segments[0]
-            .stations
-            .insert(MacAddr([2, 0, 0, 0, 0, 4]), (PortId(4), false));
+        changed.segments[0].stations.insert(
+            MacAddr([2, 0, 0, 0, 0, 4]),
+            (Location::Port(PortId(4)), false),
+        );
         let after = plan(&changed, &Tables::default(), &before);
         assert!(Arc::ptr_eq(&after.ports, &before.ports));
         assert!(Arc::ptr_eq(&after.hosts_v4, &before.hosts_v4));

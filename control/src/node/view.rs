@@ -1,6 +1,10 @@
 //! What the node shows of itself.
 
-use spinlane_api::view::{FdbEntry, Port, PortKind, XdpMode};
+use std::net::IpAddr;
+
+use ipnet::IpNet;
+use spinlane_api::view::{FdbEntry, Port, PortKind, Route, RouteVia, XdpMode};
+use spinlane_dataplane::snapshot::{Destination, Location, RouteTarget, Snapshot};
 use spinlane_dataplane::types::PortId;
 
 use super::Node;
@@ -21,6 +25,20 @@ impl Node {
             row.mtu = core.setup.path_mtu;
             row.super_frames = core.setup.offloads;
             rows.push((host.port.id, row));
+        }
+        if let Some(uplink) = inventory.surroundings.uplink {
+            let name = inventory.uplink_name().unwrap_or_default();
+            let mut row = row(uplink.port, name, PortKind::Uplink);
+            row.mac = uplink.mac.to_string();
+            row.addresses = core
+                .setup
+                .addresses
+                .iter()
+                .map(ToString::to_string)
+                .collect();
+            row.mtu = uplink.mtu;
+            row.super_frames = false;
+            rows.push((uplink.port.id, row));
         }
         for live in inventory.endpoints.values() {
             let Some(port) = live.port else { continue };
@@ -46,6 +64,7 @@ impl Node {
     /// Every station of every segment.
     pub fn fdb(&self) -> Vec<FdbEntry> {
         let core = &self.core;
+        let snapshot = core.published_snapshot();
         let inventory = core.inventory();
         let now_s = core.now_s();
         let mut rows: Vec<FdbEntry> = inventory
@@ -56,8 +75,14 @@ impl Node {
                 Some(FdbEntry {
                     segment: name.clone(),
                     mac: mac.to_string(),
-                    port: inventory.port_name(station.port),
-                    vtep: None,
+                    port: match station.at {
+                        Location::Port(id) => inventory.port_name(id),
+                        Location::Vtep(_) => None,
+                    },
+                    vtep: match station.at {
+                        Location::Port(_) => None,
+                        Location::Vtep(id) => snapshot.vtep(id).map(|v| v.address.to_string()),
+                    },
                     age_s: if station.is_static {
                         0.0
                     } else {
@@ -71,6 +96,35 @@ impl Node {
         rows
     }
 
+    /// Where packets go, by prefix.
+    pub fn routes(&self) -> Vec<Route> {
+        let snapshot = self.core.published_snapshot();
+        let inventory = self.core.inventory();
+        let name = |id: PortId| inventory.port_name(id);
+        let v4 = snapshot.hosts_v4.iter();
+        let v4 = v4.map(|(address, to)| (IpAddr::V4(*address), *to));
+        let v6 = snapshot.hosts_v6.iter();
+        let hosts = v4.chain(v6.map(|(address, to)| (IpAddr::V6(*address), *to)));
+        let hosts = hosts.map(|(address, to)| {
+            let (via, port) = match to {
+                Destination::Pod(id) => (RouteVia::Local, Some(id)),
+                Destination::Gateway => (RouteVia::Local, None),
+                Destination::Host(id) => (RouteVia::Host, Some(id)),
+            };
+            let mut route = route(IpNet::from(address), via);
+            route.port = port.and_then(name);
+            route.mtu = port.and_then(|id| Some(snapshot.port(id)?.mtu));
+            (IpNet::from(address), route)
+        });
+        let beyond = snapshot.routes.iter().filter_map(|(prefix, target)| {
+            let net = IpNet::new(prefix.address, prefix.len).ok()?;
+            Some((net, beyond(&snapshot, net, target, &name)))
+        });
+        let mut rows: Vec<_> = hosts.chain(beyond).collect();
+        rows.sort_by_key(|(net, _)| *net);
+        rows.into_iter().map(|(_, route)| route).collect()
+    }
+
     /// Name of a port's interface on the node.
     pub fn port_name(&self, id: PortId) -> Option<String> {
         self.core.inventory().port_name(id)
@@ -82,6 +136,57 @@ impl Node {
         let attached = inventory.endpoints.values().filter(|l| l.port.is_some());
         attached.count()
     }
+}
+
+fn route(net: IpNet, via: RouteVia) -> Route {
+    Route {
+        prefix: net.to_string(),
+        via,
+        port: None,
+        vtep: None,
+        gateway: None,
+        mac: None,
+        mtu: None,
+    }
+}
+
+/// What lies beyond this node.
+fn beyond(
+    snapshot: &Snapshot,
+    net: IpNet,
+    target: RouteTarget,
+    name: &dyn Fn(PortId) -> Option<String>,
+) -> Route {
+    let via = match target {
+        RouteTarget::Vtep(_) => RouteVia::Vtep,
+        RouteTarget::NextHop(_) => RouteVia::Gateway,
+        RouteTarget::Host(_) => RouteVia::Host,
+        RouteTarget::Unreachable => RouteVia::Unreachable,
+    };
+    let mut row = route(net, via);
+    let next_hop = match target {
+        RouteTarget::Vtep(id) => {
+            let Some(vtep) = snapshot.vtep(id) else {
+                return row;
+            };
+            row.vtep = Some(vtep.address.to_string());
+            row.mtu = Some(vtep.mtu);
+            snapshot.next_hop(vtep.next_hop)
+        }
+        RouteTarget::NextHop(id) => snapshot.next_hop(id),
+        RouteTarget::Host(id) => {
+            row.port = name(id);
+            None
+        }
+        RouteTarget::Unreachable => None,
+    };
+    if let Some(next_hop) = next_hop {
+        row.port = name(next_hop.port);
+        row.gateway = Some(next_hop.address.to_string());
+        row.mac = next_hop.mac.map(|mac| mac.to_string());
+        row.mtu = row.mtu.or(Some(next_hop.mtu));
+    }
+    row
 }
 
 fn row(port: BoundPort, name: String, kind: PortKind) -> Port {

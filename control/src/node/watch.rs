@@ -94,25 +94,18 @@ impl Watch {
         let mut changed = false;
         for event in self.events.drain(..) {
             match event {
-                Event::Station {
-                    segment,
-                    mac,
-                    at: Location::Port(port),
-                } => {
+                Event::Station { segment, mac, at } => {
                     let mut inventory = self.core.inventory();
                     // A port that went away meanwhile holds no stations.
-                    if inventory.by_port(port).is_some()
-                        && inventory.fdb.learn(segment, mac, port, now_s)
-                    {
+                    let exists = match at {
+                        Location::Port(port) => inventory.by_port(port).is_some(),
+                        Location::Vtep(_) => true,
+                    };
+                    if exists && inventory.fdb.learn(segment, mac, at, now_s) {
                         inventory.touch();
                         changed = true;
                     }
                 }
-                // Remote stations come with the next change of segments.
-                Event::Station {
-                    at: Location::Vtep(_),
-                    ..
-                } => {}
                 Event::NeighborMissing { next_hop } => self.core.neighbour_missing(next_hop),
                 Event::PathMtu { destination, mtu } => {
                     self.core.learn_path_mtu(destination, mtu);

@@ -65,6 +65,29 @@ impl Views for FakeSwitch {
         }]
     }
 
+    fn routes(&self) -> Vec<view::Route> {
+        vec![
+            view::Route {
+                prefix: "10.244.1.2/32".to_owned(),
+                via: view::RouteVia::Local,
+                port: Some("sl1".to_owned()),
+                vtep: None,
+                gateway: None,
+                mac: None,
+                mtu: Some(1450),
+            },
+            view::Route {
+                prefix: "10.244.2.0/24".to_owned(),
+                via: view::RouteVia::Vtep,
+                port: Some("eth0".to_owned()),
+                vtep: Some("172.31.0.2".to_owned()),
+                gateway: Some("172.31.0.254".to_owned()),
+                mac: None,
+                mtu: Some(1450),
+            },
+        ]
+    }
+
     fn drops(&self) -> view::Drops {
         [("runt".to_owned(), 0), ("spoofed".to_owned(), 3)].into()
     }
