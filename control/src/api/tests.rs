@@ -78,10 +78,10 @@ async fn mistakes_are_told_in_one_line() {
         ClientError::Refused(text) => text,
         other => panic!("{other}"),
     };
-    let error = client.get::<view::Status>("routes").await.unwrap_err();
+    let error = client.get::<view::Status>("backends").await.unwrap_err();
     assert_eq!(
         refused(error),
-        "nothing is at /v1/routes: ask for /v1/status and the like"
+        "nothing is at /v1/backends: ask for /v1/status and the like"
     );
     let cases = [
         (

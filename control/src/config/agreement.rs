@@ -87,10 +87,7 @@ fn agree_on_mtu(config: &Config, document: &Document<'_>) -> Checked<()> {
 }
 
 /// Keys that are read, checked, and change nothing in this version.
-const NOT_IN_FORCE: &[&[&str]] = &[
-    &["network", "service-cidrs"],
-    &["network", "gateway"],
-];
+const NOT_IN_FORCE: &[&[&str]] = &[&["network", "service-cidrs"], &["network", "gateway"]];
 
 pub(super) fn warnings(raw: &RawConfig, document: &Document<'_>) -> Vec<String> {
     let mut warnings = Vec::new();

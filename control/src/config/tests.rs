@@ -446,10 +446,7 @@ fn keys_without_effect_draw_one_warning_each() {
             line.split(' ').next().unwrap()
         })
         .collect();
-    let expected = [
-        "network.service-cidrs",
-        "network.gateway",
-    ];
+    let expected = ["network.service-cidrs", "network.gateway"];
     assert_eq!(keys, expected);
     let quiet = "node.uplink = 'none'\nnode.pod-cidrs = ['10.244.1.0/24']\nnetwork.mode = 'routed'\n\
                  network.mtu = 1500\nlanes.poll = 'busy'\nmetrics.listen = 'none'\nsegments = [{name = 'a'}]";
