@@ -8,6 +8,7 @@ use spinlane_perf::rr::Transport;
 use spinlane_perf::subject::Kind;
 
 use crate::commands::pktgen::Pktgen;
+use crate::commands::rfc2544::Rfc2544;
 use crate::commands::sink::Sink;
 use crate::comparing;
 
@@ -26,6 +27,8 @@ pub(crate) enum Command {
     Pktgen(Pktgen),
     /// Count packets that arrive in a pod, and drop them
     Sink(Sink),
+    /// Throughput, latency and frame loss rate of one switch, after RFC 2544
+    Rfc2544(Rfc2544),
     /// Bulk TCP through one switch
     Tcp(Tcp),
     /// Round trips through one switch
@@ -73,7 +76,13 @@ pub(crate) struct Output {
     #[arg(long, value_name = "FILE")]
     pub(crate) json: Option<PathBuf>,
     /// What standard output gets
-    #[arg(short, long = "output", value_enum, default_value = "table")]
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_name = "FORMAT",
+        value_enum,
+        default_value = "table"
+    )]
     pub(crate) format: Format,
 }
 

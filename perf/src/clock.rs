@@ -12,8 +12,18 @@ const WAKE_UP: Duration = Duration::from_micros(150);
 /// Nanoseconds now.
 #[must_use]
 pub fn now_ns() -> u64 {
-    // The clock cannot fail: it exists on every Linux.
-    clock_gettime(ClockId::CLOCK_MONOTONIC).map_or(0, |time| {
+    read(ClockId::CLOCK_MONOTONIC)
+}
+
+/// Nanoseconds that the calling thread has had a core.
+#[must_use]
+pub fn thread_ns() -> u64 {
+    read(ClockId::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn read(clock: ClockId) -> u64 {
+    // These clocks cannot fail: they exist on every Linux.
+    clock_gettime(clock).map_or(0, |time| {
         time.tv_sec().unsigned_abs() * 1_000_000_000 + time.tv_nsec().unsigned_abs()
     })
 }

@@ -1,6 +1,7 @@
 //! Commands: from arguments to a printed result.
 
 pub(crate) mod pktgen;
+pub(crate) mod rfc2544;
 pub(crate) mod sink;
 
 use std::fs;
@@ -29,6 +30,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
     match arguments.command {
         Command::Pktgen(arguments) => pktgen::run(&arguments, &stop)?,
         Command::Sink(arguments) => sink::run(&arguments, &stop)?,
+        Command::Rfc2544(arguments) => rfc2544::run(&arguments, &stop)?,
         Command::Tcp(arguments) => tcp(&arguments, &stop)?,
         Command::Rr(arguments) => rr(&arguments, &stop)?,
         Command::Compare(arguments) => return comparing::compare(&arguments, &stop),

@@ -26,6 +26,7 @@ pub mod packet;
 pub mod path;
 pub mod progress;
 pub mod report;
+pub mod rfc2544;
 pub mod rr;
 pub mod scenario;
 pub mod sink;

@@ -144,3 +144,80 @@ fn ctrl_c_leaves_a_partial_report_and_nothing_else() {
         assert!(text.contains("Interrupted: rounds are missing."), "{name}");
     }
 }
+
+fn rfc2544(trial_seconds: &str) -> Command {
+    perf(&[
+        "rfc2544",
+        "--subject",
+        "linux-bridge",
+        "--sizes",
+        "imix",
+        "--flows",
+        "1000",
+        "--trial-seconds",
+        trial_seconds,
+        "--trials",
+        "1",
+        "--latency-trials",
+        "1",
+        "--width",
+        "20",
+        "-o",
+        "json",
+    ])
+}
+
+#[test]
+fn throughput_is_found_between_its_bounds() {
+    if !root_or_skip("throughput_is_found_between_its_bounds") {
+        return;
+    }
+    let output = rfc2544("0.1").output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["schema_version"], 1);
+    assert_eq!(report["complete"], true);
+    let case = &report["cases"][0];
+    assert_eq!(case["failure"], Value::Null);
+    assert!(!case["loss_curve"].as_array().unwrap().is_empty());
+    assert!(case["full_speed"]["received"].as_u64().unwrap() > 0);
+    for found in case["throughput"].as_array().unwrap() {
+        let (Some(lower), upper) = (found["lower"].as_f64(), found["upper"].as_f64()) else {
+            continue; // a busy machine may lose frames at any load
+        };
+        assert!(upper.is_none_or(|upper| lower < upper), "{found}");
+        assert!(found["conditional"].as_f64().unwrap() <= lower, "{found}");
+        let points = case["latency"].as_array().unwrap();
+        assert_eq!(points.len(), 3);
+        let loads: Vec<f64> = points
+            .iter()
+            .map(|point| point["load"].as_f64().unwrap())
+            .collect();
+        assert!((loads[2] / loads[0] - 9.0).abs() < 0.01, "{loads:?}");
+    }
+}
+
+#[test]
+fn ctrl_c_leaves_a_partial_report() {
+    if !root_or_skip("ctrl_c_leaves_a_partial_report") {
+        return;
+    }
+    let child = rfc2544("1")
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = child.id();
+    wait_for("three namespaces", Duration::from_secs(10), || {
+        (namespaces_of(pid) == 3).then_some(())
+    })
+    .unwrap();
+    std::thread::sleep(Duration::from_secs(3));
+    kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    let report: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(report["complete"], false);
+    assert_eq!(report["cases"][0]["failure"], "interrupted");
+    assert_eq!(namespaces_of(pid), 0);
+}

@@ -65,6 +65,8 @@ pub struct Sent {
     pub seconds: f64,
     /// Seconds that a paced generator was late and did not make up for.
     pub late_seconds: f64,
+    /// Of these, seconds in which other work had the core.
+    pub preempted_seconds: f64,
 }
 
 /// Waits are cut to this, so that an end that is asked for is heard.
@@ -144,6 +146,7 @@ impl<'a> Pace<'a> {
             packets: self.sent,
             seconds: self.began.elapsed().as_secs_f64(),
             late_seconds: self.lost_ns as f64 / 1e9,
+            preempted_seconds: 0.0, // it sleeps, so nobody can tell
         }
     }
 }

@@ -18,7 +18,8 @@ pub(crate) const RECORD_WORDS: usize = 6;
 pub(crate) const NEXT: usize = 0;
 /// First number that is not sent.
 pub(crate) const END: usize = 1;
-/// When frame 0 is due, in nanoseconds; moved on when time was lost.
+/// When frame 0 is due, in nanoseconds: at once while it is 0. Moved on when
+/// time was lost.
 pub(crate) const START: usize = 2;
 /// Time between two frames, in 1/1024 ns; 0 for as fast as it goes.
 pub(crate) const INTERVAL: usize = 3;
@@ -121,7 +122,7 @@ impl Writer<'_> {
     /// `r9` the record.
     fn wait_until_due(&mut self) {
         let program = &mut *self.program;
-        let [look, due, in_time, unpaced] = std::array::from_fn(|_| program.label());
+        let [begun, look, due, in_time, unpaced] = std::array::from_fn(|_| program.label());
         program.load(Width::Double, R8, R9, word(INTERVAL));
         program.jump_if(R8, Condition::Equal, 0, unpaced);
         program.compute_register(Operation::Multiply, R8, R7);
@@ -131,6 +132,11 @@ impl Writer<'_> {
             INTERVAL_FRACTION_BITS.cast_signed(),
         );
         program.load(Width::Double, R1, R9, word(START));
+        program.jump_if(R1, Condition::NotEqual, 0, begun);
+        program.call(Helper::Time);
+        program.store(Width::Double, R0, R9, word(START));
+        program.copy(R1, R0);
+        program.place(begun);
         program.add_register(R8, R1);
         program.store_value(Width::Double, LOOKS, R10, LOOK);
         program.place(look);

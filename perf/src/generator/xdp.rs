@@ -22,24 +22,28 @@ use crate::stop::Stop;
 /// Largest frame that one page of a live run holds beside the kernel's own
 /// structures, the frame check sequence counted.
 pub const MAX_LIVE_FRAME_BYTES: usize = 3400;
-/// Frames a call: long enough to hide the call's own cost (it makes a page
-/// pool), short enough to hear of the end.
-const FRAMES_PER_CALL: u64 = 1 << 15;
+/// Frames a call at full speed. A call costs some 12 ms (the kernel patches
+/// its XDP dispatcher before and after), so it has to be long; but no longer
+/// than the end can wait.
+const FRAMES_PER_CALL: u64 = 1 << 18;
 /// Frames that the driver gets at once at full speed.
 const FULL_BATCH: u32 = 64;
 /// The same when paced: every frame goes at its own time.
 const PACED_BATCH: u32 = 1;
-/// Runs of a paced call. Some only wait, 8 µs or so each, so that a call takes
-/// about a tenth of a second and its own cost does not matter.
-const PACED_RUNS: u64 = 12_500;
+/// Runs of a paced call beside its frames: those that only wait, some 8 µs
+/// each, make a call last about a second.
+const WAITING_RUNS: u64 = 125_000;
+/// Frames and waits of a paced call at most.
+const MAX_PACED_RUNS: u64 = 1 << 19;
 /// What a run that only waits takes at least.
 const SHORTEST_RUN_NS: u64 = 4_000;
-/// The same where frames are far apart: enough to wait for one.
-const SPARSE_RUNS: u64 = 64;
+/// Frames farther apart than this are waited for in user space, where
+/// something else can use the core.
+const SPARSE: Duration = Duration::from_millis(40);
+/// How long before a sparse frame is due its call begins.
+const CALL_AHEAD: Duration = Duration::from_millis(20);
 /// A wait in user space looks for the end this often.
 const LONGEST_WAIT: Duration = Duration::from_millis(20);
-/// Waiting below this is the program's.
-const PROGRAM_WAIT: Duration = Duration::from_micros(400);
 
 /// A generator of live frames.
 #[derive(Debug)]
@@ -71,23 +75,30 @@ impl XdpGenerator {
     /// When the kernel refuses the run.
     pub fn run(&self, limit: Limit, stop: &Stop) -> Result<Sent, MeasureError> {
         let mut record = [0u64; RECORD_WORDS];
-        record[START] = clock::now_ns();
         record[END] = limit.whole().unwrap_or(u64::MAX);
         record[SLACK] = limit.slack.as_nanos() as u64;
         if let Some(rate) = limit.rate {
             record[INTERVAL] = (1_000_000_000 << INTERVAL_FRACTION_BITS) / rate.max(1);
         }
         self.record.write(&record)?;
-        let began = Instant::now();
+        let (began, cpu_began) = (Instant::now(), clock::thread_ns());
         loop {
             let record = self.record.read()?;
             let over = stop.is_set() || limit.duration.is_some_and(|most| began.elapsed() >= most);
             let left = record[END] - record[NEXT];
             if over || left == 0 {
+                let wall = began.elapsed().as_secs_f64();
+                let late_seconds = record[LOST] as f64 / 1e9;
+                let worked = (clock::thread_ns() - cpu_began) as f64 / 1e9;
                 return Ok(Sent {
                     packets: record[NEXT],
-                    seconds: began.elapsed().as_secs_f64(),
-                    late_seconds: record[LOST] as f64 / 1e9,
+                    // A paced run ends with its last frame, not with its call.
+                    seconds: match limit.rate {
+                        Some(_) if left == 0 => passed_ns(&record) as f64 / 1e9 + late_seconds,
+                        _ => wall,
+                    },
+                    late_seconds,
+                    preempted_seconds: (wall - worked).clamp(0.0, late_seconds),
                 });
             }
             self.call(&record, left, limit.rate)?;
@@ -104,26 +115,21 @@ impl XdpGenerator {
         let (frames, batch) = match rate {
             None => (left.min(FRAMES_PER_CALL), FULL_BATCH),
             Some(rate) => {
-                let passed =
-                    (record[INTERVAL] as u128 * record[NEXT] as u128) >> INTERVAL_FRACTION_BITS;
-                let due = record[START] + passed as u64;
-                let program_wait = PROGRAM_WAIT.as_nanos() as u64;
-                if due > clock::now_ns() + program_wait {
-                    clock::wait_until(due - program_wait / 4, LONGEST_WAIT);
-                    return Ok(());
+                let apart_ns = record[INTERVAL] >> INTERVAL_FRACTION_BITS;
+                if record[NEXT] > 0 && apart_ns > SPARSE.as_nanos() as u64 {
+                    let ahead = CALL_AHEAD.as_nanos() as u64;
+                    let due = record[START] + passed_ns(record) - ahead;
+                    if clock::wait_until(due, LONGEST_WAIT) < due {
+                        return Ok(());
+                    }
                 }
-                let apart = record[INTERVAL] >> INTERVAL_FRACTION_BITS;
-                let runs = if apart > program_wait {
-                    SPARSE_RUNS
-                } else {
-                    PACED_RUNS.max(rate / 10)
-                };
                 // No more than the last frames wait for, lest it ends late.
-                let last = left.saturating_mul(apart / SHORTEST_RUN_NS + 2);
-                (runs.min(last).min(FRAMES_PER_CALL), PACED_BATCH)
+                let last = left.saturating_mul(apart_ns / SHORTEST_RUN_NS + 2);
+                let runs = (WAITING_RUNS + rate).min(MAX_PACED_RUNS).min(last);
+                (runs, PACED_BATCH)
             }
         };
-        let frames = u32::try_from(frames).expect("at most FRAMES_PER_CALL");
+        let frames = u32::try_from(frames).expect("at most MAX_PACED_RUNS");
         match self.program.run_live(&self.frame, frames, batch) {
             Err(BpfError::Call { source, .. }) if source.kind() == io::ErrorKind::Interrupted => {
                 Ok(())
@@ -131,4 +137,10 @@ impl XdpGenerator {
             result => result,
         }
     }
+}
+
+/// From frame 0 to the next one, without what was lost.
+fn passed_ns(record: &[u64; RECORD_WORDS]) -> u64 {
+    let passed = u128::from(record[INTERVAL]) * u128::from(record[NEXT]);
+    (passed >> INTERVAL_FRACTION_BITS) as u64
 }

@@ -31,8 +31,9 @@ impl Sizes {
         Sizes::spread(&[(64, 7), (594, 4), (1518, 1)])
     }
 
-    /// A pattern in which each size is spread as evenly as its share allows.
-    fn spread(shares: &[(usize, usize)]) -> Sizes {
+    /// Sizes with their shares, each spread as evenly as its share allows.
+    #[must_use]
+    pub fn spread(shares: &[(usize, usize)]) -> Sizes {
         let total: usize = shares.iter().map(|(_, share)| share).sum();
         let mut given = vec![0usize; shares.len()];
         let mut places = Vec::with_capacity(total);

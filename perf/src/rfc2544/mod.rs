@@ -1,0 +1,317 @@
+//! The tests of RFC 2544 on one subject: throughput, latency and frame loss
+//! rate, by frame size and number of flows.
+//!
+//! [`search`] finds the throughput, [`trial`] makes the trials, [`report`]
+//! shows them. The method and where it departs from the RFC are in README.md.
+
+pub mod report;
+pub mod search;
+mod trial;
+
+use serde::Serialize;
+
+use crate::generator::live::LiveFrames;
+use crate::measure::MeasureError;
+use crate::packet::Sizes;
+use crate::progress::Progress;
+use crate::rfc2544::search::{Goal, Search, Throughput, Trial};
+use crate::rfc2544::trial::Bench;
+use crate::sink::latency::Latency;
+use crate::stats::Median;
+use crate::stop::Stop;
+use crate::subject::Subject;
+
+pub use trial::Outcome;
+
+/// Version of the document.
+pub const SCHEMA_VERSION: u32 = 1;
+/// Loads of the latency trials, in percent of the throughput.
+const LATENCY_PERCENT: [u32; 3] = [10, 50, 90];
+/// Lowest load that is tried, as a share of the most.
+const LEAST_SHARE: f64 = 0.001;
+/// Paced frames go one by one, which costs a little of the full speed.
+const PACED_SHARE: f64 = 0.98;
+/// What a search takes, about, for the time that is left.
+const SEARCH_TRIALS: u64 = 24;
+
+/// What is measured, and for how long.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Plan {
+    /// Frame sizes.
+    pub sizes: Vec<Sizes>,
+    /// Numbers of flows.
+    pub flows: Vec<u32>,
+    /// IPv6 instead of IPv4.
+    pub v6: bool,
+    /// Seconds of a full trial.
+    pub trial_seconds: f64,
+    /// Full trials that decide about a load.
+    pub trials: u32,
+    /// Width of the throughput's interval, relative.
+    pub width: f64,
+    /// Loss ratio of the partial-drop rate.
+    pub partial_loss: f64,
+    /// Trials of each latency.
+    pub latency_trials: u32,
+    /// Whether to make the frame loss rate curve.
+    pub loss_curve: bool,
+}
+
+impl Plan {
+    /// Steps of the progress bar.
+    #[must_use]
+    pub fn steps(&self) -> u64 {
+        let latency = LATENCY_PERCENT.len() as u64 * u64::from(self.latency_trials);
+        let curve = if self.loss_curve { 10 } else { 0 };
+        let each = 1 + SEARCH_TRIALS + latency + curve;
+        self.sizes.len() as u64 * self.flows.len() as u64 * each
+    }
+
+    fn goals(&self) -> [Goal; 2] {
+        let ndr = Goal {
+            name: "NDR",
+            loss_ratio: 0.0,
+            exceed_ratio: 0.5,
+            trial_seconds: self.trial_seconds,
+            sum_seconds: self.trial_seconds * f64::from(self.trials),
+            width: self.width,
+        };
+        let pdr = Goal {
+            name: "PDR",
+            loss_ratio: self.partial_loss,
+            ..ndr
+        };
+        [pdr, ndr]
+    }
+}
+
+/// Delays at one load.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct LatencyPoint {
+    /// Of the throughput.
+    pub percent: u32,
+    /// Packets a second.
+    pub load: f64,
+    /// One a trial.
+    pub trials: Vec<Latency>,
+}
+
+impl LatencyPoint {
+    /// The median over trials of one of their figures.
+    fn median(&self, figure: impl Fn(&Latency) -> f64) -> Option<f64> {
+        let figures: Vec<f64> = self.trials.iter().map(figure).collect();
+        Median::of(&figures).map(|median| median.value)
+    }
+}
+
+/// One frame size and number of flows.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Case {
+    /// Bytes of a frame with its check sequence, or a mix.
+    pub size: String,
+    /// Mean of the mix.
+    pub mean_frame_bytes: f64,
+    /// How many.
+    pub flows: u32,
+    /// What the generator offers at most, and what then arrives.
+    pub full_speed: Option<Outcome>,
+    /// What was found, the partial-drop rate first.
+    pub throughput: Vec<Throughput>,
+    /// Whether the search gave up.
+    pub irregular: bool,
+    /// The trials of the search.
+    pub trials: Vec<Trial>,
+    /// Delays at parts of the throughput.
+    pub latency: Vec<LatencyPoint>,
+    /// Frame loss rate from full speed down.
+    pub loss_curve: Vec<Outcome>,
+    /// Why it is not complete.
+    pub failure: Option<String>,
+}
+
+/// A run, complete or not.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Report {
+    /// [`SCHEMA_VERSION`].
+    pub schema_version: u32,
+    /// The subject's name.
+    pub subject: &'static str,
+    /// How the subject was run.
+    pub settings: Vec<(String, String)>,
+    /// Whether IPv6 carried the frames.
+    pub ipv6: bool,
+    /// Seconds of a full trial.
+    pub trial_seconds: f64,
+    /// Full trials that decide about a load.
+    pub trials: u32,
+    /// Whether everything of the plan was measured.
+    pub complete: bool,
+    /// The cases in the plan's order, as far as it came.
+    pub cases: Vec<Case>,
+}
+
+/// Makes the tests. What was measured before an interruption is in the
+/// report, which then is not complete.
+///
+/// # Errors
+/// When the subject does not carry anything at all.
+pub fn run(
+    subject: &dyn Subject,
+    plan: &Plan,
+    progress: &Progress,
+    stop: &Stop,
+) -> Result<Report, MeasureError> {
+    let _live = LiveFrames::allow(subject.node(), subject.host_end())?;
+    let mut report = Report {
+        schema_version: SCHEMA_VERSION,
+        subject: subject.kind().name(),
+        settings: subject.settings().to_vec(),
+        ipv6: plan.v6,
+        trial_seconds: plan.trial_seconds,
+        trials: plan.trials,
+        complete: false,
+        cases: Vec::new(),
+    };
+    for sizes in &plan.sizes {
+        for flows in &plan.flows {
+            let mut case = Case {
+                size: sizes.to_string(),
+                mean_frame_bytes: sizes.mean_frame_bytes(),
+                flows: *flows,
+                full_speed: None,
+                throughput: Vec::new(),
+                irregular: false,
+                trials: Vec::new(),
+                latency: Vec::new(),
+                loss_curve: Vec::new(),
+                failure: None,
+            };
+            let measured = Bench::new(subject, plan.v6, (sizes, *flows), stop)
+                .and_then(|bench| measure(&bench, plan, &mut case, progress));
+            let interrupted = matches!(measured, Err(MeasureError::Interrupted));
+            case.failure = measured.err().map(|error| error.to_string());
+            report.cases.push(case);
+            if interrupted {
+                return Ok(report);
+            }
+        }
+    }
+    report.complete = report.cases.iter().all(|case| case.failure.is_none());
+    Ok(report)
+}
+
+fn measure(
+    bench: &Bench<'_>,
+    plan: &Plan,
+    case: &mut Case,
+    progress: &Progress,
+) -> Result<(), MeasureError> {
+    let name = format!(
+        "{}, {} bytes, {} flows",
+        bench.subject.kind().name(),
+        case.size,
+        case.flows
+    );
+    progress.says(&format!("{name}: full speed"));
+    // The subject learns every flow in this trial, which does not count.
+    let full = bench.run(0.0, plan.trial_seconds)?;
+    progress.step();
+    if full.received == 0 {
+        return Err(MeasureError::Unreachable {
+            what: "a frame at the sink",
+            seconds: plan.trial_seconds.ceil() as u64,
+        });
+    }
+    case.full_speed = Some(full);
+    let most = (full.sent as f64 / full.seconds * PACED_SHARE).max(1.0);
+    search(bench, plan, case, (most, progress))?;
+    let throughput = case.throughput.iter().rev().find_map(|found| found.lower);
+    for percent in LATENCY_PERCENT {
+        let Some(throughput) = throughput else {
+            break;
+        };
+        let load = throughput * f64::from(percent) / 100.0;
+        let mut point = LatencyPoint {
+            percent,
+            load,
+            trials: Vec::new(),
+        };
+        for _ in 0..plan.latency_trials {
+            progress.says(&format!("{name}: latency at {percent} %"));
+            let (_, latency) = bench.run_with_latency(load, plan.trial_seconds)?;
+            point.trials.extend(latency);
+            progress.step();
+        }
+        case.latency.push(point);
+    }
+    if plan.loss_curve {
+        loss_curve(bench, plan, case, (most, progress, &name))?;
+    }
+    Ok(())
+}
+
+fn search(
+    bench: &Bench<'_>,
+    plan: &Plan,
+    case: &mut Case,
+    (most, progress): (f64, &Progress),
+) -> Result<(), MeasureError> {
+    let mut search = Search::new(&plan.goals(), most * LEAST_SHARE, most);
+    let mut steps = SEARCH_TRIALS;
+    while let Some((load, seconds)) = search.next() {
+        progress.says(&format!(
+            "{}, {} bytes, {} flows: {:.0} packets/s for {seconds:.2} s",
+            bench.subject.kind().name(),
+            case.size,
+            case.flows,
+            load
+        ));
+        let outcome = bench.run(load.floor(), seconds);
+        let found = outcome.as_ref().ok().map(|outcome| Trial {
+            load,
+            seconds,
+            loss_ratio: outcome.loss_ratio,
+        });
+        if let Some(trial) = found {
+            search.add(trial);
+        }
+        case.trials = search.trials().to_vec();
+        case.throughput = search.found();
+        outcome?;
+        if steps > 0 {
+            progress.step();
+            steps -= 1;
+        }
+    }
+    for _ in 0..steps {
+        progress.step();
+    }
+    case.irregular = search.is_irregular();
+    Ok(())
+}
+
+/// From full speed down in tenths, until two trials in a row lose nothing
+/// (RFC 2544, 26.3).
+fn loss_curve(
+    bench: &Bench<'_>,
+    plan: &Plan,
+    case: &mut Case,
+    (most, progress, name): (f64, &Progress, &str),
+) -> Result<(), MeasureError> {
+    let mut without_loss = 0;
+    for tenth in (1..=10).rev() {
+        if without_loss < 2 {
+            progress.says(&format!("{name}: loss at {tenth}0 %"));
+            let load = (most * f64::from(tenth) / 10.0).floor().max(1.0);
+            let outcome = bench.run(load, plan.trial_seconds)?;
+            without_loss = if outcome.loss_ratio == 0.0 {
+                without_loss + 1
+            } else {
+                0
+            };
+            case.loss_curve.push(outcome);
+        }
+        progress.step();
+    }
+    Ok(())
+}
