@@ -88,6 +88,12 @@ impl Rig {
         true
     }
 
+    /// Empties the batch.
+    pub fn unload(&mut self) {
+        free(&mut self.pool, self.batch.frames.drain(..).flatten());
+        self.batch.clear();
+    }
+
     /// Packets in the batch.
     pub fn batch_len(&self) -> usize {
         self.batch.len()
@@ -143,7 +149,7 @@ impl Rig {
 
 impl Drop for Rig {
     fn drop(&mut self) {
-        free(&mut self.pool, self.batch.frames.drain(..).flatten());
+        self.unload();
     }
 }
 

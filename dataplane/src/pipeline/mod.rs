@@ -294,17 +294,24 @@ fn routed<K: RoutedKey>(
     key: &K,
     lane: &mut Lane,
 ) -> Verdict {
-    let bytes = u64::from(batch.packets()[index].len);
     let known = match packet.parsed.is_cacheable {
-        true => lane.hit(packet, key, bytes, round),
+        true => lane.hit(packet, key, round),
         false => None,
     };
-    match known {
-        Some(answer) if answer.translation.is_none() => {
-            send::<K>(round, batch, index, packet, &answer, lane)
+    if let Some(slot) = known {
+        let flow = K::table(lane).flow(slot);
+        if !flow.actions.has(Actions::TRANSLATE) {
+            flow.count(u64::from(batch.packets()[index].len), round.now_ms);
+            let actions = flow.actions;
+            lane.tally.hits += 1;
+            let answer = Answer {
+                actions,
+                translation: None,
+            };
+            return send::<K>(round, batch, index, packet, &answer, lane);
         }
-        _ => routed_otherwise(round, batch, index, packet, (key, known), lane),
     }
+    routed_otherwise(round, batch, index, packet, (key, known), lane)
 }
 
 /// As [`routed`], for a packet that is translated or that no flow answers for.
@@ -314,10 +321,12 @@ fn routed_otherwise<K: RoutedKey>(
     batch: &mut Batch,
     index: usize,
     packet: &LookedUp,
-    (key, known): (&K, Option<Answer>),
+    (key, known): (&K, Option<SlotIndex>),
     lane: &mut Lane,
 ) -> Verdict {
     let headers = &packet.parsed.headers;
+    let bytes = u64::from(batch.packets()[index].len);
+    let known = known.and_then(|slot| lane.translated::<K>(slot, bytes, round));
     let is_edge =
         known.is_some() && masquerade::is_edge(round.umem.bytes(batch.head(index)), headers);
     let answer = match known {
@@ -403,7 +412,6 @@ fn ask<K: RoutedKey>(
 
 /// The translation of a flow whose connection still lives. Now and then the
 /// connection is told that it is used.
-#[inline(never)]
 fn translation<K: RoutedKey>(
     table: &mut FlowTable<K>,
     slot: SlotIndex,
@@ -470,28 +478,33 @@ impl Lane {
         }
     }
 
-    /// The actions of a known flow, which counts the packet. None when the
-    /// flow is unknown or was decided by another snapshot.
+    /// A known flow. None when the flow is unknown or was decided by another
+    /// snapshot.
     #[inline(always)]
     fn hit<K: RoutedKey>(
         &mut self,
         packet: &LookedUp,
         key: &K,
+        round: &Round<'_>,
+    ) -> Option<SlotIndex> {
+        let table = K::table(self);
+        let slot = table.find_hinted(packet.hint, packet.hash, key)?;
+        let flow = table.flow(slot);
+        flow.is_current(round.snapshot.generation).then_some(slot)
+    }
+
+    /// What a known flow that is translated answers, which counts the packet.
+    fn translated<K: RoutedKey>(
+        &mut self,
+        slot: SlotIndex,
         bytes: u64,
         round: &Round<'_>,
     ) -> Option<Answer> {
         let table = K::table(self);
-        let slot = table.find_hinted(packet.hint, packet.hash, key)?;
+        let translation = Some(translation(table, slot, round)?);
         let flow = table.flow(slot);
-        if !flow.is_current(round.snapshot.generation) {
-            return None;
-        }
+        flow.count(bytes, round.now_ms);
         let actions = flow.actions;
-        let translation = match actions.has(Actions::TRANSLATE) {
-            true => Some(translation(table, slot, round)?),
-            false => None,
-        };
-        table.flow(slot).count(bytes, round.now_ms);
         self.tally.hits += 1;
         Some(Answer {
             actions,

@@ -67,7 +67,7 @@ fn by_hardware(case: Case) -> Result<f64, MeasureError> {
     let mut counter = Instructions::open().map_err(failed())?;
     let (mut counted, known) = (0, bench.units());
     for _ in 0..ROUNDS {
-        bench.refresh();
+        bench.refresh()?;
         let before = counter.read().map_err(failed())?;
         bench.round()?;
         counted += counter.read().map_err(failed())? - before;

@@ -8,9 +8,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use spinlane_dataplane::snapshot::{
-    AddressMap, Destination, Gateway, PortEntry, Role, Segment, Snapshot,
+    AddressMap, Destination, Gateway, Masquerade, Network, NextHop, OuterHeader, OuterPath,
+    PortEntry, Prefix, Role, RouteTable, RouteTarget, Segment, Snapshot, Underlay, Vtep,
 };
-use spinlane_dataplane::types::{Generation, MacAddr, PortId, SegmentId};
+use spinlane_dataplane::types::{Generation, MacAddr, NextHopId, PortId, SegmentId, Vni, VtepId};
 use spinlane_dataplane::wire::checksum::{checksum, pseudo_header};
 
 use crate::packet::{FCS_BYTES, MAX_FRAME_BYTES, Mac, PacketError, Sizes, Template, Traffic};
@@ -18,6 +19,8 @@ use crate::packet::{FCS_BYTES, MAX_FRAME_BYTES, Mac, PacketError, Sizes, Templat
 /// The port that packets come by, and the one that they leave by.
 pub(super) const IN_PORT: PortId = PortId(0);
 const OUT_PORT: PortId = PortId(1);
+/// The port to other nodes, where there are some.
+pub(super) const UPLINK: PortId = PortId(2);
 
 /// Path MTU: longest IP packet that is no super-frame.
 pub(super) const MTU: u32 = 1450;
@@ -32,6 +35,14 @@ const V6: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 2),
     Ipv6Addr::new(0xfd00, 1, 0, 0, 0, 0, 0, 3),
 ];
+/// The nodes' own addresses.
+const UNDERLAY_V4: [Ipv4Addr; 2] = [Ipv4Addr::new(172, 31, 0, 1), Ipv4Addr::new(172, 31, 0, 2)];
+const UNDERLAY_V6: [Ipv6Addr; 2] = [
+    Ipv6Addr::new(0xfd00, 31, 0, 0, 0, 0, 0, 1),
+    Ipv6Addr::new(0xfd00, 31, 0, 0, 0, 0, 0, 2),
+];
+const VNI: u32 = 1;
+const VXLAN_PORT: u16 = 4789;
 
 /// The two pods, routed or in a segment; the second takes super-frames or not.
 pub(super) fn node(in_segment: bool, takes_super_frames: bool) -> Snapshot {
@@ -41,15 +52,9 @@ pub(super) fn node(in_segment: bool, takes_super_frames: bool) -> Snapshot {
     };
     let port = |id: PortId| {
         Some(PortEntry {
-            id,
             role,
-            mac: MAC,
-            addresses: vec![V4[id.index()].into(), V6[id.index()].into()],
-            mtu: MTU,
             super_frames: takes_super_frames,
-            device_mtu: 65_535,
-            segment_mtu: MTU,
-            partial_checksums: true,
+            ..pod(id)
         })
     };
     let mut hosts_v4 = AddressMap::default();
@@ -68,6 +73,111 @@ pub(super) fn node(in_segment: bool, takes_super_frames: bool) -> Snapshot {
         segments: Arc::new(vec![Some(Segment::default())]),
         ..Snapshot::default()
     }
+}
+
+/// A pod's port on the routed network.
+fn pod(id: PortId) -> PortEntry {
+    PortEntry {
+        id,
+        role: Role::Pod,
+        mac: MAC,
+        addresses: vec![V4[id.index()].into(), V6[id.index()].into()],
+        mtu: MTU,
+        super_frames: true,
+        device_mtu: 65_535,
+        segment_mtu: MTU,
+        partial_checksums: true,
+    }
+}
+
+/// How the other pod is reached from a [`half`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Way {
+    /// Through VXLAN.
+    Overlay,
+    /// As an outside address, with the node's own address.
+    Masquerade,
+}
+
+/// A node with one of the pods, the other one beyond the uplink: in the
+/// overlay, or by the neighbour and with the node's own address.
+pub(super) fn half(has_first: bool, v6_underlay: bool, way: Way) -> Option<Snapshot> {
+    let mut node = node(false, true);
+    let [own, other] = match has_first {
+        true => [0, 1],
+        false => [1, 0],
+    };
+    let ports = Arc::make_mut(&mut node.ports);
+    let uplink = PortEntry {
+        id: UPLINK,
+        role: Role::Uplink,
+        addresses: Vec::new(),
+        super_frames: false,
+        partial_checksums: false,
+        ..pod(IN_PORT)
+    };
+    ports[own] = Some(pod(PortId(own as u16)));
+    ports[other] = None;
+    ports.push(Some(uplink));
+    let hosts = Destination::Pod(PortId(own as u16));
+    node.hosts_v4 = Arc::new(AddressMap::from_iter([(V4[own], hosts)]));
+    node.hosts_v6 = Arc::new(AddressMap::from_iter([(V6[own], hosts)]));
+    let address = |end: usize| -> IpAddr {
+        match v6_underlay {
+            true => UNDERLAY_V6[end].into(),
+            false => UNDERLAY_V4[end].into(),
+        }
+    };
+    node.next_hops = Arc::new(vec![Some(NextHop {
+        address: address(other),
+        port: UPLINK,
+        mac: Some(MAC),
+        mtu: 1500,
+    })]);
+    let vni = Vni::new(VNI)?;
+    let path = OuterPath {
+        source_mac: MAC,
+        destination_mac: MAC,
+        source: address(own),
+        destination: address(other),
+    };
+    node.vteps = Arc::new(vec![Some(Vtep {
+        address: address(other),
+        vni,
+        mac: MAC,
+        mtu: MTU,
+        next_hop: NextHopId(0),
+        outer: OuterHeader::new(&path, VXLAN_PORT, vni)?,
+    })]);
+    node.underlay = Arc::new(Underlay {
+        uplink: Some(UPLINK),
+        mac: MAC,
+        addresses: vec![address(own)],
+        vxlan_port: VXLAN_PORT,
+        vtep_mac: MAC,
+        networks: AddressMap::from_iter([(vni, Network::Routed)]),
+        peers: AddressMap::from_iter([((vni, address(other)), VtepId(0))]),
+        is_routed: true,
+        ..Underlay::default()
+    });
+    let target = match way {
+        Way::Overlay => RouteTarget::Vtep(VtepId(0)),
+        Way::Masquerade => RouteTarget::NextHop(NextHopId(0)),
+    };
+    let mut routes = RouteTable::default();
+    for address in [IpAddr::from(V4[other]), V6[other].into()] {
+        let len = if address.is_ipv4() { 32 } else { 128 };
+        routes.insert(Prefix { address, len }, target);
+    }
+    node.routes = Arc::new(routes);
+    if way == Way::Masquerade {
+        node.masquerade = Arc::new(Masquerade {
+            egress_v4: vec![UNDERLAY_V4[own]],
+            egress_v6: vec![UNDERLAY_V6[own]],
+            ..Masquerade::default()
+        });
+    }
+    Some(node)
 }
 
 /// The shortest frame that holds the headers of a UDP packet: 60 bytes with

@@ -6,7 +6,7 @@ use spinlane_dataplane::frame::Verdict;
 use spinlane_dataplane::pipeline::FlowCapacity;
 use spinlane_dataplane::wire::checksum::checksum;
 
-use super::packets::{self, IN_PORT, MTU};
+use super::packets::{self, IN_PORT, MTU, UPLINK, Way};
 use super::{allocations, clock};
 use crate::measure::MeasureError;
 
@@ -34,6 +34,12 @@ pub enum Work {
     Classify,
     /// A new flow with every packet.
     Churn,
+    /// A known flow into VXLAN over IPv4.
+    VxlanOut,
+    /// A known flow out of VXLAN over IPv4.
+    VxlanIn,
+    /// A known flow that leaves with the node's address.
+    Masquerade,
     /// A super-frame into segments; the unit is a segment.
     Segmentation,
     /// The sum over the payload of a full segment.
@@ -50,6 +56,9 @@ impl Work {
             Work::L3Partial => "l3-partial",
             Work::Classify => "classify",
             Work::Churn => "churn",
+            Work::VxlanOut => "vxlan-out",
+            Work::VxlanIn => "vxlan-in",
+            Work::Masquerade => "masquerade",
             Work::Segmentation => "segmentation",
             Work::Checksum => "checksum",
         }
@@ -65,8 +74,14 @@ impl Work {
         }
     }
 
+    /// Whether the same bytes cannot go through twice.
     const fn needs_a_fresh_batch(self) -> bool {
-        matches!(self, Work::Classify | Work::Churn)
+        matches!(self, Work::Classify | Work::Churn | Work::Masquerade) || self.is_tunneled()
+    }
+
+    /// Whether the batch function moves where the packet begins.
+    const fn is_tunneled(self) -> bool {
+        matches!(self, Work::VxlanOut | Work::VxlanIn)
     }
 }
 
@@ -126,6 +141,9 @@ pub fn cases() -> Vec<Case> {
         add(Work::L3Partial, v6, 32, 1);
         add(Work::Classify, v6, 32, CLASSIFIED_FLOWS);
         add(Work::Churn, v6, 32, u32::MAX);
+        add(Work::VxlanOut, v6, 32, 1);
+        add(Work::VxlanIn, v6, 32, 1);
+        add(Work::Masquerade, v6, 32, 1);
         add(Work::Segmentation, v6, 1, 1);
     }
     add(Work::Checksum, false, 1, 1);
@@ -153,7 +171,6 @@ pub(super) struct Bench {
 impl Bench {
     /// Sets the node up, and makes its flows known.
     pub(super) fn set_up(case: Case) -> Result<Bench, MeasureError> {
-        let is_cut = case.work == Work::Segmentation;
         let mut template = match case.work {
             Work::Segmentation => packets::super_frame(case.v6)?,
             Work::Checksum => vec![0x5a; SUMMED],
@@ -162,8 +179,28 @@ impl Bench {
         if case.work == Work::L3Partial {
             packets::make_partial(&mut template, case.v6);
         }
-        let node = packets::node(case.work == Work::L2Hit, !is_cut);
-        let rig = Rig::new(node, capacity(&case)).map_err(|error| failed(&case, error))?;
+        let from =
+            |snapshot| Rig::new(snapshot, capacity(&case)).map_err(|error| failed(&case, error));
+        let half = |has_first, way| {
+            let half = packets::half(has_first, false, way);
+            half.ok_or_else(|| failed(&case, "the addresses do not fit"))
+        };
+        let rig = match case.work {
+            Work::L2Hit => from(packets::node(true, true))?,
+            Work::Segmentation => from(packets::node(false, false))?,
+            Work::VxlanOut => from(half(true, Way::Overlay)?)?,
+            Work::Masquerade => from(half(true, Way::Masquerade)?)?,
+            Work::VxlanIn => {
+                // What the other node makes of the packet.
+                let mut other = from(half(true, Way::Overlay)?)?;
+                if other.load(IN_PORT, &template) {
+                    other.process();
+                    template = other.head(0).to_vec();
+                }
+                from(half(false, Way::Overlay)?)?
+            }
+            _ => from(packets::node(false, true))?,
+        };
         let mut bench = Bench {
             case,
             rig,
@@ -172,15 +209,11 @@ impl Bench {
             units: 0,
             before: [0; 2],
         };
-        for _ in 0..case.batch {
-            if !bench.rig.load(IN_PORT, &bench.template) {
-                return Err(failed(&case, "the frames ran out"));
-            }
-        }
+        bench.load()?;
         if case.work != Work::Churn {
             // Twice: a flow that saw two packets is not pushed out.
             for _ in 0..(case.flows as usize).div_ceil(case.batch) * 2 {
-                bench.refresh();
+                bench.refresh()?;
                 bench.round()?;
             }
         }
@@ -206,7 +239,7 @@ impl Bench {
         let warm_up = WARM_UP.min(u64::from(self.case.flows) * 4);
         let mut passed = 0;
         while passed < warm_up {
-            self.refresh();
+            self.refresh()?;
             self.round()?;
             passed += self.case.batch as u64;
         }
@@ -216,7 +249,7 @@ impl Bench {
         };
         let mut sample = Sample::default();
         while sample.ticks < ticks {
-            self.refresh();
+            self.refresh()?;
             let allocated = allocations::count();
             let done = self.units;
             let before = clock::now();
@@ -237,7 +270,7 @@ impl Bench {
     /// So many rounds, for who counts instructions.
     pub(super) fn run(&mut self, rounds: u32) -> Result<(), MeasureError> {
         for _ in 0..rounds {
-            self.refresh();
+            self.refresh()?;
             self.round()?;
         }
         self.check()
@@ -272,10 +305,14 @@ impl Bench {
     }
 
     /// Writes each packet of the batch anew, for the next flows.
-    pub(super) fn refresh(&mut self) {
+    pub(super) fn refresh(&mut self) -> Result<(), MeasureError> {
         let Case {
             work, v6, flows, ..
         } = self.case;
+        if work.is_tunneled() {
+            self.rig.unload();
+            return self.load();
+        }
         if work == Work::Classify {
             self.rig.publish();
         }
@@ -288,6 +325,21 @@ impl Bench {
             }
             self.next_flow = (self.next_flow + 1) % flows;
         }
+        Ok(())
+    }
+
+    /// Fills the batch.
+    fn load(&mut self) -> Result<(), MeasureError> {
+        let port = match self.case.work {
+            Work::VxlanIn => UPLINK,
+            _ => IN_PORT,
+        };
+        for _ in 0..self.case.batch {
+            if !self.rig.load(port, &self.template) {
+                return Err(failed(&self.case, "the frames ran out"));
+            }
+        }
+        Ok(())
     }
 
     /// Every packet has to be forwarded in the way that its case is about.
@@ -299,6 +351,8 @@ impl Bench {
                 (Work::L2Hit, Verdict::Flood { .. }) => true,
                 (Work::L3Partial, Verdict::Forward { checksum, .. }) => checksum.is_some(),
                 (Work::L3Hit | Work::Classify | Work::Churn, Verdict::Forward { .. }) => true,
+                (Work::VxlanOut | Work::Masquerade, Verdict::Forward { out, .. }) => out == UPLINK,
+                (Work::VxlanIn, Verdict::Forward { out, .. }) => out != UPLINK,
                 (Work::Segmentation, Verdict::Segment { .. }) => true,
                 _ => false,
             };
@@ -346,7 +400,8 @@ mod tests {
             let before = bench.units();
             bench.run(4).unwrap();
             assert!(bench.units() >= before + 4, "{}", small.name());
-            if matches!(case.work, Work::L2Hit | Work::L3Hit | Work::L3Partial) {
+            let is_new = matches!(case.work, Work::Classify | Work::Churn | Work::Checksum);
+            if !is_new {
                 let rounds = bench.rig.counters().flow_hits.get();
                 bench.run(4).unwrap();
                 let hits = bench.rig.counters().flow_hits.get() - rounds;
