@@ -40,6 +40,9 @@ pub struct Status {
     /// the old ones.
     #[serde(default)]
     pub port_rebuilds: u64,
+    /// Fragments of the overlay's outer packets that were left to the kernel.
+    #[serde(default)]
+    pub outer_fragments: u64,
 }
 
 /// One lane in [`Status`].

@@ -186,6 +186,7 @@ struct Series {
     port_drops: IntCounterVec,
     port_up: IntGaugeVec,
     port_rebuilds: IntCounterVec,
+    outer_fragments: IntCounterVec,
     drops: IntCounterVec,
     lane_busy: GaugeVec,
     lane_rx_packets: IntCounterVec,
@@ -248,6 +249,11 @@ impl Series {
             port_rebuilds: counter(
                 "spinlane_port_rebuilds_total",
                 "Times that a port got fresh sockets.",
+                &[],
+            )?,
+            outer_fragments: counter(
+                "spinlane_uplink_outer_fragments_total",
+                "Fragments of the overlay's outer packets, left to the kernel.",
                 &[],
             )?,
             drops: counter(
@@ -366,6 +372,9 @@ impl Series {
         self.port_rebuilds
             .with_label_values::<&str>(&[])
             .inc_by(status.port_rebuilds);
+        self.outer_fragments
+            .with_label_values::<&str>(&[])
+            .inc_by(status.outer_fragments);
         for (reason, packets) in drops {
             self.drops.with_label_values(&[reason]).inc_by(*packets);
         }
@@ -428,7 +437,7 @@ impl Series {
             .inc_by(lane.flow_evictions);
     }
 
-    fn all(&self) -> [&dyn Collector; 26] {
+    fn all(&self) -> [&dyn Collector; 27] {
         [
             &self.port_rx_packets,
             &self.port_rx_bytes,
@@ -437,6 +446,7 @@ impl Series {
             &self.port_drops,
             &self.port_up,
             &self.port_rebuilds,
+            &self.outer_fragments,
             &self.drops,
             &self.lane_busy,
             &self.lane_rx_packets,

@@ -203,6 +203,7 @@ impl Views for Live {
             connections: connections as u64,
             connection_limit: connection_limit as u64,
             port_rebuilds: stats.rebuilds,
+            outer_fragments: self.engine.outer_fragments(),
         }
     }
 

@@ -38,6 +38,7 @@ async fn every_figure_has_its_series() {
         "spinlane_port_drops_total{kind=\"pod\",namespace=\"other\",pod=\"web\",port=\"sl3\"} 3",
         "spinlane_port_up{kind=\"pod\",namespace=\"default\",pod=\"web\",port=\"sl1\"} 1",
         "spinlane_port_rebuilds_total 1",
+        "spinlane_uplink_outer_fragments_total 2",
         "spinlane_drops_total{reason=\"spoofed\"} 3",
         "spinlane_drops_total{reason=\"runt\"} 0",
         "spinlane_lane_busy_ratio{lane=\"0\"} 0.125",

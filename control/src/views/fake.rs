@@ -179,6 +179,7 @@ pub(crate) fn switch() -> FakeSwitch {
             connections: 3,
             connection_limit: 262_144,
             port_rebuilds: 1,
+            outer_fragments: 2,
         },
         ports: vec![
             port("sl1", "default", "web"),
