@@ -2,7 +2,9 @@
 //! node or behind which remote end of the overlay.
 //!
 //! Lanes report stations that are new, moved or due for a refresh; entries
-//! age out; configuration sets static ones, which neither age nor move. Pure:
+//! age out; configuration sets static ones, which neither age nor move. A
+//! station that moves to and fro (two hosts with one address, or a loop) is
+//! held where it is for a while, and what it sends from elsewhere dropped. Pure:
 //! time is an argument, in seconds of any monotonic clock.
 
 use std::collections::HashMap;
@@ -16,6 +18,11 @@ pub const AGEING_S: f64 = 300.0;
 /// fills its own share only.
 pub const PORT_LIMIT: usize = 1024;
 
+/// A station that moves so often within so many seconds is held, for so long.
+pub const MOVES_LIMIT: u32 = 5;
+const MOVES_WINDOW_S: f64 = 10.0;
+const HOLD_S: f64 = 60.0;
+
 /// A known station.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Station {
@@ -25,6 +32,15 @@ pub struct Station {
     pub seen_s: f64,
     /// Set by configuration.
     pub is_static: bool,
+    /// It moved too often.
+    pub is_held: bool,
+}
+
+/// How often a station moved lately.
+#[derive(Debug, Clone, Copy)]
+struct Moves {
+    count: u32,
+    since_s: f64,
 }
 
 /// All stations.
@@ -33,6 +49,8 @@ pub struct Fdb {
     stations: HashMap<(SegmentId, MacAddr), Station>,
     /// Stations behind each of them.
     held: HashMap<Location, usize>,
+    /// Stations that moved lately.
+    moves: HashMap<(SegmentId, MacAddr), Moves>,
 }
 
 impl Fdb {
@@ -44,7 +62,20 @@ impl Fdb {
         let known = self.stations.get(&(segment, mac)).copied();
         match known {
             Some(station) if station.is_static => return false,
-            Some(station) if station.at == at => {}
+            Some(station) if station.at == at => {
+                self.refresh((segment, mac), now_s);
+                return false;
+            }
+            Some(station) if station.is_held => return false,
+            Some(station) if self.moves_too_often((segment, mac), now_s) => {
+                let held = Station {
+                    is_held: true,
+                    seen_s: now_s,
+                    ..station
+                };
+                self.insert((segment, mac), held);
+                return true;
+            }
             _ if self.held_by(at) >= PORT_LIMIT => return false,
             _ => {}
         }
@@ -54,9 +85,37 @@ impl Fdb {
                 at,
                 seen_s: now_s,
                 is_static: false,
+                is_held: false,
             },
         );
-        known.is_none_or(|station| station.at != at)
+        true
+    }
+
+    fn refresh(&mut self, key: (SegmentId, MacAddr), now_s: f64) {
+        if let Some(station) = self.stations.get_mut(&key) {
+            station.seen_s = now_s;
+        }
+    }
+
+    /// Counts a move, and says whether it is one too many.
+    fn moves_too_often(&mut self, key: (SegmentId, MacAddr), now_s: f64) -> bool {
+        let none = Moves {
+            count: 0,
+            since_s: now_s,
+        };
+        let moves = self.moves.entry(key).or_insert(none);
+        if now_s - moves.since_s > MOVES_WINDOW_S {
+            *moves = none;
+        }
+        moves.count += 1;
+        moves.count > MOVES_LIMIT
+    }
+
+    /// Whether a station is held.
+    pub fn is_held(&self, segment: SegmentId, mac: MacAddr) -> bool {
+        self.stations
+            .get(&(segment, mac))
+            .is_some_and(|station| station.is_held)
     }
 
     /// Sets a static entry. Returns whether forwarding changes.
@@ -65,6 +124,7 @@ impl Fdb {
             at,
             seen_s: now_s,
             is_static: true,
+            is_held: false,
         };
         let before = self.insert((segment, mac), station);
         before.is_none_or(|b| b.at != at || !b.is_static)
@@ -73,7 +133,21 @@ impl Fdb {
     /// Forgets stations that have been silent too long. Returns whether
     /// forwarding changes.
     pub fn age(&mut self, now_s: f64) -> bool {
-        self.retain(|s| s.is_static || now_s - s.seen_s < AGEING_S)
+        let mut let_go = false;
+        self.moves.retain(|key, moves| {
+            let age_s = now_s - moves.since_s;
+            let station = self.stations.get_mut(key);
+            match station.filter(|station| station.is_held) {
+                Some(station) if age_s > HOLD_S => {
+                    station.is_held = false;
+                    let_go = true;
+                    false
+                }
+                Some(_) => true,
+                None => age_s <= MOVES_WINDOW_S,
+            }
+        });
+        let_go | self.retain(|s| s.is_static || now_s - s.seen_s < AGEING_S)
     }
 
     /// Forgets everything behind a port or a remote end.
@@ -172,6 +246,30 @@ mod tests {
         assert!(fdb.retain_remote(|_| false));
         assert_eq!(find(&fdb, BLUE, B), None);
         assert_eq!(find(&fdb, BLUE, A), Some(ONE));
+    }
+
+    #[test]
+    fn a_station_that_moves_to_and_fro_is_held() {
+        let mut fdb = Fdb::default();
+        fdb.learn(BLUE, A, ONE, 0.0);
+        for turn in 0..MOVES_LIMIT {
+            let at = if turn % 2 == 0 { TWO } else { ONE };
+            assert!(fdb.learn(BLUE, A, at, 1.0), "move {turn}");
+        }
+        assert_eq!(find(&fdb, BLUE, A), Some(TWO));
+        assert!(fdb.learn(BLUE, A, ONE, 2.0), "one too many: held");
+        assert!(fdb.is_held(BLUE, A));
+        assert!(!fdb.learn(BLUE, A, ONE, 3.0));
+        assert_eq!(find(&fdb, BLUE, A), Some(TWO));
+        assert!(!fdb.age(1.0 + HOLD_S));
+        assert!(fdb.age(1.5 + HOLD_S), "let go");
+        assert!(fdb.learn(BLUE, A, ONE, 63.0));
+        assert!(fdb.moves.len() == 1 && !fdb.is_held(BLUE, A));
+        // Slow moves are no fault.
+        for turn in 0..20 {
+            let at = if turn % 2 == 0 { TWO } else { ONE };
+            assert!(fdb.learn(BLUE, A, at, 100.0 + 5.0 * f64::from(turn)));
+        }
     }
 
     #[test]

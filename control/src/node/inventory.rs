@@ -6,7 +6,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 
 use spinlane_api::cni::Attachment;
-use spinlane_dataplane::snapshot::Location;
+use spinlane_dataplane::snapshot::{FdbTarget, Location};
 use spinlane_dataplane::types::{MacAddr, PortId, SegmentId, Vni};
 
 use super::endpoint::Endpoint;
@@ -209,7 +209,12 @@ impl Inventory {
             .collect();
         for (segment, mac, station) in self.fdb.iter() {
             if let Some(state) = segments.get_mut(segment.index()) {
-                state.stations.insert(mac, (station.at, station.is_static));
+                let target = FdbTarget {
+                    at: station.at,
+                    is_static: station.is_static,
+                    is_held: station.is_held,
+                };
+                state.stations.insert(mac, target);
             }
         }
         Desired {

@@ -64,7 +64,7 @@ pub struct SegmentState {
     /// Source guard.
     pub guard: bool,
     /// Stations.
-    pub stations: BTreeMap<MacAddr, (Location, bool)>,
+    pub stations: BTreeMap<MacAddr, FdbTarget>,
     /// Its network between nodes.
     pub vni: Option<Vni>,
     /// Static stations behind the remote ends with these addresses.
@@ -254,7 +254,7 @@ fn segments(
         let fdb: AddressMap<MacAddr, FdbTarget> = state
             .stations
             .iter()
-            .map(|(mac, (at, is_static))| (*mac, target(*at, *is_static)))
+            .map(|(&mac, &target)| (mac, target))
             .chain(remote(state, beyond))
             .collect();
         let members: Vec<PortId> = desired
@@ -387,7 +387,7 @@ mod tests {
         let mut changed = desired();
         changed.segments[0].stations.insert(
             MacAddr([2, 0, 0, 0, 0, 4]),
-            (Location::Port(PortId(4)), false),
+            target(Location::Port(PortId(4)), false),
         );
         let after = plan(&changed, &Tables::default(), &before);
         assert!(Arc::ptr_eq(&after.ports, &before.ports));

@@ -98,10 +98,17 @@ impl Watch {
                     let mut inventory = self.core.inventory();
                     // A port that went away meanwhile holds no stations.
                     let exists = match at {
-                        Location::Port(port) => inventory.by_port(port).is_some(),
+                        Location::Port(port) => {
+                            let uplink = inventory.surroundings.uplink;
+                            inventory.by_port(port).is_some()
+                                || uplink.is_some_and(|uplink| uplink.port.id == port)
+                        }
                         Location::Vtep(_) => true,
                     };
                     if exists && inventory.fdb.learn(segment, mac, at, now_s) {
+                        if inventory.fdb.is_held(segment, mac) {
+                            tracing::warn!(%mac, "a station moves to and fro, a loop or an address used twice; it is held where it is for a minute");
+                        }
                         inventory.touch();
                         changed = true;
                     }
