@@ -73,6 +73,8 @@ pub(crate) struct Queue {
     unpublished: bool,
     /// Packets that named a chunk which the queue did not hold.
     broken: u32,
+    /// Chunks, of those posted, that were filled and are not taken yet.
+    waiting: u32,
 }
 
 impl Queue {
@@ -86,6 +88,7 @@ impl Queue {
             outstanding: 0,
             unpublished: false,
             broken: 0,
+            waiting: 0,
         }
     }
 
@@ -138,7 +141,8 @@ impl Queue {
         if self.posted + REFILL_LOT > self.fill_target {
             return;
         }
-        if self.posted * 4 < self.fill_target && !is_first && !frames_short {
+        let left = self.posted - self.waiting.min(self.posted);
+        if left * 4 < self.fill_target && !is_first && !frames_short {
             self.fill_target = (self.fill_target * 2).min(FILL_MAX);
         }
         let before = self.posted;
@@ -171,6 +175,7 @@ impl Queue {
         max: usize,
     ) -> u32 {
         let available = self.socket.rx.available();
+        self.waiting = 0;
         if available == 0 {
             return 0;
         }
@@ -199,6 +204,7 @@ impl Queue {
             self.streaming |= count > 1;
         }
         self.socket.rx.release(taken);
+        self.waiting = available - taken;
         self.posted = self.posted.saturating_sub(taken);
         taken
     }
