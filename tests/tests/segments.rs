@@ -34,6 +34,14 @@ fn member(node: &Node, segment: &str, name: &str) -> Result<Pod, LabError> {
     Ok(pod)
 }
 
+/// A member that takes no super-frames.
+fn plain_member(node: &Node, segment: &str, name: &str) -> Result<Pod, LabError> {
+    let mut pod = Pod::bare(name)?;
+    let settings = json!({ "segment": segment, "superFrames": false });
+    pod.add(node, "eth0", &node.network(segment, settings))?;
+    Ok(pod)
+}
+
 fn reaches(from: &Pod, to: IpAddr) -> Result<bool, LabError> {
     Ok(traffic::ping(from.namespace(), to, 3)?.received > 0)
 }
@@ -192,5 +200,54 @@ fn a_guarded_segment_holds_pods_to_their_own() -> Result<(), LabError> {
     a.namespace().ip("addr add 10.70.0.200/24 dev eth0")?;
     let forged = traffic::ping_with(a.namespace(), b.v4()?, 3, &["-I", "10.70.0.200"])?;
     assert_eq!(forged.received, 0, "{}", forged.text);
+    Ok(())
+}
+
+#[test]
+fn flooded_super_frames_reach_each_member_as_it_takes_them() -> Result<(), LabError> {
+    if !root_or_skip("flooded_super_frames_reach_each_member_as_it_takes_them") {
+        return Ok(());
+    }
+    let node = node()?;
+    let sender = member(&node, "blue", "sender")?;
+    let receiver = plain_member(&node, "blue", "receiver")?;
+    let other = member(&node, "blue", "other")?;
+    // The receiver has a second MAC that it never sends from: answers go by
+    // eth0. What is sent there is flooded for good.
+    let (mac, station) = ("02:00:5e:00:53:02", "10.50.0.98");
+    let inside = receiver.namespace();
+    inside.ip(&format!(
+        "link add station link eth0 address {mac} type macvlan mode bridge"
+    ))?;
+    inside.sysctl("net.ipv4.conf.all.rp_filter", "0")?;
+    inside.sysctl("net.ipv4.conf.station.rp_filter", "0")?;
+    inside.ip(&format!("addr add {station}/32 dev station"))?;
+    inside.ip("link set station arp off up")?;
+    sender
+        .namespace()
+        .ip(&format!("neigh replace {station} lladdr {mac} dev eth0"))?;
+    let sent = |pod: &Pod| -> Result<(u64, u64), LabError> {
+        let ports = node.ports()?;
+        let port = ports.iter().find(|port| port.pod == pod.name());
+        Ok(port.map_or((0, 0), |port| (port.tx_packets, port.tx_bytes)))
+    };
+    let before = (sent(&receiver)?, sent(&other)?);
+    let bytes = 4 << 20;
+    let address = station.parse().expect("an address");
+    traffic::tcp_both_ways(sender.namespace(), inside, address, bytes)?;
+    let after = (sent(&receiver)?, sent(&other)?);
+    let fdb = node.cli(&["fdb"])?;
+    assert!(entry(&fdb, mac).is_none(), "{mac} was learned: {fdb}");
+    let segments = after.0.0 - before.0.0;
+    assert!(
+        segments > bytes as u64 / 1500,
+        "{bytes} bytes came in {segments} packets: super-frames among them"
+    );
+    let (packets, size) = (after.1.0 - before.1.0, after.1.1 - before.1.1);
+    assert!(size > bytes as u64, "{size} bytes were flooded");
+    assert!(
+        size / packets > 3000,
+        "{size} bytes were flooded in {packets} packets: cut for a member that takes them whole"
+    );
     Ok(())
 }
