@@ -10,6 +10,7 @@ use spinlane_perf::subject::Kind;
 use crate::commands::pktgen::Pktgen;
 use crate::commands::rfc2544::Rfc2544;
 use crate::commands::sink::Sink;
+use crate::commands::udp::Udp;
 use crate::comparing;
 
 /// Packet generator, measurements and side-by-side comparisons.
@@ -29,6 +30,8 @@ pub(crate) enum Command {
     Sink(Sink),
     /// Throughput, latency and frame loss rate of one switch, after RFC 2544
     Rfc2544(Rfc2544),
+    /// A UDP stream through one switch: loss, jitter, order
+    Udp(Udp),
     /// Bulk TCP through one switch
     Tcp(Tcp),
     /// Round trips through one switch

@@ -3,6 +3,7 @@
 pub(crate) mod pktgen;
 pub(crate) mod rfc2544;
 pub(crate) mod sink;
+pub(crate) mod udp;
 
 use std::fs;
 use std::io;
@@ -31,6 +32,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
         Command::Pktgen(arguments) => pktgen::run(&arguments, &stop)?,
         Command::Sink(arguments) => sink::run(&arguments, &stop)?,
         Command::Rfc2544(arguments) => rfc2544::run(&arguments, &stop)?,
+        Command::Udp(arguments) => udp::run(&arguments, &stop)?,
         Command::Tcp(arguments) => tcp(&arguments, &stop)?,
         Command::Rr(arguments) => rr(&arguments, &stop)?,
         Command::Compare(arguments) => return comparing::compare(&arguments, &stop),
@@ -107,7 +109,7 @@ fn enter(netns: Option<&Path>) -> Result<(), MeasureError> {
     } else {
         netns.to_owned()
     };
-    let what = format!("entering the network namespace {}", path.display());
+    let what = format!("--netns: entering {}", path.display());
     let file = fs::File::open(&path).map_err(io_error(what.clone()))?;
     setns(file, CloneFlags::CLONE_NEWNET)
         .map_err(io::Error::from)
@@ -117,7 +119,7 @@ fn enter(netns: Option<&Path>) -> Result<(), MeasureError> {
 fn device(name: &str) -> Result<u32, MeasureError> {
     if_nametoindex(name)
         .map_err(io::Error::from)
-        .map_err(io_error(format!("looking for the device {name}")))
+        .map_err(io_error(format!("--dev {name}")))
 }
 
 /// What stamps said, in lines that begin with a line break.

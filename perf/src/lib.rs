@@ -34,4 +34,5 @@ pub mod stats;
 pub mod stop;
 pub mod subject;
 pub mod tcp;
+pub mod udp;
 mod xsk;

@@ -145,6 +145,44 @@ fn ctrl_c_leaves_a_partial_report_and_nothing_else() {
     }
 }
 
+#[test]
+fn a_udp_stream_arrives_whole() {
+    if !root_or_skip("a_udp_stream_arrives_whole") {
+        return;
+    }
+    for family in [&[][..], &["-6"][..]] {
+        let mut command = perf(&[
+            "udp",
+            "--subject",
+            "linux-bridge",
+            "--rate",
+            "2000",
+            "--flows",
+            "4",
+            "--size",
+            "84:1,1518:1",
+            "--seconds",
+            "0.5",
+            "-o",
+            "json",
+        ]);
+        let output = command.args(family).output().unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(result["offered_packets"], 1000, "{result}");
+        assert_eq!(result["order"]["received"], 1000, "{result}");
+        assert_eq!(result["order"]["flows"], 4, "{result}");
+        assert_eq!(result["loss_ratio"], 0.0, "{result}");
+        assert!(result["jitter_us"].as_f64().unwrap() > 0.0, "{result}");
+    }
+    let output = perf(&["udp", "--subject", "linux-bridge", "--size", "1519"])
+        .output()
+        .unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.starts_with("spinlane-perf: --size 1519: "), "{error}");
+    assert_eq!(error.lines().count(), 1, "{error}");
+}
+
 fn rfc2544(trial_seconds: &str) -> Command {
     perf(&[
         "rfc2544",

@@ -69,7 +69,7 @@ impl fmt::Display for Mac {
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum PacketError {
     /// Source and destination are of different families.
-    #[error("source {0} and destination {1} are of different address families; give two of one")]
+    #[error("--src {0} and --dst {1} are of different address families; give two of one")]
     Families(IpAddr, IpAddr),
     /// Too small or too large.
     #[error(
