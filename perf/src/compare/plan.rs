@@ -36,7 +36,7 @@ const FURTHER: [Kind; 5] = [
     Kind::IptablesProxy,
 ];
 /// Over a tunnel, by the same few.
-const TUNNELLED: [Kind; 2] = [Kind::LinuxVxlan, Kind::OvsAfxdpVxlan];
+const TUNNELLED: [Kind; 3] = [Kind::SpinlaneVxlan, Kind::LinuxVxlan, Kind::OvsAfxdpVxlan];
 
 impl Plan {
     /// Every subject by every scenario that suits it.

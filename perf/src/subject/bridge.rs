@@ -3,9 +3,10 @@
 //! device between them, as flannel sets it up.
 
 use spinlane_tests::Namespace;
+use spinlane_tests::cluster::UPLINK;
 
 use crate::measure::MeasureError;
-use crate::subject::peer::{Peer, TUNNELLED_MTU, UPLINK};
+use crate::subject::peer::{Peer, TUNNELLED_MTU};
 use crate::subject::veth::Addressing;
 use crate::subject::{Kind, kernel_settings, setting};
 
@@ -23,18 +24,19 @@ pub(super) fn set_up_vxlan() -> Result<Peer, MeasureError> {
     let mut peer = Peer::on_two_nodes(Kind::LinuxVxlan)?;
     for (index, node) in peer.nodes.iter().enumerate() {
         let (own, other) = (index + 1, 2 - index);
-        node.ip(&format!("addr add 172.30.0.{own}/24 dev {UPLINK}"))?;
         node.ip(&format!(
             "link add vxlan1 type vxlan id 1 dstport 4789 dev {UPLINK} \
-             local 172.30.0.{own} remote 172.30.0.{other}"
+             local 172.31.0.{own} remote 172.31.0.{other}"
         ))?;
         node.ip(&format!("link set vxlan1 mtu {TUNNELLED_MTU} up"))?;
         bridge(node, &[&format!("p{own}"), "vxlan1"])?;
     }
     peer.settings = kernel_settings(&peer, TUNNELLED_MTU)?;
     peer.settings.push(setting("bridge netfilter", "off"));
-    peer.settings
-        .push(setting("underlay", "a veth, super-frames pass whole"));
+    peer.settings.push(setting(
+        "underlay",
+        "veths to a bridge, super-frames pass whole",
+    ));
     Ok(peer)
 }
 

@@ -29,6 +29,8 @@ pub enum Kind {
     NftProxy,
     /// `linux-routed` with kube-proxy's iptables rules, to a ClusterIP.
     IptablesProxy,
+    /// Spinlane as shipped, two nodes and VXLAN between them.
+    SpinlaneVxlan,
     /// The kernel's bridge and vxlan device, two nodes.
     LinuxVxlan,
     /// Open vSwitch's userspace datapath on AF_XDP with VXLAN, two nodes.
@@ -62,6 +64,7 @@ impl Kind {
             Kind::AfxdpCrate => "afxdp-crate",
             Kind::NftProxy => "nft-proxy",
             Kind::IptablesProxy => "iptables-proxy",
+            Kind::SpinlaneVxlan => "spinlane-vxlan",
             Kind::LinuxVxlan => "linux-vxlan",
             Kind::OvsAfxdpVxlan => "ovs-afxdp-vxlan",
         }
@@ -72,7 +75,7 @@ impl Kind {
     pub fn topology(self) -> Topology {
         match self {
             Kind::NftProxy | Kind::IptablesProxy => Topology::Service,
-            Kind::LinuxVxlan | Kind::OvsAfxdpVxlan => Topology::TwoNodes,
+            Kind::SpinlaneVxlan | Kind::LinuxVxlan | Kind::OvsAfxdpVxlan => Topology::TwoNodes,
             _ => Topology::OneNode,
         }
     }
@@ -80,13 +83,17 @@ impl Kind {
     /// Whether it is this project's own.
     #[must_use]
     pub fn is_ours(self) -> bool {
-        matches!(self, Kind::Spinlane | Kind::SpinlaneBusy)
+        matches!(
+            self,
+            Kind::Spinlane | Kind::SpinlaneBusy | Kind::SpinlaneVxlan
+        )
     }
 
     /// Whether a CNI plugin for it is at hand.
     #[must_use]
     pub fn has_plugin(self) -> bool {
-        self.is_ours() || matches!(self, Kind::LinuxBridge | Kind::LinuxRouted)
+        (self.is_ours() && self.topology() == Topology::OneNode)
+            || matches!(self, Kind::LinuxBridge | Kind::LinuxRouted)
     }
 
     /// Sets the subject up, both pods reaching each other; a proxy with so
@@ -97,7 +104,7 @@ impl Kind {
     /// a step fails.
     pub fn set_up(self, services: usize) -> Result<Box<dyn Subject>, MeasureError> {
         let peer = match self {
-            Kind::Spinlane | Kind::SpinlaneBusy => {
+            Kind::Spinlane | Kind::SpinlaneBusy | Kind::SpinlaneVxlan => {
                 let subject = Spinlane::set_up(self)?;
                 subject.reach()?;
                 return Ok(Box::new(subject));

@@ -7,10 +7,11 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::time::Duration;
 
+use spinlane_tests::cluster::UPLINK;
 use spinlane_tests::{Namespace, Process, lab_dir, wait_for};
 
 use crate::measure::{MeasureError, io_error};
-use crate::subject::peer::{Peer, TUNNELLED_MTU, UPLINK};
+use crate::subject::peer::{Peer, TUNNELLED_MTU};
 use crate::subject::veth::Addressing;
 use crate::subject::{Kind, LANE_CORE, SENDER_CORE, needs, setting, xdp_mode};
 
@@ -50,12 +51,13 @@ pub(super) fn set_up_vxlan() -> Result<Peer, MeasureError> {
         switch.add_bridge("br0")?;
         switch.add_bridge("br-underlay")?;
         node.run(&["ethtool", "-K", UPLINK, "tx", "off"])?;
+        node.ip(&format!("addr flush dev {UPLINK}"))?;
         switch.add_afxdp_port("br-underlay", UPLINK)?;
-        node.ip(&format!("addr add 172.30.0.{own}/24 dev br-underlay"))?;
+        node.ip(&format!("addr add 172.31.0.{own}/24 dev br-underlay"))?;
         node.ip("link set br-underlay up")?;
         peer.pods[index].complete_checksums()?;
         switch.add_afxdp_port("br0", &peer.pods[index].host_end)?;
-        switch.add_tunnel("br0", &format!("172.30.0.{other}"))?;
+        switch.add_tunnel("br0", &format!("172.31.0.{other}"))?;
         if index == 1 {
             let polling = format!(
                 "core {LANE_CORE} for the sender's node, {SENDER_CORE} for the receiver's, never sleep"

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
+use spinlane_tests::cluster::{Families, Underlay};
 use spinlane_tests::{Namespace, Process, lab_dir};
 
 use crate::measure::MeasureError;
@@ -26,6 +27,8 @@ pub(super) struct Peer {
     pub(super) pods: [VethPod; 2],
     /// Of the first pod and, when it is another, of the second.
     pub(super) nodes: Vec<Namespace>,
+    /// Between two nodes.
+    underlay: Option<Underlay>,
     /// Where the receiving pod is reached, when not at its own addresses.
     pub(super) service: Option<ServiceAddress>,
     pub(super) settings: Vec<(String, String)>,
@@ -45,8 +48,8 @@ impl Peer {
         Ok(Peer::of(kind, vec![node], pods))
     }
 
-    /// Two nodes with a pod each, on one segment, and an underlay between
-    /// them: `uplink` on both, 172.30.0.1 and 172.30.0.2.
+    /// Two nodes with a pod each, on one segment, and the lab's link between
+    /// them: [`UPLINK`] on both, 172.31.0.1 and 172.31.0.2.
     ///
     /// # Errors
     /// When the kernel refuses a step.
@@ -55,7 +58,10 @@ impl Peer {
             Namespace::create(&format!("{}-1", kind.name()))?,
             Namespace::create(&format!("{}-2", kind.name()))?,
         ];
-        spinlane_tests::veth((&nodes[0], UPLINK), (&nodes[1], UPLINK))?;
+        let underlay = Underlay::new(Families::V4)?;
+        for (number, node) in (1..).zip(&nodes) {
+            underlay.plug(node, number)?;
+        }
         let pods = [
             VethPod::create(&nodes[0], 1, Addressing::Segment)?,
             VethPod::create(&nodes[1], 2, Addressing::Segment)?,
@@ -63,7 +69,9 @@ impl Peer {
         for (pod, node) in pods.iter().zip(&nodes) {
             pod.set_mtu(node, TUNNELLED_MTU)?;
         }
-        Ok(Peer::of(kind, nodes.into(), pods))
+        let mut peer = Peer::of(kind, nodes.into(), pods);
+        peer.underlay = Some(underlay);
+        Ok(peer)
     }
 
     fn of(kind: Kind, nodes: Vec<Namespace>, pods: [VethPod; 2]) -> Peer {
@@ -74,14 +82,13 @@ impl Peer {
             redirections: Vec::new(),
             pods,
             nodes,
+            underlay: None,
             service: None,
             settings: Vec::new(),
         }
     }
 }
 
-/// The underlay's device on both of two nodes.
-pub(super) const UPLINK: &str = "uplink";
 /// What VXLAN over IPv4 leaves of 1500 bytes.
 pub(super) const TUNNELLED_MTU: u16 = 1450;
 

@@ -1,5 +1,5 @@
 //! Spinlane: the real agent with its default configuration, pods attached by
-//! the real CNI plugin.
+//! the real CNI plugin; on one node, or on two with VXLAN between them.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -9,7 +9,8 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use serde_json::json;
 use spinlane_api::view::{PortKind, XdpMode};
-use spinlane_tests::{Namespace, Node, NodeConfig, program};
+use spinlane_tests::cluster::Families;
+use spinlane_tests::{Cluster, Namespace, Node, NodeConfig, program};
 
 use crate::measure::MeasureError;
 use crate::path::Path as Route;
@@ -20,9 +21,45 @@ use crate::subject::{Kind, Pod, Subject, feature, on_off, setting};
 pub struct Spinlane {
     kind: Kind,
     pods: [AttachedPod; 2],
-    node: Node,
+    nodes: Nodes,
     host_end: String,
     settings: Vec<(String, String)>,
+}
+
+/// Where the pods are.
+#[derive(Debug)]
+enum Nodes {
+    One(Box<Node>),
+    /// The first pod is on the first one.
+    Two(Cluster),
+}
+
+impl Nodes {
+    fn start(kind: Kind) -> Result<Nodes, MeasureError> {
+        if kind == Kind::SpinlaneVxlan {
+            return Ok(Nodes::Two(Cluster::start(2, Families::V4, |_| {})?));
+        }
+        let mut config = NodeConfig::new("spinlane");
+        if kind == Kind::SpinlaneBusy {
+            "busy".clone_into(&mut config.poll);
+        }
+        Ok(Nodes::One(Box::new(Node::start(&config)?)))
+    }
+
+    fn all(&self) -> &[Node] {
+        match self {
+            Nodes::One(node) => std::slice::from_ref(node),
+            Nodes::Two(cluster) => cluster.nodes(),
+        }
+    }
+
+    fn first(&self) -> &Node {
+        &self.all()[0]
+    }
+
+    fn last(&self) -> &Node {
+        &self.all()[self.all().len() - 1]
+    }
 }
 
 #[derive(Debug)]
@@ -74,16 +111,13 @@ impl Spinlane {
                 reason: error.to_string(),
             })?;
         }
-        let mut config = NodeConfig::new("spinlane");
-        if kind == Kind::SpinlaneBusy {
-            "busy".clone_into(&mut config.poll);
-        }
-        let node = Node::start(&config)?;
+        let nodes = Nodes::start(kind)?;
         let pods = [
-            AttachedPod::attach(&node, "pod1")?,
-            AttachedPod::attach(&node, "pod2")?,
+            AttachedPod::attach(nodes.first(), "pod1")?,
+            AttachedPod::attach(nodes.last(), "pod2")?,
         ];
-        let host_end = node
+        let host_end = nodes
+            .first()
             .ports()?
             .into_iter()
             .find(|port| port.kind == PortKind::Pod && port.pod == pods[0].pod.name())
@@ -95,7 +129,7 @@ impl Spinlane {
         let mut subject = Spinlane {
             kind,
             pods,
-            node,
+            nodes,
             host_end,
             settings: Vec::new(),
         };
@@ -111,10 +145,11 @@ impl Spinlane {
 
     /// What the shipped default came to here.
     fn read_settings(&self) -> Result<Vec<(String, String)>, MeasureError> {
-        let status = self.node.status()?;
-        let ports = self.node.ports()?;
+        let agent = self.nodes.first();
+        let status = agent.status()?;
+        let ports = agent.ports()?;
         let port = ports.iter().find(|port| port.name == self.host_end);
-        let node = self.node.namespace();
+        let node = agent.namespace();
         let cores: Vec<String> = status.lanes.iter().map(|l| l.core.to_string()).collect();
         let pods = self.pods();
         let mut settings = vec![
@@ -141,11 +176,14 @@ impl Spinlane {
         }
         let route = Route::resolve(&pods[0], pods[1].v4)?;
         settings.push(setting("route MTU", route.mtu.to_string()));
+        if self.kind == Kind::SpinlaneVxlan {
+            settings.push(setting("lanes of both nodes", "on the same core"));
+        }
         Ok(settings)
     }
 
     fn signal(&self, signal: Signal) {
-        if let Some(pid) = self.node.agent_pid() {
+        for pid in self.pids() {
             let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
         }
     }
@@ -161,7 +199,7 @@ impl Subject for Spinlane {
     }
 
     fn node(&self) -> &Namespace {
-        self.node.namespace()
+        self.nodes.first().namespace()
     }
 
     fn host_end(&self) -> &str {
@@ -169,11 +207,12 @@ impl Subject for Spinlane {
     }
 
     fn agent(&self) -> Option<&Node> {
-        Some(&self.node)
+        Some(self.nodes.first())
     }
 
     fn pids(&self) -> Vec<u32> {
-        self.node.agent_pid().into_iter().collect()
+        let agents = self.nodes.all().iter();
+        agents.filter_map(Node::agent_pid).collect()
     }
 
     fn settings(&self) -> &[(String, String)] {
@@ -182,8 +221,9 @@ impl Subject for Spinlane {
 
     fn cycle_pod(&self) -> Result<[Duration; 2], MeasureError> {
         let mut pod = spinlane_tests::Pod::bare("cycled")?;
-        let node = self.node.namespace();
-        let network = self.node.network("pods", json!({}));
+        let agent = self.nodes.first();
+        let node = agent.namespace();
+        let network = agent.network("pods", json!({}));
         let added = pod.call("ADD", "eth0", network.clone()).invoke(node)?;
         let adding = added.elapsed;
         pod.remember(added, "eth0", &network)?;
