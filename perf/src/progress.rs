@@ -4,7 +4,15 @@
 
 use std::io::IsTerminal;
 
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::stop::Stop;
+
+/// What takes longer than this has a bar.
+const UNSHOWN: Duration = Duration::from_secs(5);
 
 /// A run of a known number of steps.
 #[derive(Debug)]
@@ -37,7 +45,7 @@ impl Progress {
         }
         self.bar.set_message(what.to_owned());
         self.bar
-            .enable_steady_tick(std::time::Duration::from_millis(200));
+            .enable_steady_tick(Duration::from_millis(200));
     }
 
     /// One step is done.
@@ -48,6 +56,41 @@ impl Progress {
     /// A line that stays, above the bar.
     pub fn note(&self, line: &str) {
         self.bar.suspend(|| eprintln!("{line}"));
+    }
+}
+
+/// A bar over one thing that takes a known time; none when that is short.
+#[derive(Debug)]
+pub struct Timed {
+    over: Stop,
+    shown: Option<JoinHandle<()>>,
+}
+
+impl Timed {
+    /// Shows `what`, which takes `duration`, until this is dropped.
+    #[must_use]
+    pub fn start(what: &str, duration: Duration) -> Timed {
+        let over = Stop::new();
+        let shown = (duration > UNSHOWN).then(|| {
+            let (what, over) = (what.to_owned(), over.clone());
+            thread::spawn(move || {
+                let progress = Progress::start(duration.as_secs());
+                progress.says(&what);
+                while over.sleep(Duration::from_secs(1)) {
+                    progress.step();
+                }
+            })
+        });
+        Timed { over, shown }
+    }
+}
+
+impl Drop for Timed {
+    fn drop(&mut self) {
+        self.over.set();
+        if let Some(shown) = self.shown.take() {
+            let _ = shown.join();
+        }
     }
 }
 
