@@ -14,6 +14,7 @@ use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use serde::Serialize;
 use spinlane_perf::measure::{MeasureError, io_error};
+use spinlane_perf::progress::Timed;
 use spinlane_perf::rr::{RoundTrips, round_trips};
 use spinlane_perf::scenario::Run;
 use spinlane_perf::sink::Stamps;
@@ -172,6 +173,7 @@ fn tcp(arguments: &args::Tcp, stop: &Stop) -> Result<(), MeasureError> {
     let subject = arguments.subject.set_up(SERVICES)?;
     let [from, to] = subject.pods();
     let run = run_of(&arguments.measured);
+    let _timed = Timed::start("TCP", run.warm_up + run.duration);
     let result = bulk(
         &from,
         &to,
@@ -199,6 +201,7 @@ fn rr(arguments: &args::Rr, stop: &Stop) -> Result<(), MeasureError> {
     let subject = arguments.subject.set_up(SERVICES)?;
     let [from, to] = subject.pods();
     let run = run_of(&arguments.measured);
+    let _timed = Timed::start("round trips", run.warm_up + run.duration);
     let result = round_trips(
         &from,
         &to,

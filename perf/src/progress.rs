@@ -44,8 +44,7 @@ impl Progress {
             eprintln!("[{}/{}] {what}", self.bar.position(), self.steps);
         }
         self.bar.set_message(what.to_owned());
-        self.bar
-            .enable_steady_tick(Duration::from_millis(200));
+        self.bar.enable_steady_tick(Duration::from_millis(200));
     }
 
     /// One step is done.
