@@ -25,6 +25,12 @@ pub enum Event {
         /// The neighbour.
         next_hop: NextHopId,
     },
+    /// A packet goes to this station of a network that the uplink is in, and
+    /// the snapshot has no neighbour for it.
+    StationWanted {
+        /// Its address.
+        address: IpAddr,
+    },
     /// The underlay says that packets to this address are too long.
     PathMtu {
         /// The destination of the outer packet that it quotes.

@@ -159,3 +159,27 @@ fn routed_mode_needs_no_tunnel() -> Result<(), LabError> {
     let pods = pods_of(&cluster)?;
     every_pair_talks(&all(&cluster, &pods)?)
 }
+
+#[test]
+fn pods_reach_a_host_on_the_link_with_their_nodes_address() -> Result<(), LabError> {
+    if !root_or_skip("pods_reach_a_host_on_the_link_with_their_nodes_address") {
+        return Ok(());
+    }
+    let cluster = Cluster::start(1, Families::Dual, |_| {})?;
+    let outside = Namespace::create("outside")?;
+    cluster.underlay().plug(&outside, 200)?;
+    let pods = pods_of(&cluster)?;
+    let own = cluster.underlay().addresses(1);
+    for (address, own) in cluster.underlay().addresses(200).into_iter().zip(own) {
+        wait_for(&format!("ping {address}"), Duration::from_secs(5), || {
+            let pings = traffic::ping(pods[0].namespace(), address, 1);
+            pings.ok().filter(traffic::Pings::all)
+        })?;
+        let seen = traffic::tcp_seen_from(pods[0].namespace(), &outside, address)?;
+        assert_eq!(seen, own, "masqueraded");
+        traffic::tcp_both_ways(pods[0].namespace(), &outside, address, 300 * KILOBYTE)?;
+        let whole = traffic::udp_echo(pods[0].namespace(), &outside, address, 5, 1200)?;
+        assert_eq!(whole, 5);
+    }
+    Ok(())
+}

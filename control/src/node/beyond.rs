@@ -515,6 +515,7 @@ impl<'a, 'b> Draft<'a, 'b> {
                 .uplink
                 .is_some_and(|u| route.oif == Some(u.port.ifindex));
             if by_uplink && route.via.is_none() {
+                self.targets.entry(net).or_insert(RouteTarget::OnLink);
                 self.stations(&net);
                 continue;
             }

@@ -245,7 +245,8 @@ impl Core {
         self.ask(&wanted);
     }
 
-    fn ask(&self, addresses: &[IpAddr]) {
+    /// Asks the kernel for neighbours on the uplink.
+    pub(crate) fn ask(&self, addresses: &[IpAddr]) {
         let Some(uplink) = self.inventory().surroundings.uplink else {
             return;
         };

@@ -159,7 +159,7 @@ fn beyond(
 ) -> Route {
     let via = match target {
         RouteTarget::Vtep(_) => RouteVia::Vtep,
-        RouteTarget::NextHop(_) => RouteVia::Gateway,
+        RouteTarget::NextHop(_) | RouteTarget::OnLink => RouteVia::Gateway,
         RouteTarget::Host(_) => RouteVia::Host,
         RouteTarget::Unreachable => RouteVia::Unreachable,
     };
@@ -176,6 +176,10 @@ fn beyond(
         RouteTarget::NextHop(id) => snapshot.next_hop(id),
         RouteTarget::Host(id) => {
             row.port = name(id);
+            None
+        }
+        RouteTarget::OnLink => {
+            row.port = snapshot.underlay.uplink.and_then(name);
             None
         }
         RouteTarget::Unreachable => None,

@@ -113,6 +113,7 @@ impl Watch {
                         changed = true;
                     }
                 }
+                Event::StationWanted { address } => self.core.ask(&[address]),
                 Event::NeighborMissing { next_hop } => self.core.neighbour_missing(next_hop),
                 Event::PathMtu { destination, mtu } => {
                     self.core.learn_path_mtu(destination, mtu);

@@ -33,6 +33,8 @@ pub(super) enum Decision {
     News,
     /// Waits for a neighbour on the underlay.
     Wait(NextHopId),
+    /// A station on the uplink's own network, which control has to find.
+    Find(IpAddr),
     /// Goes nowhere, and its sender is told.
     Refuse(Refusal, DropReason),
 }

@@ -127,6 +127,8 @@ struct Lane {
     tally: Tally,
     /// When control was last told of a missing neighbour, by its number.
     told_missing_ms: [u32; uplink::TOLD],
+    /// The same for stations that it is to find, by their address.
+    told_wanted_ms: [u32; uplink::TOLD],
     /// Events were queued since [`LaneState::take_events_pending`].
     events_pending: bool,
 }
@@ -190,6 +192,7 @@ impl LaneState {
                 errors: ErrorLimit::new(),
                 tally: Tally::default(),
                 told_missing_ms: [0; uplink::TOLD],
+                told_wanted_ms: [0; uplink::TOLD],
                 events_pending: false,
             },
         }
@@ -401,6 +404,10 @@ fn ask<K: RoutedKey>(
         Decision::Wait(next_hop) => {
             lane.tell_missing(next_hop, round.now_ms);
             Err(Verdict::Wait { next_hop })
+        }
+        Decision::Find(address) => {
+            lane.tell_wanted(address, round.now_ms);
+            Err(Verdict::Drop(crate::drops::DropReason::NeighborUnresolved))
         }
         Decision::Neighbor => Err(neighbor::discovery(round, batch, index, headers)),
         Decision::Echo => Err(reply::echo(round, batch, index, headers, K::IS_V6)),

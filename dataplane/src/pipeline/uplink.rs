@@ -33,6 +33,7 @@ pub(super) fn beyond(snapshot: &Snapshot, port: &PortEntry, destination: IpAddr)
     let unreachable = Decision::Refuse(Refusal::NetUnreachable, DropReason::NoRoute);
     match snapshot.routes.lookup(destination) {
         None | Some(RouteTarget::Unreachable) => unreachable,
+        Some(RouteTarget::OnLink) => Decision::Find(destination),
         Some(RouteTarget::Host(out)) => classify::deliver(snapshot, Ingress::Port(port), out),
         Some(RouteTarget::Vtep(id)) => match snapshot.vtep(id) {
             Some(vtep) => through(snapshot, port, (id, vtep)),
@@ -221,6 +222,21 @@ impl Lane {
         if now_ms.wrapping_sub(*told) >= MISSING_MS {
             *told = now_ms;
             self.tell(Event::NeighborMissing { next_hop });
+        }
+    }
+}
+
+impl Lane {
+    /// Tells control of a station that it is to find, now and then.
+    pub(super) fn tell_wanted(&mut self, address: IpAddr, now_ms: u32) {
+        let byte = match address {
+            IpAddr::V4(v4) => v4.octets()[3],
+            IpAddr::V6(v6) => v6.octets()[15],
+        };
+        let told = &mut self.told_wanted_ms[usize::from(byte) % TOLD];
+        if now_ms.wrapping_sub(*told) >= MISSING_MS {
+            *told = now_ms;
+            self.tell(Event::StationWanted { address });
         }
     }
 }

@@ -20,6 +20,10 @@ pub enum RouteTarget {
     /// Into the host's namespace, by the host port: what the kernel routes by
     /// another device than the uplink.
     Host(PortId),
+    /// A network that the uplink is in: each of its stations is a neighbour of
+    /// its own, with a longer prefix once control has found it. Until then its
+    /// packets are dropped, and control is told.
+    OnLink,
     /// Nowhere; the sender is told.
     Unreachable,
 }
