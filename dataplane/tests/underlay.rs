@@ -11,7 +11,9 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use spinlane_dataplane::drops::DropReason;
-use spinlane_dataplane::engine::{Engine, EngineConfig, PollMode, PortSpec, UplinkSpec, XdpChoice};
+use spinlane_dataplane::engine::{
+    Attached, Engine, EngineConfig, PollMode, PortError, PortSpec, UplinkSpec, XdpChoice,
+};
 use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::{
     AddressMap, Destination, FdbTarget, Gateway, Location, Masquerade, Network, NextHop,
@@ -46,12 +48,18 @@ fn is_root() -> bool {
 /// with the value.
 struct Lab {
     prefix: String,
+    queues: u32,
 }
 
 impl Lab {
     fn new(name: &str) -> Lab {
+        Lab::with_queues(name, 1)
+    }
+
+    /// With so many queues on each link.
+    fn with_queues(name: &str, queues: u32) -> Lab {
         let prefix = format!("sl{}-{name}", std::process::id());
-        let lab = Lab { prefix };
+        let lab = Lab { prefix, queues };
         for end in ["node", "pod", "peer"] {
             lab.run(&format!("ip netns add {}-{end}", lab.prefix));
             lab.ip(end, "link set lo up");
@@ -78,8 +86,9 @@ impl Lab {
     fn veth(&self, one: &str, name: &str, mac: MacAddr, other: (&str, &str, MacAddr)) {
         let (end, peer, peer_mac) = other;
         let (one, end) = (self.namespace(one), self.namespace(end));
+        let queues = format!("numtxqueues {0} numrxqueues {0}", self.queues);
         self.run(&format!(
-            "ip link add {name} netns {one} address {mac} type veth peer name {peer} netns {end} address {peer_mac}"
+            "ip link add {name} netns {one} address {mac} {queues} type veth peer name {peer} netns {end} address {peer_mac} {queues}"
         ));
         self.run(&format!("ip -n {one} link set {name} up"));
         self.run(&format!("ip -n {end} link set {peer} up"));
@@ -246,9 +255,19 @@ fn engine(lab: &Lab) -> Engine {
 }
 
 fn engine_with(lab: &Lab, is_bridged: bool) -> Engine {
+    let (engine, attached) = attach(lab, (1, 4), is_bridged);
+    attached.unwrap();
+    engine
+}
+
+fn attach(
+    lab: &Lab,
+    (lanes, queues): (usize, u32),
+    is_bridged: bool,
+) -> (Engine, Result<Attached, PortError>) {
     lab.enter_node();
     let engine = Engine::start(EngineConfig {
-        cores: vec![0],
+        cores: (0..lanes).collect(),
         poll: PollMode::Adaptive,
         frames: 4096,
         xdp: XdpChoice::Auto,
@@ -260,15 +279,13 @@ fn engine_with(lab: &Lab, is_bridged: bool) -> Engine {
         name: device.to_owned(),
     };
     engine.attach(spec(POD, "p0")).unwrap();
-    engine
-        .attach_uplink(UplinkSpec {
-            port: spec(UPLINK, "up0"),
-            queues: 4,
-            xdp: XdpChoice::Auto,
-            is_bridged,
-        })
-        .unwrap();
-    engine
+    let attached = engine.attach_uplink(UplinkSpec {
+        port: spec(UPLINK, "up0"),
+        queues,
+        xdp: XdpChoice::Auto,
+        is_bridged,
+    });
+    (engine, attached)
 }
 
 #[test]
@@ -806,5 +823,48 @@ fn the_uplink_takes_what_is_the_switchs_and_nothing_else() {
         assert_eq!(taken(&lab, &engine, packets), expect, "{packets}");
     }
     assert_eq!(engine.outer_fragments(), 1);
+    engine.stop();
+}
+
+#[test]
+fn lanes_share_the_queues_of_the_uplink() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::with_queues("lanes", 3);
+    let (engine, refused) = attach(&lab, (2, 1), false);
+    // Each lane sends by a queue of its own.
+    let refused = refused.unwrap_err().to_string();
+    assert!(
+        refused.contains("1 queues are too few for 2 lanes"),
+        "{refused}"
+    );
+    engine.stop();
+    let (engine, attached) = attach(&lab, (2, 4), false);
+    assert_eq!(attached.unwrap().lanes, 2);
+    engine.publish(with_routes(snapshot(), Some(PEER_MAC)));
+    linux_router(&lab);
+    converse(&lab, 1500);
+    let flows = "timeout 20 iperf3 -c 10.244.2.2 -n 20M -P 8";
+    let mut server = Command::new("ip")
+        .args([
+            "netns",
+            "exec",
+            &lab.namespace("peer"),
+            "iperf3",
+            "-s",
+            "-1",
+        ])
+        .stdout(Stdio::null())
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    lab.succeeds("pod", flows);
+    server.wait().unwrap();
+    let lanes = engine.stats().lanes;
+    assert!(lanes.iter().all(|lane| lane.rx_packets > 0), "{lanes:?}");
+    engine.detach(UPLINK).unwrap();
+    engine.detach(POD).unwrap();
+    assert_eq!(engine.stats().frames.in_use, 0);
     engine.stop();
 }

@@ -180,6 +180,10 @@ pub(super) fn news(
     let Some((destination, mtu)) = about else {
         return Verdict::Drop(DropReason::NoEndpoint);
     };
+    let mut vteps = round.snapshot.vteps.iter().flatten();
+    if !vteps.any(|vtep| vtep.address == destination) {
+        return Verdict::Drop(DropReason::UnknownVtep);
+    }
     if let Some(mtu) = mtu {
         lane.tell(Event::PathMtu { destination, mtu });
     }

@@ -176,6 +176,9 @@ drop("in: the path over the underlay is narrower",
 outer = bytes(over6(far(ip4(64))))[14:14 + 48]
 drop("in: the path over the underlay is narrower, IPv6",
      Ether(src=NEAR_MAC, dst=UP_MAC) / IPv6(src="fd00:1f::fe", dst=NODE6) / ICMPv6PacketTooBig(mtu=1380) / Raw(outer), "outer_undelivered")
+outer = bytes(IP(src=NODE4, dst="172.31.0.66") / UDP(sport=50000, dport=4789) / Raw(b"12345678"))
+drop("in: an error about a packet to a stranger",
+     Ether(src=NEAR_MAC, dst=UP_MAC) / IP(src="172.31.0.254", dst=NODE4) / ICMP(type=3, code=4, nexthopmtu=1400) / Raw(outer), "unknown_vtep")
 drop("in: an error about somebody else's packet",
      Ether(src=NEAR_MAC, dst=UP_MAC) / IP(src="172.31.0.254", dst=NODE4) / ICMP(type=3, code=4, nexthopmtu=1400)
      / Raw(bytes(IP(src=NODE4, dst=FAR4) / UDP(sport=1, dport=53) / Raw(b"12345678"))), "no_endpoint")
