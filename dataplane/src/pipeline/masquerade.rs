@@ -188,7 +188,10 @@ fn outbound<K: RoutedKey>(
     let tuple = own_tuple::<K>(bytes, subject).ok_or(DropReason::MasqueradeUnsupported)?;
     let found = connect(round, &tuple, pod, tcp_flags(bytes, headers), lane)?;
     let (old, new) = (found.original.source, found.reply.destination);
-    let translation = Translation::between(old, new, Side::Original).of(found.id);
+    let translation = Translation {
+        mtu: found.mtu,
+        ..Translation::between(old, new, Side::Original).of(found.id)
+    };
     Ok(finish(
         round,
         bytes,
@@ -304,7 +307,7 @@ fn inbound<K: RoutedKey>(
         return Some(Decided::drop(reason));
     }
     if is_error(headers, K::IS_V6) {
-        return inbound_error(round, batch, subject, from);
+        return inbound_error(round, batch, subject, from, lane);
     }
     let bytes = round.umem.bytes(batch.head(subject.index));
     if headers.part == Part::Later {
@@ -334,6 +337,9 @@ fn inbound<K: RoutedKey>(
             .contains(&tuple.destination.port);
         return is_ours.then(|| Decided::drop(DropReason::NoConnection));
     };
+    if let Some(mtu) = accepted::<K>(bytes, headers) {
+        round.connections.limit(found.id, mtu);
+    }
     let (old, new) = (found.reply.destination, found.original.source);
     let translation = Translation::between(old, new, Side::Reply).of(found.id);
     let finished = finish(round, bytes, subject, (translation, state), lane);
@@ -365,8 +371,16 @@ fn inbound_error<K: RoutedKey>(
     batch: &mut Batch,
     subject: Subject<'_, K>,
     from: Ingress<'_>,
+    lane: &mut Lane,
 ) -> Option<Decided> {
     let (quote, found) = quoted(round, batch, subject, Side::Reply)?;
+    let bytes = round.umem.bytes(batch.head(subject.index));
+    if quote.tuple.protocol == protocol::TCP
+        && let Some(mtu) = passes::<K>(bytes, subject.headers)
+        && round.connections.limit(found.id, mtu)
+    {
+        lane.shortened_ms = round.now_ms;
+    }
     let (old, new) = (found.reply.destination, found.original.source);
     let translation = error(round, batch, subject, (&quote, old, new, Side::Reply));
     Some(deliver(round, from, (translation, false)))
@@ -425,4 +439,60 @@ fn error<K: RoutedKey>(
         is_address_only: 1,
         ..translation
     }
+}
+
+/// Least MTU that is believed: what every link carries (RFC 8200, section 5),
+/// or every IPv4 host takes (RFC 791).
+const fn least_mtu(is_v6: bool) -> u16 {
+    match is_v6 {
+        true => 1280,
+        false => 576,
+    }
+}
+
+/// The longest packet that the sender of a SYN accepts, by its MSS option (RFC
+/// 9293, section 3.7.1). A super-frame does not say how its sender would cut
+/// it, and that must not be longer.
+fn accepted<K: RoutedKey>(bytes: &[u8], headers: &Headers) -> Option<u16> {
+    if tcp_flags(bytes, headers) & flags::SYN == 0 {
+        return None;
+    }
+    let transport = bytes.get(usize::from(headers.transport)..)?;
+    let end = usize::from(transport.get(12)? >> 4) * 4;
+    let mut options = transport.get(20..end)?;
+    loop {
+        let (&kind, rest) = options.split_first()?;
+        let len = match kind {
+            0 => return None,
+            1 => 1,
+            _ => usize::from(*rest.first()?).max(2),
+        };
+        if let (2, 4, &[_, _, high, low, ..]) = (kind, len, options) {
+            let fixed = if K::IS_V6 { 60 } else { 40 };
+            let mtu = u16::from_be_bytes([high, low]).saturating_add(fixed);
+            return Some(mtu.max(least_mtu(K::IS_V6)));
+        }
+        options = options.get(len..)?;
+    }
+}
+
+/// What fragmentation-needed or packet-too-big says that passes (RFC 1191, RFC
+/// 8201).
+fn passes<K: RoutedKey>(bytes: &[u8], headers: &Headers) -> Option<u16> {
+    let message = bytes.get(usize::from(headers.transport)..)?;
+    let &[kind, code, _, _, a, b, c, d, ..] = message else {
+        return None;
+    };
+    let is_too_big = match K::IS_V6 {
+        true => kind == icmpv6::kind::PACKET_TOO_BIG && (a, b) == (0, 0),
+        false => {
+            (kind, code)
+                == (
+                    icmpv4::kind::UNREACHABLE,
+                    icmpv4::unreachable::FRAGMENTATION_NEEDED,
+                )
+        }
+    };
+    let mtu = u16::from_be_bytes([c, d]);
+    (is_too_big && mtu > 0).then(|| mtu.max(least_mtu(K::IS_V6)))
 }

@@ -121,6 +121,9 @@ struct Lane {
     pieces_v4: Pieces<KeyV4>,
     pieces_v6: Pieces<KeyV6>,
     exhausted: Exhausted,
+    /// When a connection's packets last had to become shorter; flows that
+    /// asked before ask again.
+    shortened_ms: u32,
     /// Where the connections' timers go on.
     turn: usize,
     errors: ErrorLimit,
@@ -188,6 +191,7 @@ impl LaneState {
                 pieces_v4: Pieces::new(),
                 pieces_v6: Pieces::new(),
                 exhausted: Exhausted::default(),
+                shortened_ms: 0,
                 turn: usize::from(lane.0),
                 errors: ErrorLimit::new(),
                 tally: Tally::default(),
@@ -385,7 +389,11 @@ fn ask<K: RoutedKey>(
         is_settled,
     } = masquerade::classify(round, batch, subject, lane);
     match decision {
-        Decision::Forward(actions) => {
+        Decision::Forward(mut actions) => {
+            if let Some(mtu) = translation.map(|t| t.mtu).filter(|mtu| *mtu > 0) {
+                actions.mtu = actions.mtu.min(mtu);
+                actions.segment_mtu = actions.segment_mtu.min(mtu);
+            }
             let answer = Answer {
                 actions,
                 translation,
@@ -423,10 +431,13 @@ fn translation<K: RoutedKey>(
     table: &mut FlowTable<K>,
     slot: SlotIndex,
     round: &Round<'_>,
+    shortened_ms: u32,
 ) -> Option<Translation> {
     let translation = *table.translation(slot);
     let flow = table.flow(slot);
-    if round.now_ms.wrapping_sub(flow.told_ms) < connection::REFRESH_MS {
+    let told_ago_ms = round.now_ms.wrapping_sub(flow.told_ms);
+    let is_news = told_ago_ms >= round.now_ms.wrapping_sub(shortened_ms);
+    if told_ago_ms < connection::REFRESH_MS && !is_news {
         return Some(translation);
     }
     flow.told_ms = round.now_ms;
@@ -443,7 +454,9 @@ fn translation<K: RoutedKey>(
         u64::from(packets.wrapping_sub(translation.reported)),
         round.millis(),
     )?;
-    state.is_settled().then_some(translation)
+    let is_same = side == Side::Reply
+        || round.connections.mtu(translation.connection_id()) == translation.mtu;
+    (state.is_settled() && is_same).then_some(translation)
 }
 
 impl Round<'_> {
@@ -507,8 +520,9 @@ impl Lane {
         bytes: u64,
         round: &Round<'_>,
     ) -> Option<Answer> {
+        let shortened_ms = self.shortened_ms;
         let table = K::table(self);
-        let translation = Some(translation(table, slot, round)?);
+        let translation = Some(translation(table, slot, round, shortened_ms)?);
         let flow = table.flow(slot);
         flow.count(bytes, round.now_ms);
         let actions = flow.actions;

@@ -544,3 +544,45 @@ fn one_pods_connections_do_not_starve_another() {
     other[6..12].copy_from_slice(&mac(B).0);
     assert!(world.send(B, &other).dropped().is_none());
 }
+
+#[test]
+fn super_frames_are_cut_to_what_the_path_and_the_peer_take() {
+    let mut world = world();
+    let port = open(&mut world, Kind::Tcp(SYN));
+    let mut answer = Vec::new();
+    let [from, to] = Leg::FromWire.ethernet();
+    PacketBuilder::ethernet2(from, to)
+        .ipv4(SERVER.octets(), NODE_V4.octets(), 60)
+        .tcp(53, port, 7, 1000)
+        .syn()
+        .ack(9)
+        .options(&[etherparse::TcpOptionElement::MaximumSegmentSize(1310)])
+        .unwrap()
+        .write(&mut answer, &[])
+        .unwrap();
+    assert!(world.send(UPLINK, &answer).dropped().is_none());
+    let super_frame = || {
+        let mut bytes = Vec::new();
+        let [from, to] = Leg::FromPod.ethernet();
+        PacketBuilder::ethernet2(from, to)
+            .ipv4(v4(A).octets(), SERVER.octets(), 60)
+            .tcp(40_000, 53, 7, 1000)
+            .ack(9)
+            .write(&mut bytes, &[7; 4000])
+            .unwrap();
+        make_partial_v4(&mut bytes, 34, 16);
+        bytes
+    };
+    let cut = |world: &mut World| match world.send(A, &super_frame()).verdict {
+        Verdict::Segment { mtu, .. } => mtu,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!([cut(&mut world), cut(&mut world)], [1350, 1350]);
+    // A narrower link on the way: known at once, by flows too.
+    let left = packet(Kind::Tcp(ACK), Leg::ToWire, node(port));
+    let mut error = unreachable(Leg::FromWire.ethernet(), NODE_V4, 60, &left[14..]);
+    error[40..42].copy_from_slice(&1280u16.to_be_bytes());
+    world.now.0 += 2_000_000;
+    world.send(UPLINK, &error);
+    assert_eq!([cut(&mut world), cut(&mut world)], [1280, 1280]);
+}

@@ -13,6 +13,7 @@
 //! 12..16        reply source and destination
 //! 16 ports      original source | destination | reply source | destination
 //! 17 protocol
+//! 18 mtu         longest packet that the original sender may send; 0 unknown
 //! ```
 //!
 //! Tuples are written while the version is even and the entry is one lane's
@@ -37,6 +38,7 @@ const CLAIM: usize = 7;
 const TUPLES: usize = 8;
 const PORTS: usize = 16;
 const PROTOCOL: usize = 17;
+const MTU: usize = 18;
 
 /// The entries.
 #[derive(Debug)]
@@ -183,6 +185,16 @@ impl Entries {
         self.set(entry, SEEN, now_ms);
         self.set(entry, PACKETS, 1);
         self.set(entry, CLAIM, 0);
+        self.set(entry, MTU, 0);
+    }
+
+    /// Longest packet that the original sender may send; 0 when unknown.
+    pub(super) fn mtu(&self, entry: u32) -> u16 {
+        self.get(entry, MTU) as u16
+    }
+
+    pub(super) fn set_mtu(&self, entry: u32, mtu: u16) {
+        self.set(entry, MTU, u64::from(mtu));
     }
 
     pub(super) fn claim(&self, entry: u32) -> Option<u32> {

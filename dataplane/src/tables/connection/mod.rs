@@ -118,6 +118,8 @@ pub struct Found {
     pub reply: Tuple,
     /// Where it stands.
     pub state: State,
+    /// Longest packet that the original sender may send; 0 when unknown.
+    pub mtu: u16,
     /// Whether its time is not over. One whose time is over is as good as
     /// gone, except for [`Connections::renew`].
     pub is_live: bool,
@@ -313,6 +315,7 @@ impl Connections {
             original: pair.original,
             reply: pair.reply,
             state,
+            mtu: self.entries.mtu(entry),
             is_live: due_ms > now_ms,
         })
     }
@@ -545,6 +548,22 @@ impl Connections {
         self.change(id, now_ms, packets, |state| {
             state.after(side, tcp_flags, age_ms)
         })
+    }
+
+    /// Notes the longest packet that the original sender may send, when that
+    /// is shorter than what is known. Returns whether it was.
+    pub fn limit(&self, id: ConnectionId, mtu: u16) -> bool {
+        let known = self.mtu(id);
+        let is_news = known == 0 || mtu < known;
+        if is_news && self.entries.version(id.entry) as u32 == id.version {
+            self.entries.set_mtu(id.entry, mtu);
+        }
+        is_news
+    }
+
+    /// Longest packet that the original sender may send; 0 when unknown.
+    pub fn mtu(&self, id: ConnectionId) -> u16 {
+        self.entries.mtu(id.entry)
     }
 
     /// Begins a connection anew whose time was over and whose ends and ports

@@ -27,6 +27,9 @@ pub struct Translation {
     pub address_delta: u16,
     /// What the port's change adds to it.
     pub port_delta: u16,
+    /// Longest packet of the original sender, as the connection had it; 0
+    /// when unknown.
+    pub mtu: u16,
     /// [`ConnectionId::to_parts`].
     pub connection: [u32; 2],
     /// Packets of the flow that its connection knows of, wrapping.
