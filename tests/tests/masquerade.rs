@@ -1,0 +1,212 @@
+//! Pods reach hosts that know nothing of them, with the node's address.
+//!
+//! ```text
+//! pod ── node ──(link)── router ──(MTU 1300)── far
+//! ```
+
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::time::Duration;
+
+use spinlane_tests::cluster::Families;
+use spinlane_tests::{
+    Cluster, LabError, Namespace, Node, Pod, root_or_skip, traffic, veth, wait_for,
+};
+
+const FAR: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(203, 0, 113, 2)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 7, 0, 0, 0, 0, 2)),
+];
+
+/// A node with two pods, the router, and the host behind it.
+struct Outside {
+    cluster: Cluster,
+    router: Namespace,
+    far: Namespace,
+}
+
+impl Outside {
+    fn start(ports: &str) -> Result<Outside, LabError> {
+        let ports = ports.to_owned();
+        let mut cluster = Cluster::prepare(1, Families::Dual, |config| {
+            config.network = format!("masquerade-ports = {ports:?}\n");
+        })?;
+        let (router, far) = (Namespace::create("router")?, Namespace::create("far")?);
+        cluster.underlay().plug(&router, 9)?;
+        veth((&router, "far0"), (&far, "eth0"))?;
+        for (namespace, device, host) in [(&router, "far0", 1), (&far, "eth0", 2)] {
+            namespace.ip(&format!("link set {device} mtu 1300"))?;
+            namespace.ip(&format!("address add 203.0.113.{host}/24 dev {device}"))?;
+            namespace.ip(&format!(
+                "address add 2001:db8:7::{host}/64 dev {device} nodad"
+            ))?;
+        }
+        // What pods' addresses would need to come back is not there.
+        far.ip("route add 172.31.0.0/24 via 203.0.113.1")?;
+        far.ip("-6 route add fd31::/64 via 2001:db8:7::1")?;
+        router.sysctl("net/ipv4/ip_forward", "1")?;
+        router.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+        router.sh("nft add table inet seen && nft add chain inet seen pods \
+             '{ type filter hook prerouting priority 0; }' && \
+             nft add rule inet seen pods ip saddr 10.244.0.0/16 counter && \
+             nft add rule inet seen pods ip6 saddr fd44::/16 counter")?;
+        let node = &mut cluster.nodes_mut()[0];
+        node.namespace()
+            .ip("route add 203.0.113.0/24 via 172.31.0.9")?;
+        node.namespace()
+            .ip("-6 route add 2001:db8:7::/64 via fd31::9")?;
+        node.start_agent()?;
+        Ok(Outside {
+            cluster,
+            router,
+            far,
+        })
+    }
+
+    fn node(&self) -> &Node {
+        &self.cluster.nodes()[0]
+    }
+
+    /// The node's own address of the family.
+    fn own(&self, like: IpAddr) -> IpAddr {
+        let addresses = self.cluster.underlay().addresses(1);
+        let mut fitting = addresses.into_iter();
+        fitting
+            .find(|a| a.is_ipv4() == like.is_ipv4())
+            .expect("both families")
+    }
+
+    /// Nobody outside saw a pod's address.
+    fn nothing_leaked(&self) -> Result<(), LabError> {
+        let rules = self.router.sh("nft list table inet seen")?;
+        assert_eq!(rules.matches("packets 0 bytes 0").count(), 2, "{rules}");
+        Ok(())
+    }
+}
+
+fn reach(pod: &Namespace, to: IpAddr) -> Result<(), LabError> {
+    wait_for(&format!("a way to {to}"), Duration::from_secs(15), || {
+        let pings = traffic::ping(pod, to, 1);
+        pings.ok().filter(traffic::Pings::all)
+    })
+    .map(drop)
+}
+
+#[test]
+fn pods_reach_the_outside_with_the_nodes_address() -> Result<(), LabError> {
+    if !root_or_skip("pods_reach_the_outside_with_the_nodes_address") {
+        return Ok(());
+    }
+    let outside = Outside::start("61000-65535")?;
+    let pod = Pod::attach(outside.node(), "web")?;
+    for to in FAR {
+        reach(pod.namespace(), to)?;
+        let seen = traffic::tcp_seen_from(pod.namespace(), &outside.far, to)?;
+        assert_eq!(seen, outside.own(to));
+        traffic::tcp_both_ways(pod.namespace(), &outside.far, to, 2 << 20)?;
+        for size in [18, 1200] {
+            let whole = traffic::udp_echo(pod.namespace(), &outside.far, to, 20, size)?;
+            assert_eq!(whole, 20, "{to}, {size} bytes");
+        }
+        // The node's own way is as it was, pings too.
+        assert!(traffic::ping(outside.node().namespace(), to, 2)?.all());
+        let seen = traffic::tcp_seen_from(outside.node().namespace(), &outside.far, to)?;
+        assert_eq!(seen, outside.own(to));
+    }
+    // Fragments both ways.
+    let pings = traffic::ping_with(pod.namespace(), FAR[0], 3, &["-s", "3000"])?;
+    assert!(pings.all(), "{pings:?}");
+    let rows = outside.node().cli(&["connections"])?;
+    let rows = rows.as_array().expect("a list");
+    let snat = |row: &serde_json::Value| row["snat"].as_str().map(str::to_owned);
+    let translated: Vec<_> = rows.iter().filter_map(snat).collect();
+    assert!(translated.len() >= 6, "{rows:?}");
+    for end in translated {
+        let end: std::net::SocketAddr = end.parse().expect("an address and a port");
+        assert_eq!(end.ip(), outside.own(end.ip()));
+        assert!((61_000..=65_535).contains(&end.port()), "{end}");
+    }
+    outside.nothing_leaked()
+}
+
+#[test]
+fn errors_from_outside_reach_the_pod() -> Result<(), LabError> {
+    if !root_or_skip("errors_from_outside_reach_the_pod") {
+        return Ok(());
+    }
+    let outside = Outside::start("61000-65535")?;
+    let pod = Pod::attach(outside.node(), "web")?;
+    for to in FAR {
+        reach(pod.namespace(), to)?;
+        // Nobody listens there.
+        let refused = pod.namespace().enter(|| -> std::io::Result<ErrorKind> {
+            let any: IpAddr = match to {
+                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+            };
+            let socket = UdpSocket::bind((any, 0))?;
+            socket.connect((to, 9))?;
+            socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+            socket.send(b"anybody?")?;
+            let answer = socket.recv(&mut [0; 16]);
+            Ok(answer.map_or_else(|e| e.kind(), |_| ErrorKind::Other))
+        })?;
+        let refused = refused.map_err(LabError::io("ask a closed port"))?;
+        assert_eq!(refused, ErrorKind::ConnectionRefused, "{to}");
+    }
+    // The router's answers: hops ran out, and its next link is narrow.
+    let ping = |options: &str| {
+        let line = format!("LC_ALL=C ping -n -c 1 -W 2 {options} {} || true", FAR[0]);
+        pod.namespace().sh(&line)
+    };
+    let exceeded = ping("-t 2")?;
+    assert!(exceeded.contains("From 172.31.0.9"), "{exceeded}");
+    assert!(exceeded.contains("Time to live exceeded"), "{exceeded}");
+    let too_big = ping("-M do -s 1380")?;
+    assert!(too_big.contains("mtu = 1300"), "{too_big}");
+    let line = format!(
+        "LC_ALL=C ping -6 -n -c 1 -W 2 -M do -s 1340 {} || true",
+        FAR[1]
+    );
+    let too_big = pod.namespace().sh(&line)?;
+    assert!(
+        too_big.contains("mtu=1300") || too_big.contains("mtu: 1300"),
+        "{too_big}"
+    );
+    outside.nothing_leaked()
+}
+
+#[test]
+fn ports_run_out_by_name_and_are_kept_from_the_node() -> Result<(), LabError> {
+    if !root_or_skip("ports_run_out_by_name_and_are_kept_from_the_node") {
+        return Ok(());
+    }
+    let outside = Outside::start("61000-61007")?;
+    let pod = Pod::attach(outside.node(), "web")?;
+    let node = outside.node().namespace();
+    let reserved = node.sh("cat /proc/sys/net/ipv4/ip_local_reserved_ports")?;
+    assert_eq!(reserved.trim(), "61000-61007");
+    reach(pod.namespace(), FAR[0])?;
+    let sockets: Vec<UdpSocket> = pod
+        .namespace()
+        .enter(|| {
+            (0..20)
+                .map(|_| UdpSocket::bind("0.0.0.0:0"))
+                .collect::<Result<_, _>>()
+        })?
+        .map_err(LabError::io("bind in the pod"))?;
+    for socket in &sockets {
+        socket
+            .send_to(b"?", (FAR[0], 9))
+            .map_err(LabError::io("send from the pod"))?;
+    }
+    wait_for("exhaustion to be counted", Duration::from_secs(3), || {
+        let drops = outside.node().drops().ok()?;
+        (drops["no_masquerade_port"] == 12).then_some(())
+    })?;
+    // Towards another destination the same ports serve again.
+    let other = IpAddr::from([203, 0, 113, 1]);
+    let whole = traffic::udp_echo(pod.namespace(), &outside.router, other, 3, 100)?;
+    assert_eq!(whole, 3);
+    outside.nothing_leaked()
+}
