@@ -1,1 +1,214 @@
+use std::collections::HashMap;
 
+use super::*;
+use crate::node::inventory::BoundPort;
+use crate::node::kernel::Neighbour;
+use crate::node::link::KernelRoute;
+use crate::node::netlink::Link;
+use crate::node::switch::Binding;
+
+const UPLINK: u32 = 2;
+const OTHER: u32 = 3;
+const HOST_SIDE: u32 = 9;
+const HOST: PortId = PortId(0);
+const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 7]);
+
+fn link(index: u32) -> Link {
+    Link {
+        index,
+        name: format!("eth{index}"),
+        alias: String::new(),
+        mac: vec![2, 0, 0, 0, 0, index as u8],
+        mtu: 1500,
+        up: true,
+        operational: true,
+        rx_queues: 1,
+        is_veth: false,
+    }
+}
+
+fn route(to: &str, via: Option<&str>, oif: u32) -> KernelRoute {
+    KernelRoute {
+        to: to.parse().unwrap(),
+        via: via.map(|via| via.parse().unwrap()),
+        oif: Some(oif),
+        mtu: None,
+        priority: 0,
+        hops: Vec::new(),
+        is_ours: false,
+    }
+}
+
+fn kernel() -> Kernel {
+    Kernel {
+        links: vec![link(UPLINK), link(OTHER), link(HOST_SIDE)],
+        routes: vec![
+            route("172.31.0.0/16", None, UPLINK),
+            route("0.0.0.0/0", Some("172.31.255.254"), UPLINK),
+            route("192.168.5.0/24", None, OTHER),
+            route("10.244.0.0/16", None, HOST_SIDE),
+        ],
+        neighbours: HashMap::from([(
+            (UPLINK, "172.31.0.2".parse().unwrap()),
+            Neighbour {
+                mac: MAC,
+                is_stale: false,
+            },
+        )]),
+        ..Kernel::default()
+    }
+}
+
+fn node(number: u32) -> Arc<source::Node> {
+    let (a, b) = (number / 256, number % 256);
+    Arc::new(source::Node {
+        name: format!("node-{number}"),
+        addresses: vec![format!("172.31.{a}.{b}").parse().unwrap()],
+        pod_cidrs: vec![format!("10.{}.{b}.0/24", 100 + a).parse().unwrap()],
+        vtep_mac: None,
+    })
+}
+
+fn setup(mode: &str) -> Setup {
+    Setup {
+        name: "node-1".into(),
+        addresses: vec!["172.31.0.1".parse().unwrap()],
+        pod_cidrs: vec!["10.100.1.0/24".parse().unwrap()],
+        uplink: crate::config::Uplink::Named("eth2".into()),
+        network: crate::node::tests::network(&format!(
+            "mode = \"{mode}\"\ncluster-cidrs = [\"10.96.0.0/11\"]"
+        )),
+        segments: vec![],
+        path_mtu: 1450,
+        offloads: true,
+        receive_cpus: vec![],
+        run_dir: "/nowhere".into(),
+        state_dir: "/nowhere".into(),
+    }
+}
+
+fn follow(
+    beyond: &mut Beyond,
+    setup: &Setup,
+    nodes: &[Arc<source::Node>],
+    kernel: &Kernel,
+) -> bool {
+    let binding = Binding {
+        native: false,
+        zero_copy: false,
+        lanes: 1,
+    };
+    let port = BoundPort {
+        id: PortId(1),
+        ifindex: UPLINK,
+        binding,
+    };
+    beyond.follow(&Inputs {
+        setup,
+        nodes,
+        kernel,
+        uplink: Some(BoundUplink {
+            port,
+            mac: MacAddr([2, 0, 0, 0, 0, 2]),
+            mtu: 1500,
+            is_veth: false,
+        }),
+        host: Some((HOST, HOST_SIDE)),
+        path_mtus: &HashMap::new(),
+    })
+}
+
+fn target(beyond: &Beyond, address: &str) -> Option<RouteTarget> {
+    beyond.tables().routes.lookup(address.parse().unwrap())
+}
+
+#[test]
+fn through_the_overlay_to_nodes_and_by_the_kernels_routes_to_the_rest() {
+    let (setup, kernel) = (setup("vxlan"), kernel());
+    let mut beyond = Beyond::default();
+    assert!(follow(&mut beyond, &setup, &[node(1), node(2)], &kernel));
+    let Some(RouteTarget::Vtep(id)) = target(&beyond, "10.100.2.7") else {
+        panic!("{:?}", target(&beyond, "10.100.2.7"));
+    };
+    assert_eq!(target(&beyond, "172.31.0.2"), Some(RouteTarget::Vtep(id)));
+    let tables = beyond.tables();
+    let vtep = tables.vteps[id.index()].as_ref().unwrap();
+    assert_eq!(vtep.mac.to_string(), "0a:58:ac:1f:00:02");
+    assert_eq!(vtep.mtu, 1450);
+    assert_eq!(
+        tables.next_hops[vtep.next_hop.index()]
+            .as_ref()
+            .unwrap()
+            .mac,
+        Some(MAC)
+    );
+    assert_eq!(&vtep.outer.bytes()[..6], &MAC.0);
+    assert_eq!(
+        target(&beyond, "10.101.0.1"),
+        Some(RouteTarget::Unreachable)
+    );
+    assert_eq!(
+        target(&beyond, "192.168.5.9"),
+        Some(RouteTarget::Host(HOST))
+    );
+    assert_eq!(target(&beyond, "172.31.9.9"), Some(RouteTarget::OnLink));
+    assert!(matches!(
+        target(&beyond, "8.8.8.8"),
+        Some(RouteTarget::NextHop(_))
+    ));
+    assert!(!follow(&mut beyond, &setup, &[node(1), node(2)], &kernel));
+}
+
+#[test]
+fn routed_nodes_are_neighbours_or_behind_a_gateway() {
+    let mut kernel = kernel();
+    kernel
+        .routes
+        .push(route("172.31.0.3/32", Some("172.31.0.9"), UPLINK));
+    let mut beyond = Beyond::default();
+    let nodes = [node(1), node(2), node(3)];
+    follow(&mut beyond, &setup("routed"), &nodes, &kernel);
+    let by = |beyond: &Beyond, to: &str| match target(beyond, to) {
+        Some(RouteTarget::NextHop(id)) => {
+            let next_hop = beyond.tables().next_hops[id.index()].clone();
+            next_hop.unwrap().address.to_string()
+        }
+        other => format!("{other:?}"),
+    };
+    assert_eq!(by(&beyond, "10.100.2.7"), "172.31.0.2");
+    assert_eq!(by(&beyond, "10.100.3.7"), "172.31.0.9");
+    assert_eq!(beyond.tables().direct.len(), 2);
+    let mut crossing = setup("routed");
+    crossing.network.cross_subnet = true;
+    follow(&mut beyond, &crossing, &nodes, &kernel);
+    assert_eq!(by(&beyond, "10.100.2.7"), "172.31.0.2");
+    assert!(matches!(
+        target(&beyond, "10.100.3.7"),
+        Some(RouteTarget::Vtep(_))
+    ));
+}
+
+#[test]
+fn a_thousand_nodes_keep_their_numbers_when_one_goes() {
+    let (setup, kernel) = (setup("vxlan"), kernel());
+    let mut nodes: Vec<_> = (1..=1000).map(node).collect();
+    let mut beyond = Beyond::default();
+    follow(&mut beyond, &setup, &nodes, &kernel);
+    let before = beyond.tables().clone();
+    nodes.remove(499);
+    assert!(follow(&mut beyond, &setup, &nodes, &kernel));
+    let after = beyond.tables().clone();
+    let differing = before
+        .vteps
+        .iter()
+        .zip(after.vteps.iter())
+        .filter(|(a, b)| a != b)
+        .count();
+    assert_eq!(differing, 1);
+    assert!(Arc::ptr_eq(&before.direct, &after.direct));
+    let gone = before
+        .routes
+        .iter()
+        .filter(|(prefix, target)| after.routes.lookup(prefix.address) != Some(*target));
+    assert_eq!(gone.count(), 2, "its pods and its address");
+}
