@@ -385,6 +385,14 @@ fn sinks_count_known_faults_exactly() {
     let file = directory.path().join("faulty.pcap");
     scapy_stamped(&file, &faulty());
     let recording = Recording::read(&file).unwrap();
+    let other = directory.path().join("faulty.pcapng");
+    let converted = std::process::Command::new("editcap")
+        .args(["-F", "pcapng"])
+        .args([&file, &other])
+        .status()
+        .unwrap();
+    assert!(converted.success());
+    assert_eq!(Recording::read(&other).unwrap(), recording);
     let packets = recording.packets().len() as u64;
     let replay = |speed| {
         let began = Instant::now();

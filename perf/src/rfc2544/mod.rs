@@ -14,6 +14,7 @@ use crate::generator::live::LiveFrames;
 use crate::measure::MeasureError;
 use crate::packet::Sizes;
 use crate::progress::Progress;
+use crate::report::quantity;
 use crate::rfc2544::search::{Goal, Search, Throughput, Trial};
 use crate::rfc2544::trial::Bench;
 use crate::sink::latency::Latency;
@@ -206,12 +207,7 @@ fn measure(
     case: &mut Case,
     progress: &Progress,
 ) -> Result<(), MeasureError> {
-    let name = format!(
-        "{}, {} bytes, {} flows",
-        bench.subject.kind().name(),
-        case.size,
-        case.flows
-    );
+    let name = name(case);
     progress.says(&format!("{name}: full speed"));
     // The subject learns every flow in this trial, which does not count.
     let full = bench.run(0.0, plan.trial_seconds)?;
@@ -250,6 +246,12 @@ fn measure(
     Ok(())
 }
 
+/// Short enough for a progress bar.
+fn name(case: &Case) -> String {
+    let flows = if case.flows == 1 { "flow" } else { "flows" };
+    format!("{} B, {} {flows}", case.size, case.flows)
+}
+
 fn search(
     bench: &Bench<'_>,
     plan: &Plan,
@@ -259,13 +261,8 @@ fn search(
     let mut search = Search::new(&plan.goals(), most * LEAST_SHARE, most);
     let mut steps = SEARCH_TRIALS;
     while let Some((load, seconds)) = search.next() {
-        progress.says(&format!(
-            "{}, {} bytes, {} flows: {:.0} packets/s for {seconds:.2} s",
-            bench.subject.kind().name(),
-            case.size,
-            case.flows,
-            load
-        ));
+        let rate = quantity(load, "pps");
+        progress.says(&format!("{}: {rate}", name(case)));
         let outcome = bench.run(load.floor(), seconds);
         let found = outcome.as_ref().ok().map(|outcome| Trial {
             load,
