@@ -107,7 +107,6 @@ pub fn plan(desired: &Desired, beyond: &Tables, before: &Snapshot) -> Snapshot {
         next_hops: Arc::clone(&beyond.next_hops),
         underlay: Arc::clone(&beyond.underlay),
         masquerade: Arc::clone(&beyond.masquerade),
-        ..before.clone()
     }
 }
 

@@ -216,11 +216,14 @@ mod tests {
     const FIN: u8 = flags::FIN | flags::ACK;
     const RST: u8 = flags::RST;
 
+    /// A name, the state before, packets with their flags, the state after.
+    type Case = (&'static str, State, &'static [(Side, u8)], State);
+
     #[test]
     fn flags_move_the_state() {
         use Side::{Original as O, Reply as R};
         use State::*;
-        let cases: &[(&str, State, &[(Side, u8)], State)] = &[
+        let cases: &[Case] = &[
             (
                 "handshake",
                 SynSent,
