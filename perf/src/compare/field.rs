@@ -29,10 +29,11 @@ impl std::fmt::Debug for Field {
 }
 
 impl Field {
-    /// Sets up every subject that is there; what is not is named missing.
+    /// Sets up every subject. One that is not on this machine, or that cannot
+    /// be set up, is named missing with the reason, and the others go on.
     ///
     /// # Errors
-    /// When one that is there cannot be set up, or on Ctrl-C.
+    /// On Ctrl-C.
     pub fn set_up(plan: &Plan, progress: &Progress) -> Result<Field, MeasureError> {
         let mut field = Field::of(Vec::new());
         for kind in plan.subjects() {
@@ -42,7 +43,12 @@ impl Field {
             progress.says(&format!("setting up {}", kind.name()));
             match kind.set_up(plan.services) {
                 Ok(subject) => field.add(subject),
-                Err(MeasureError::Missing { reason, .. }) => {
+                Err(MeasureError::Interrupted) => return Err(MeasureError::Interrupted),
+                Err(error) => {
+                    let reason = match error {
+                        MeasureError::Missing { reason, .. } => reason,
+                        other => format!("it could not be set up: {other}"),
+                    };
                     progress.note(&format!("{} is missing: {reason}", kind.name()));
                     field.participants.push(Participant {
                         name: kind.name().to_owned(),
@@ -50,7 +56,6 @@ impl Field {
                         settings: Vec::new(),
                     });
                 }
-                Err(error) => return Err(error),
             }
             progress.step();
         }
