@@ -44,6 +44,9 @@ pub const ROUND_TRIP_PORT: u16 = 5202;
 /// Port of short connections.
 pub const CONNECTION_PORT: u16 = 5203;
 
+/// How long a tunnel between busy polling threads may take to its first ping.
+const REACH_TIMEOUT: Duration = Duration::from_secs(15);
+
 /// How many services a proxy has unless told otherwise.
 pub const SERVICES: usize = 1000;
 
@@ -140,7 +143,7 @@ pub trait Subject {
         for address in [to.v4, to.v6] {
             wait_for(
                 &format!("a ping through {} to {address}", self.kind().name()),
-                Duration::from_secs(6),
+                REACH_TIMEOUT,
                 || ping(from.namespace, address).ok(),
             )?;
         }
