@@ -586,3 +586,44 @@ fn super_frames_are_cut_to_what_the_path_and_the_peer_take() {
     world.send(UPLINK, &error);
     assert_eq!([cut(&mut world), cut(&mut world)], [1280, 1280]);
 }
+
+proptest::proptest! {
+    #![proptest_config(proptest::prelude::ProptestConfig::with_cases(64))]
+    /// Packets with bytes changed and ends cut: nothing is read or written
+    /// outside them, from either side, quoted or not.
+    #[test]
+    fn broken_packets_do_no_harm(
+        changes in proptest::collection::vec((14usize..120, proptest::prelude::any::<u8>()), 1..6),
+        cut in 14usize..140,
+    ) {
+        let mut world = world();
+        for kind in [Kind::Udp, Kind::Tcp(ACK), Kind::Echo, Kind::UdpV6, Kind::TcpV6, Kind::EchoV6] {
+            world.send(A, &packet(kind, Leg::FromPod, pod(40_000)));
+        }
+        let port = world.connections.records(0)[0].reply.destination.port;
+        let left = packet(Kind::Udp, Leg::ToWire, node(port));
+        let mut packets = vec![
+            (UPLINK, unreachable(Leg::FromWire.ethernet(), NODE_V4, 60, &left[14..])),
+            (A, unreachable(Leg::FromPod.ethernet(), SERVER, 60, &left[14..])),
+        ];
+        for kind in [Kind::Udp, Kind::Tcp(SYN), Kind::Echo, Kind::UdpV6, Kind::TcpV6, Kind::EchoV6] {
+            packets.push((A, packet(kind, Leg::FromPod, pod(40_000))));
+            packets.push((UPLINK, packet(kind, Leg::FromWire, node(port))));
+        }
+        for (from, mut bytes) in packets {
+            for &(at, value) in &changes {
+                let at = at % bytes.len();
+                if at >= 14 {
+                    bytes[at] = value;
+                }
+            }
+            bytes.truncate(cut.max(20));
+            if bytes.len() >= 34 && bytes[12..14] == [8, 0] && bytes[14] == 0x45 {
+                bytes[24..26].fill(0);
+                let sum = !naive_sum(&bytes[14..34]);
+                bytes[24..26].copy_from_slice(&sum.to_be_bytes());
+            }
+            world.send(from, &bytes);
+        }
+    }
+}
