@@ -14,9 +14,8 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use crate::frame::{Frame, MAX_CHAIN};
-use crate::pipeline::segment::Offload;
-use crate::umem::Umem;
+use crate::pipeline::datagrams::MAX_DATAGRAMS;
+use crate::pipeline::segment::{Offload, Segments};
 
 /// Many super-frames may wait in the receiving pod's backlog.
 const SEND_BUFFER_BYTES: libc::c_int = 32 << 20;
@@ -31,7 +30,13 @@ const HEADER_BYTES: usize = 10;
 const NEEDS_CHECKSUM: u8 = 1;
 const GSO_TCPV4: u8 = 1;
 const GSO_TCPV6: u8 = 4;
+const GSO_UDP: u8 = 5;
 const GSO_ECN: u8 = 0x80;
+
+/// Pieces of memory that one packet comes from at most: the header for the
+/// kernel, the packet's own headers, and what follows. A chain of frames has
+/// fewer.
+const MAX_PARTS: usize = 2 + MAX_DATAGRAMS;
 
 /// A socket that sends on one device.
 #[derive(Debug)]
@@ -93,21 +98,22 @@ impl PacketSocket {
         }
     }
 
-    /// Sends a super-frame; the kernel has its own copy when this returns.
+    /// Sends a packet of so many pieces; the kernel has its own copy when this
+    /// returns.
     pub(crate) fn send<'a>(
         &self,
-        umem: &Umem,
-        frames: impl Iterator<Item = &'a Frame>,
+        pieces: impl Iterator<Item = &'a [u8]>,
         offload: &Offload,
     ) -> io::Result<()> {
         let header = header(offload);
         let mut parts = [libc::iovec {
             iov_base: std::ptr::null_mut(),
             iov_len: 0,
-        }; MAX_CHAIN + 1];
-        let bytes = std::iter::once(&header[..]).chain(frames.map(|frame| umem.bytes(frame)));
-        let mut count = 0;
-        for (part, bytes) in parts.iter_mut().zip(bytes) {
+        }; MAX_PARTS];
+        parts[0].iov_base = header.as_ptr().cast_mut().cast();
+        parts[0].iov_len = header.len();
+        let mut count = 1;
+        for (part, bytes) in parts[1..].iter_mut().zip(pieces) {
             part.iov_base = bytes.as_ptr().cast_mut().cast();
             part.iov_len = bytes.len();
             count += 1;
@@ -116,8 +122,8 @@ impl PacketSocket {
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = parts.as_mut_ptr();
         message.msg_iovlen = count;
-        // SAFETY: the parts point to the header and to the bytes of frames that
-        // the caller holds; the kernel only reads them.
+        // SAFETY: the parts point to the header and to bytes that the caller
+        // lends for this call; the kernel only reads them.
         let sent =
             unsafe { libc::sendmsg(self.0.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT) };
         if sent < 0 {
@@ -136,10 +142,21 @@ fn header(offload: &Offload) -> [u8; HEADER_BYTES] {
     let header_len = offload.cut.map_or(LINEAR_BYTES, |cut| cut.header_len);
     bytes[2..4].copy_from_slice(&header_len.to_ne_bytes());
     if let Some(cut) = offload.cut {
-        bytes[1] = if cut.is_v6 { GSO_TCPV6 } else { GSO_TCPV4 };
-        if cut.is_congestion_window_reduced {
-            bytes[1] |= GSO_ECN;
-        }
+        bytes[1] = match cut.segments {
+            Segments::Udp => GSO_UDP,
+            Segments::Tcp {
+                is_v6,
+                is_congestion_window_reduced,
+            } => {
+                let family = if is_v6 { GSO_TCPV6 } else { GSO_TCPV4 };
+                let ecn = if is_congestion_window_reduced {
+                    GSO_ECN
+                } else {
+                    0
+                };
+                family | ecn
+            }
+        };
         bytes[4..6].copy_from_slice(&cut.segment_len.to_ne_bytes());
     }
     bytes[6..8].copy_from_slice(&offload.checksum.start.to_ne_bytes());
@@ -169,16 +186,20 @@ mod tests {
             cut: None,
         };
         assert_eq!(words(&whole), (1, 0, LINEAR_BYTES, 0, 34, 16));
-        let cut = |is_v6, is_congestion_window_reduced| Offload {
+        let cut = |segments| Offload {
             checksum,
             cut: Some(Cut {
-                is_v6,
-                is_congestion_window_reduced,
+                segments,
                 header_len: 66,
                 segment_len: 1448,
             }),
         };
-        assert_eq!(words(&cut(false, false)), (1, 1, 66, 1448, 34, 16));
-        assert_eq!(words(&cut(true, true)), (1, 0x84, 66, 1448, 34, 16));
+        let tcp = |is_v6, is_congestion_window_reduced| Segments::Tcp {
+            is_v6,
+            is_congestion_window_reduced,
+        };
+        assert_eq!(words(&cut(tcp(false, false))), (1, 1, 66, 1448, 34, 16));
+        assert_eq!(words(&cut(tcp(true, true))), (1, 0x84, 66, 1448, 34, 16));
+        assert_eq!(words(&cut(Segments::Udp)), (1, 5, 66, 1448, 34, 16));
     }
 }

@@ -12,7 +12,7 @@
 //! [`TRADE_BATCH`]. Every chunk that a lane does not hold itself carries in
 //! [`OwnerTable`] the queue that has it: when a queue is torn down, its chunks
 //! are found there, whatever state its rings were in.
-#![allow(unsafe_code)] // maps the frame memory and hands out its bytes
+#![allow(unsafe_code)] // maps the frame memory, hands out its bytes, hints to the caches
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
@@ -23,6 +23,9 @@ use crossbeam::queue::ArrayQueue;
 
 use crate::frame::{FRAME_SIZE, Frame, HEADROOM};
 use crate::sync::{AtomicU32, AtomicU64, Ordering};
+
+/// Bytes that caches move at a time.
+const CACHE_LINE: usize = 64;
 
 /// Chunks that a pool gives to or takes from the depot at a time.
 pub const TRADE_BATCH: usize = 64;
@@ -183,6 +186,44 @@ impl Umem {
             unsafe { _mm_prefetch::<_MM_HINT_T0>(start.cast()) };
         }
         #[cfg(not(target_arch = "x86_64"))]
+        let _ = frame;
+    }
+
+    /// As [`Umem::prefetch`], the whole frame: a system call that copies it
+    /// line by line waits for each line that another CPU wrote.
+    #[inline]
+    pub fn prefetch_whole(&self, frame: &Frame) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            let start = self.base.as_ptr().wrapping_add(frame.offset() as usize);
+            for at in (0..frame.len()).step_by(CACHE_LINE) {
+                // SAFETY: a prefetch never faults, whatever the address.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast()) };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = frame;
+    }
+
+    /// Tells the processor that another CPU will write the frame's first bytes
+    /// next: the line then need not be fetched from this CPU's own cache.
+    #[inline]
+    pub fn demote(&self, frame: &Frame) {
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        {
+            let start = self.base.as_ptr().wrapping_add(frame.offset() as usize);
+            // SAFETY: CLDEMOTE is a hint that changes neither memory nor
+            // registers; processors without it take it for no operation.
+            unsafe {
+                std::arch::asm!(
+                    "cldemote [{start}]",
+                    start = in(reg) start,
+                    options(nostack, preserves_flags)
+                );
+            }
+        }
+        #[cfg(any(not(target_arch = "x86_64"), miri))]
         let _ = frame;
     }
 

@@ -9,6 +9,7 @@ use crate::frame::{Batch, Frame, Packet, TxChecksum, Verdict};
 use crate::lane::capture::Copies;
 use crate::lane::ports::LanePorts;
 use crate::lane::waiting::Waiting;
+use crate::pipeline::datagrams;
 use crate::pipeline::segment::{Offload, is_super_frame, offload, segment};
 use crate::pipeline::{complete, source_port_of, wrap};
 use crate::snapshot::{PortEntry, Snapshot};
@@ -37,10 +38,16 @@ pub(super) struct Emitter<'a> {
 impl Emitter<'_> {
     /// Carries every verdict out and leaves the batch empty.
     pub(super) fn emit(mut self, batch: &mut Batch) {
-        for index in 0..batch.len() {
+        let mut next = 0;
+        while next < batch.len() {
+            let index = next;
+            next += 1;
             let packet = batch.packets()[index];
             match packet.verdict {
-                Verdict::Forward { out, checksum } => self.forward(batch, index, out, checksum),
+                Verdict::Forward { out, checksum } => match self.send_run(batch, index, out) {
+                    Some(packets) => next = index + packets,
+                    None => self.forward(batch, index, out, checksum),
+                },
                 Verdict::Segment { out, mtu } => self.segment(batch, index, out, mtu),
                 Verdict::Flood { segment, checksum } => {
                     self.flood(batch, index, segment, checksum);
@@ -284,7 +291,12 @@ impl Emitter<'_> {
         if port.dirty && port.queue.flush() != Flush::Sent {
             return false;
         }
-        if bulk.send(self.umem, batch.chain(index), offload).is_err() {
+        let umem = self.umem;
+        batch
+            .chain(index)
+            .for_each(|frame| umem.prefetch_whole(frame));
+        let pieces = batch.chain(index).map(|frame| umem.bytes(frame));
+        if bulk.send(pieces, offload).is_err() {
             return false;
         }
         port.counters.tx_packets.add(1);
@@ -293,6 +305,38 @@ impl Emitter<'_> {
             .add(u64::from(batch.packets()[index].len));
         self.counters.tx_packets.add(1);
         true
+    }
+
+    /// Sends packet `index` together with what continues it, where the port
+    /// takes that, and says how many packets went.
+    fn send_run(&mut self, batch: &mut Batch, index: usize, out: PortId) -> Option<usize> {
+        if !self.snapshot.port(out)?.super_frames {
+            return None;
+        }
+        let umem = self.umem;
+        let run = datagrams::run(umem, batch, index, out)?;
+        let port = self.ports.get(out)?;
+        let bulk = port.bulk.as_ref()?;
+        // What was written to the ring before must not be overtaken.
+        if port.dirty && port.queue.flush() != Flush::Sent {
+            return None;
+        }
+        let members = index..index + run.packets;
+        let payloads = members.clone().map(|at| run.payload(umem, batch, at));
+        let pieces = iter::once(run.headers()).chain(payloads);
+        bulk.send(pieces, &run.offload).ok()?;
+        let bytes = batch.packets()[members.clone()]
+            .iter()
+            .map(|packet| u64::from(packet.len))
+            .sum();
+        port.counters.tx_packets.add(run.packets as u64);
+        port.counters.tx_bytes.add(bytes);
+        self.counters.tx_packets.add(run.packets as u64);
+        for at in members {
+            umem.demote(batch.head(at));
+            self.free(batch, at);
+        }
+        Some(run.packets)
     }
 
     fn flood(

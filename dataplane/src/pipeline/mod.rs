@@ -19,6 +19,7 @@ mod bridge;
 mod chain;
 mod classify;
 pub(crate) mod coalesce;
+pub(crate) mod datagrams;
 mod fragment;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;

@@ -72,14 +72,26 @@ pub struct Offload {
     pub cut: Option<Cut>,
 }
 
-/// A TCP super-frame as the kernel's own segmentation wants it described: what
-/// a port can leave to the kernel need not be cut here.
+/// What a packet is cut into.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Segments {
+    /// TCP segments.
+    Tcp {
+        /// Over IPv6 rather than IPv4.
+        is_v6: bool,
+        /// CWR is set, which only the first segment may carry (RFC 3168).
+        is_congestion_window_reduced: bool,
+    },
+    /// UDP datagrams.
+    Udp,
+}
+
+/// A super-frame as the kernel's own segmentation wants it described: what a
+/// port can leave to the kernel need not be cut here.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// IPv6 rather than IPv4.
-    pub is_v6: bool,
-    /// CWR is set, which only the first segment may carry (RFC 3168).
-    pub is_congestion_window_reduced: bool,
+    /// What comes of it.
+    pub segments: Segments,
     /// Bytes of all headers, Ethernet's included.
     pub header_len: u16,
     /// Bytes of payload that a segment carries at most.
@@ -104,8 +116,10 @@ pub fn offload(umem: &Umem, batch: &Batch, index: usize, mtu: u32) -> Option<Off
             offset: TCP_CHECKSUM_OFFSET,
         },
         cut: Some(Cut {
-            is_v6: layout.is_v6,
-            is_congestion_window_reduced: tcp.flags & flags::CWR != 0,
+            segments: Segments::Tcp {
+                is_v6: layout.is_v6,
+                is_congestion_window_reduced: tcp.flags & flags::CWR != 0,
+            },
             header_len: layout.payload as u16,
             segment_len: segment_len as u16,
         }),

@@ -2,6 +2,7 @@
 //! and rewritten frames come out.
 
 mod coalesce;
+mod datagrams;
 mod fragments;
 mod masquerade;
 mod overlay;
