@@ -196,8 +196,8 @@ impl LaneState {
                 turn: usize::from(lane.0),
                 errors: ErrorLimit::new(),
                 tally: Tally::default(),
-                told_missing_ms: [0; uplink::TOLD],
-                told_wanted_ms: [0; uplink::TOLD],
+                told_missing_ms: [uplink::NEVER_MS; uplink::TOLD],
+                told_wanted_ms: [uplink::NEVER_MS; uplink::TOLD],
                 events_pending: false,
             },
         }

@@ -28,6 +28,10 @@ use crate::wire::udp::UdpHeader;
 /// How often control hears of a neighbour that packets wait for.
 const MISSING_MS: u32 = 100;
 
+/// A telling so long ago that the lane's first moment may tell again: its clock
+/// starts at 0.
+pub(super) const NEVER_MS: u32 = 0u32.wrapping_sub(MISSING_MS);
+
 /// Where a packet of a port goes whose destination is not on this node.
 pub(super) fn beyond(snapshot: &Snapshot, port: &PortEntry, destination: IpAddr) -> Decision {
     let unreachable = Decision::Refuse(Refusal::NetUnreachable, DropReason::NoRoute);
