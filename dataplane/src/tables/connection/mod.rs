@@ -2,7 +2,7 @@
 //!
 //! A connection is found by either direction's tuple. Its entry, its place in
 //! the index and in the timers are indices into a few arrays of 64-bit words
-//! ([`words`]): there are no pointers, and nothing is allocated after the
+//! (`words`): there are no pointers, and nothing is allocated after the
 //! start. The size is fixed, and each pod may hold half of it at most.
 //!
 //! # Who may do what at the same time
