@@ -314,11 +314,10 @@ mod tests {
         assert_eq!(manifests.errors().count(), 1);
     }
 
-    /// 1 000 nodes with 110 pods each, a file a node.
-    /// `cargo test --release -p spinlane-control large_cluster -- --ignored --nocapture`
+    /// 1 000 nodes with 110 pods each, a file a node. The time is held to its
+    /// bound in release builds; `--nocapture` shows it, and the memory.
     #[test]
-    #[ignore = "a measurement, for release builds"]
-    fn a_large_cluster_loads_in_two_seconds() {
+    fn a_large_cluster_loads() {
         use std::fmt::Write as _;
         let dir = tempfile::tempdir().unwrap();
         let mut bytes = 0;
@@ -356,7 +355,7 @@ mod tests {
         );
         println!(
             "{bytes} bytes in {took:?}, {} KiB resident for it",
-            rss() - before
+            rss().saturating_sub(before)
         );
         let started = std::time::Instant::now();
         std::fs::write(
@@ -366,6 +365,6 @@ mod tests {
         .unwrap();
         assert!(scan(&mut manifests).nodes);
         println!("one node changed: {:?}", started.elapsed());
-        assert!(took < std::time::Duration::from_secs(2));
+        assert!(cfg!(debug_assertions) || took < std::time::Duration::from_secs(2));
     }
 }

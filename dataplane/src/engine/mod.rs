@@ -6,6 +6,7 @@
 //! queues; no lock is shared with them.
 
 mod capture;
+mod closing;
 mod error;
 mod mender;
 mod stats;
@@ -23,6 +24,8 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+
+use closing::Closing;
 
 use crate::counters::LaneCounters;
 use crate::event::Event;
@@ -359,14 +362,6 @@ impl Drop for Engine {
     }
 }
 
-/// A port on its way out.
-struct Closing {
-    handle: PortHandle,
-    parts: Vec<LanePort>,
-    /// Lanes that have not handed their part over.
-    waiting: Vec<(usize, Receiver<Option<Box<LanePort>>>)>,
-}
-
 /// What a lane said.
 enum Answer<T> {
     Got(T),
@@ -624,58 +619,6 @@ impl Inner {
             }
         }
         Socket::bind(ifindex, queue, Memory::Register(&self.umem))
-    }
-
-    /// Takes a port from the lanes, as far as they answer.
-    fn remove(&self, id: PortId) -> Option<Closing> {
-        let handle = lock(&self.ports).remove(&id)?;
-        let waiting = self.ask(|reply| Command::RemovePort(id, reply));
-        let mut closing = Closing {
-            handle,
-            parts: Vec::new(),
-            waiting: waiting.into_iter().enumerate().collect(),
-        };
-        self.gather(&mut closing, Instant::now() + ANSWER_TIMEOUT);
-        Some(closing)
-    }
-
-    /// Takes what lanes hand over until the deadline. A lane that ended has
-    /// closed its part with its thread.
-    fn gather(&self, closing: &mut Closing, deadline: Instant) {
-        let Closing { parts, waiting, .. } = closing;
-        waiting.retain(
-            |(lane, answer)| match self.answer(*lane, answer, deadline) {
-                Answer::Got(part) => {
-                    parts.extend(part.map(|part| *part));
-                    false
-                }
-                Answer::Dead => false,
-                Answer::Late => true,
-            },
-        );
-    }
-
-    /// Closes what lanes gave back, then takes its frames home: after the
-    /// sockets are closed the kernel touches none of them. While a lane still
-    /// has a part of it, the port is kept for the mender instead.
-    fn close(&self, closing: Closing) -> Result<(), PortError> {
-        if !closing.waiting.is_empty() {
-            let name = closing.handle.spec.name.clone();
-            lock(&self.closing).push(closing);
-            return Err(PortError::Lane(name));
-        }
-        let kernel = closing.handle.kernel_drops();
-        let mut gone = lock(&self.kernel_drops);
-        gone.fill_empty += kernel.fill_empty;
-        gone.ring_full += kernel.ring_full;
-        drop(gone);
-        let tags = closing.handle.tags.clone();
-        drop(closing);
-        let mut pool = FramePool::new(Arc::clone(&self.depot));
-        for tag in tags {
-            self.owners.reclaim(tag).for_each(|frame| pool.free(frame));
-        }
-        Ok(())
     }
 
     fn change_captures(&self, change: impl FnOnce(&mut Vec<Arc<CaptureQueue>>)) {

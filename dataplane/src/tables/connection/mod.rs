@@ -42,6 +42,7 @@ mod index;
 #[cfg(all(test, loom))]
 mod loom_tests;
 mod ports;
+mod record;
 mod shard;
 mod state;
 #[cfg(all(test, not(loom)))]
@@ -58,6 +59,7 @@ use echoes::Echoes;
 use entry::{Entries, Pair, WHEEL};
 use index::{Cell, Index, NoCell};
 use ports::Holders;
+pub use record::ConnectionRecord;
 use shard::{Shard, Shards};
 use words::Words;
 
@@ -181,24 +183,6 @@ pub enum Refused {
     NoPort,
     /// There is no address of the family to leave with.
     NoAddress,
-}
-
-/// One connection, ready to print.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct ConnectionRecord {
-    /// The tuple of the first packet.
-    pub original: Tuple,
-    /// The tuple of the answers as they arrive.
-    pub reply: Tuple,
-    /// Where it stands.
-    pub state: State,
-    /// Port of the pod that it counts for.
-    pub pod: PortId,
-    /// Milliseconds since the last packet, give or take [`REFRESH_MS`].
-    pub idle_ms: u64,
-    /// Packets of both directions. Those of flows are added when a flow
-    /// refreshes its connection.
-    pub packets: u64,
 }
 
 /// The table.
@@ -641,27 +625,6 @@ impl Connections {
                 }
             }
         }
-    }
-
-    /// The connections whose time is not over. Takes time by the size of the
-    /// table; for control.
-    pub fn records(&self, now_ms: u64) -> Vec<ConnectionRecord> {
-        let used = (0..self.shard_count).flat_map(|shard| self.shards.used(shard));
-        used.filter_map(|entry| self.record(entry, now_ms))
-            .collect()
-    }
-
-    fn record(&self, entry: u32, now_ms: u64) -> Option<ConnectionRecord> {
-        let pair = self.entries.read(entry)?;
-        let found = self.found(entry, &pair, Side::Original, now_ms)?;
-        found.is_live.then(|| ConnectionRecord {
-            original: found.original,
-            reply: found.reply,
-            state: found.state,
-            pod: self.entries.pod(entry),
-            idle_ms: now_ms.saturating_sub(self.entries.seen_ms(entry)),
-            packets: self.entries.packets(entry),
-        })
     }
 
     fn count_echo(&self, reply: &Tuple, is_more: bool) {

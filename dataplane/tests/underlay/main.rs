@@ -4,289 +4,23 @@
 
 #![allow(clippy::unwrap_used)] // a test's own plumbing
 
+mod lab;
+
 use std::io::{BufRead, BufReader};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd;
-use std::process::{Command, Output, Stdio};
+use std::net::Ipv4Addr;
+use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use spinlane_dataplane::drops::DropReason;
-use spinlane_dataplane::engine::{
-    Attached, Engine, EngineConfig, PollMode, PortError, PortSpec, UplinkSpec, XdpChoice,
-};
+use spinlane_dataplane::engine::Engine;
 use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::{
-    AddressMap, Destination, FdbTarget, Gateway, Location, Masquerade, Network, NextHop,
-    OuterHeader, OuterPath, PortEntry, Prefix, Role, RouteTable, RouteTarget, Segment, Snapshot,
-    Underlay, Vtep,
+    FdbTarget, Location, Masquerade, Network, NextHop, Role, RouteTable, RouteTarget, Segment,
+    Snapshot, Underlay,
 };
-use spinlane_dataplane::types::{MacAddr, NextHopId, PortId, SegmentId, Vni, VtepId};
+use spinlane_dataplane::types::{MacAddr, NextHopId, SegmentId, Vni, VtepId};
 
-const POD: PortId = PortId(0);
-const UPLINK: PortId = PortId(1);
-const GATEWAY_MAC: MacAddr = MacAddr([0x0a, 0x58, 10, 244, 1, 1]);
-const POD_MAC: MacAddr = MacAddr([0x0a, 0x58, 10, 244, 1, 2]);
-const UPLINK_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 1]);
-const PEER_MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 2]);
-const VTEP_MAC: MacAddr = MacAddr([0x0a, 0x58, 172, 31, 0, 1]);
-const PEER_VTEP_MAC: MacAddr = MacAddr([0x0a, 0x58, 172, 31, 0, 2]);
-
-fn is_root() -> bool {
-    // SAFETY: plain system call.
-    let is_root = unsafe { libc::geteuid() } == 0;
-    assert!(
-        is_root || std::env::var("CI").as_deref() != Ok("true"),
-        "needs root, and CI=true forbids skipping it"
-    );
-    if !is_root {
-        eprintln!("!!! SKIPPED: it needs root (network namespaces)");
-    }
-    is_root
-}
-
-/// Three namespaces: the node, its pod, and the peer on the underlay. They go
-/// with the value.
-struct Lab {
-    prefix: String,
-    queues: u32,
-}
-
-impl Lab {
-    fn new(name: &str) -> Lab {
-        Lab::with_queues(name, 1)
-    }
-
-    /// With so many queues on each link.
-    fn with_queues(name: &str, queues: u32) -> Lab {
-        let prefix = format!("sl{}-{name}", std::process::id());
-        let lab = Lab { prefix, queues };
-        for end in ["node", "pod", "peer"] {
-            lab.run(&format!("ip netns add {}-{end}", lab.prefix));
-            lab.ip(end, "link set lo up");
-        }
-        lab.veth("node", "up0", UPLINK_MAC, ("peer", "eth0", PEER_MAC));
-        lab.veth("node", "p0", GATEWAY_MAC, ("pod", "eth0", POD_MAC));
-        lab.ip("node", "address add 172.31.0.1/24 dev up0");
-        lab.ip("peer", "address add 172.31.0.2/24 dev eth0");
-        lab.ip("node", "address add fd00:31::1/64 dev up0 nodad");
-        lab.ip("peer", "address add fd00:31::2/64 dev eth0 nodad");
-        lab.ip("pod", "address add 10.244.1.2/32 dev eth0");
-        lab.ip("pod", "address add fd00:1::2/128 dev eth0 nodad");
-        lab.ip("pod", "route add 10.244.1.1 dev eth0");
-        lab.ip("pod", "route add default via 10.244.1.1");
-        lab.ip("pod", "route add fd00:1::1 dev eth0");
-        lab.ip("pod", "route add default via fd00:1::1");
-        for address in ["10.244.1.1", "fd00:1::1"] {
-            let neighbor = format!("neighbor replace {address} dev eth0 lladdr {GATEWAY_MAC}");
-            lab.ip("pod", &neighbor);
-        }
-        lab
-    }
-
-    fn veth(&self, one: &str, name: &str, mac: MacAddr, other: (&str, &str, MacAddr)) {
-        let (end, peer, peer_mac) = other;
-        let (one, end) = (self.namespace(one), self.namespace(end));
-        let queues = format!("numtxqueues {0} numrxqueues {0}", self.queues);
-        self.run(&format!(
-            "ip link add {name} netns {one} address {mac} {queues} type veth peer name {peer} netns {end} address {peer_mac} {queues}"
-        ));
-        self.run(&format!("ip -n {one} link set {name} up"));
-        self.run(&format!("ip -n {end} link set {peer} up"));
-    }
-
-    fn namespace(&self, end: &str) -> String {
-        format!("{}-{end}", self.prefix)
-    }
-
-    fn ip(&self, end: &str, arguments: &str) {
-        let family = match arguments.contains("::") {
-            true => "-6 ",
-            false => "",
-        };
-        self.run(&format!(
-            "ip {family}-n {} {arguments}",
-            self.namespace(end)
-        ));
-    }
-
-    fn run(&self, line: &str) {
-        let output = output(line);
-        let errors = String::from_utf8_lossy(&output.stderr).into_owned();
-        assert!(output.status.success(), "{line}: {errors}");
-    }
-
-    fn inside(&self, end: &str, line: &str) -> Output {
-        output(&format!("ip netns exec {} {line}", self.namespace(end)))
-    }
-
-    /// Runs a command in a namespace, which must succeed.
-    fn succeeds(&self, end: &str, line: &str) -> String {
-        let output = self.inside(end, line);
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
-        assert!(output.status.success(), "{line} in {end}: {text}");
-        text
-    }
-
-    fn ifindex(&self, end: &str, device: &str) -> u32 {
-        let text = self.succeeds(end, &format!("cat /sys/class/net/{device}/ifindex"));
-        text.trim().parse().unwrap()
-    }
-
-    /// Moves this thread, and those that it starts, into the node.
-    fn enter_node(&self) {
-        let path = format!("/run/netns/{}", self.namespace("node"));
-        let file = std::fs::File::open(path).unwrap();
-        // SAFETY: plain system call on a live descriptor.
-        let entered = unsafe { libc::setns(file.as_raw_fd(), libc::CLONE_NEWNET) };
-        assert_eq!(entered, 0, "{}", std::io::Error::last_os_error());
-    }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for end in ["node", "pod", "peer"] {
-            output(&format!("ip netns delete {}", self.namespace(end)));
-        }
-    }
-}
-
-fn output(line: &str) -> Output {
-    let mut words = line.split_whitespace();
-    let program = words.next().unwrap();
-    Command::new(program).args(words).output().unwrap()
-}
-
-fn prefix(text: &str) -> Prefix {
-    let (address, len) = text.split_once('/').unwrap();
-    Prefix {
-        address: address.parse().unwrap(),
-        len: len.parse().unwrap(),
-    }
-}
-
-fn port(id: PortId, role: Role, mac: MacAddr, addresses: &[&str]) -> Option<PortEntry> {
-    Some(PortEntry {
-        id,
-        role,
-        mac,
-        addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
-        mtu: 1500,
-        super_frames: role == Role::Pod,
-        device_mtu: 1500,
-        segment_mtu: 1500,
-        partial_checksums: true,
-    })
-}
-
-/// A node with one pod and an uplink, and nothing beyond.
-fn snapshot() -> Snapshot {
-    let mut hosts_v4 = AddressMap::default();
-    hosts_v4.insert(Ipv4Addr::new(10, 244, 1, 1), Destination::Gateway);
-    hosts_v4.insert(Ipv4Addr::new(10, 244, 1, 2), Destination::Pod(POD));
-    let mut hosts_v6 = AddressMap::default();
-    let v6 = |text: &str| text.parse::<Ipv6Addr>().unwrap();
-    hosts_v6.insert(v6("fd00:1::1"), Destination::Gateway);
-    hosts_v6.insert(v6("fd00:1::2"), Destination::Pod(POD));
-    Snapshot {
-        ports: Arc::new(vec![
-            port(POD, Role::Pod, POD_MAC, &["10.244.1.2", "fd00:1::2"]),
-            port(UPLINK, Role::Uplink, UPLINK_MAC, &[]),
-        ]),
-        hosts_v4: Arc::new(hosts_v4),
-        hosts_v6: Arc::new(hosts_v6),
-        gateway: Arc::new(Gateway {
-            mac: GATEWAY_MAC,
-            addresses_v4: vec![Ipv4Addr::new(10, 244, 1, 1)],
-            addresses_v6: vec![v6("fd00:1::1")],
-            pod_cidrs: vec![prefix("10.244.1.0/24"), prefix("fd00:1::/64")],
-        }),
-        underlay: Arc::new(Underlay {
-            uplink: Some(UPLINK),
-            mac: UPLINK_MAC,
-            ..Underlay::default()
-        }),
-        ..Snapshot::default()
-    }
-}
-
-/// Adds the overlay towards the peer's address on the underlay.
-fn with_overlay(mut snapshot: Snapshot, local: &str, remote: &str) -> Snapshot {
-    let (local, remote): (IpAddr, IpAddr) = (local.parse().unwrap(), remote.parse().unwrap());
-    let vni = Vni::new(7).unwrap();
-    let mtu = if local.is_ipv4() { 1450 } else { 1430 };
-    let path = OuterPath {
-        source_mac: UPLINK_MAC,
-        destination_mac: PEER_MAC,
-        source: local,
-        destination: remote,
-    };
-    snapshot.next_hops = Arc::new(vec![Some(NextHop {
-        address: remote,
-        port: UPLINK,
-        mac: Some(PEER_MAC),
-        mtu: 1500,
-    })]);
-    snapshot.vteps = Arc::new(vec![Some(Vtep {
-        address: remote,
-        vni,
-        mac: PEER_VTEP_MAC,
-        mtu,
-        next_hop: NextHopId(0),
-        outer: OuterHeader::new(&path, 4789, vni).unwrap(),
-    })]);
-    let mut routes = RouteTable::default();
-    for text in ["10.244.2.0/24", "fd00:2::/64"] {
-        routes.insert(prefix(text), RouteTarget::Vtep(VtepId(0)));
-    }
-    snapshot.routes = Arc::new(routes);
-    snapshot.underlay = Arc::new(Underlay {
-        addresses: vec![local],
-        vxlan_port: 4789,
-        vtep_mac: VTEP_MAC,
-        networks: [(vni, Network::Routed)].into_iter().collect(),
-        peers: [((vni, remote), VtepId(0))].into_iter().collect(),
-        ..(*snapshot.underlay).clone()
-    });
-    snapshot
-}
-
-fn engine(lab: &Lab) -> Engine {
-    engine_with(lab, false)
-}
-
-fn engine_with(lab: &Lab, is_bridged: bool) -> Engine {
-    let (engine, attached) = attach(lab, (1, 4), is_bridged);
-    attached.unwrap();
-    engine
-}
-
-fn attach(
-    lab: &Lab,
-    (lanes, queues): (usize, u32),
-    is_bridged: bool,
-) -> (Engine, Result<Attached, PortError>) {
-    lab.enter_node();
-    let engine = Engine::start(EngineConfig {
-        cores: (0..lanes).collect(),
-        poll: PollMode::Adaptive,
-        frames: 4096,
-        xdp: XdpChoice::Auto,
-    })
-    .unwrap();
-    let spec = |id, device: &str| PortSpec {
-        id,
-        ifindex: lab.ifindex("node", device),
-        name: device.to_owned(),
-    };
-    engine.attach(spec(POD, "p0")).unwrap();
-    let attached = engine.attach_uplink(UplinkSpec {
-        port: spec(UPLINK, "up0"),
-        queues,
-        xdp: XdpChoice::Auto,
-        is_bridged,
-    });
-    (engine, attached)
-}
+use lab::*;
 
 #[test]
 fn the_kernel_keeps_the_uplink() {
@@ -430,30 +164,27 @@ fn segments_from_the_uplink_reach_a_pod_merged() {
     engine.stop();
 }
 
-#[test]
-fn a_linux_vxlan_device_talks_with_a_pod_over_ipv4() {
+/// A pod and a Linux VXLAN device, over an underlay of either family.
+fn vxlan_device(name: &str, local: &str, remote: &str, mtu: u32) {
     if !is_root() {
         return;
     }
-    let lab = Lab::new("vx4");
+    let lab = Lab::new(name);
     let engine = engine(&lab);
-    engine.publish(with_overlay(snapshot(), "172.31.0.1", "172.31.0.2"));
-    linux_vxlan(&lab, "172.31.0.2", "172.31.0.1", 1450);
-    converse(&lab, 1450);
+    engine.publish(with_overlay(snapshot(), local, remote));
+    linux_vxlan(&lab, remote, local, mtu);
+    converse(&lab, mtu);
     engine.stop();
 }
 
 #[test]
+fn a_linux_vxlan_device_talks_with_a_pod_over_ipv4() {
+    vxlan_device("vx4", "172.31.0.1", "172.31.0.2", 1450);
+}
+
+#[test]
 fn a_linux_vxlan_device_talks_with_a_pod_over_ipv6() {
-    if !is_root() {
-        return;
-    }
-    let lab = Lab::new("vx6");
-    let engine = engine(&lab);
-    engine.publish(with_overlay(snapshot(), "fd00:31::1", "fd00:31::2"));
-    linux_vxlan(&lab, "fd00:31::2", "fd00:31::1", 1430);
-    converse(&lab, 1430);
-    engine.stop();
+    vxlan_device("vx6", "fd00:31::1", "fd00:31::2", 1430);
 }
 
 /// A TCP stream each way, in super-frames as the pod's stack makes them.
