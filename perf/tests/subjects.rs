@@ -57,9 +57,19 @@ fn pods_reach_each_other_through_every_subject() {
                 assert!(sample.value > 0.0, "{} {}", kind.name(), scenario.name());
             }
         }
-        Scenario::Frames64
-            .measure(subject.as_ref(), &RUN, &Stop::new())
-            .unwrap_or_else(|error| panic!("{} frames64: {error}", kind.name()));
+        let generated = [
+            Scenario::Frames64,
+            Scenario::VxlanEncap,
+            Scenario::VxlanDecap,
+        ];
+        for scenario in generated.into_iter().filter(|s| s.suits(*kind)) {
+            for v6 in [false, true] {
+                let run = Run { v6, ..RUN };
+                scenario
+                    .measure(subject.as_ref(), &run, &Stop::new())
+                    .unwrap_or_else(|error| panic!("{} {}: {error}", kind.name(), scenario.name()));
+            }
+        }
         subject.pause();
         subject.resume();
         subject.reach().unwrap();

@@ -49,6 +49,12 @@ impl Underlay {
         &self.namespace
     }
 
+    /// The link's end of station `number`'s interface.
+    #[must_use]
+    pub fn port(number: u8) -> String {
+        format!("p{number}")
+    }
+
     /// The addresses of station `number`: `172.31.0.N` and `fd31::N`.
     #[must_use]
     pub fn addresses(&self, number: u8) -> Vec<IpAddr> {
@@ -66,7 +72,7 @@ impl Underlay {
     /// # Errors
     /// When the kernel refuses.
     pub fn plug(&self, station: &Namespace, number: u8) -> Result<()> {
-        let port = format!("p{number}");
+        let port = Self::port(number);
         veth((station, UPLINK), (&self.namespace, &port))?;
         self.namespace
             .ip(&format!("link set {port} master br0 up"))?;

@@ -16,6 +16,7 @@ use spinlane_perf::generator::{Limit, Sent};
 use spinlane_perf::measure::{MeasureError, io_error};
 use spinlane_perf::packet::{
     AddressRange, MAX_FRAME_BYTES, Mac, PortRange, Protocol, Sizes, Template, Traffic, Tunnel,
+    VXLAN_PORT,
 };
 use spinlane_perf::report;
 use spinlane_perf::stop::Stop;
@@ -148,7 +149,7 @@ struct TunnelFields {
     #[arg(long, value_name = "MAC", requires = "vxlan")]
     outer_dst_mac: Option<Mac>,
     /// UDP port of the tunnel
-    #[arg(long, value_name = "PORT", default_value_t = 4789)]
+    #[arg(long, value_name = "PORT", default_value_t = VXLAN_PORT)]
     vxlan_port: u16,
 }
 

@@ -11,7 +11,7 @@ use crate::measure::MeasureError;
 use crate::progress::Progress;
 use crate::scenario::{Run, Sample, Scenario};
 use crate::stop::Stop;
-use crate::subject::{Kind, LANE_CORE, SENDER_CORE, Subject};
+use crate::subject::{Kind, LANE_CORE, SENDER_CORE, Subject, Topology};
 
 /// What a lane or a polling thread needs to find its pace after a pause.
 const SETTLE: Duration = Duration::from_millis(100);
@@ -238,7 +238,7 @@ fn method(plan: &Plan) -> Vec<String> {
     } else {
         "sockets wherever the scheduler puts them, as in pods".to_owned()
     };
-    vec![
+    let mut notes = vec![
         format!(
             "Subjects take turns, A B A B, {} rounds; each round gives one ratio. Verdicts are the \
              ratios' median with the interval of order statistics that holds it with 95 %; a bar \
@@ -266,5 +266,16 @@ fn method(plan: &Plan) -> Vec<String> {
             "Round trips under load run beside {} datagrams a second from another socket.",
             crate::scenario::LOAD_PER_SECOND
         ),
-    ]
+    ];
+    let is_tunnelled = |kind: &Kind| kind.topology() == Topology::TwoNodes;
+    if plan.subjects().iter().any(is_tunnelled) {
+        notes.extend(
+            [
+                "Uplinks between two nodes work as a network card without tunnel offload does: what                  leaves was segmented before (TSO, GSO and tunnel segmentation are off), what comes                  may be merged (GRO is on). linux-vxlan-offload is the exception, for scale.",
+                "Encapsulation is counted, decapsulation fed, at the far end of the first node's                  uplink, past the link's bridge; the second node's switch stands still meanwhile.",
+            ]
+            .map(str::to_owned),
+        );
+    }
+    notes
 }

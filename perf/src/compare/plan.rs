@@ -36,7 +36,12 @@ const FURTHER: [Kind; 5] = [
     Kind::IptablesProxy,
 ];
 /// Over a tunnel, by the same few.
-const TUNNELLED: [Kind; 3] = [Kind::SpinlaneVxlan, Kind::LinuxVxlan, Kind::OvsAfxdpVxlan];
+const TUNNELLED: [Kind; 4] = [
+    Kind::SpinlaneVxlan,
+    Kind::LinuxVxlan,
+    Kind::OvsAfxdpVxlan,
+    Kind::LinuxVxlanOffload,
+];
 
 impl Plan {
     /// Every subject by every scenario that suits it.
@@ -66,9 +71,14 @@ impl Plan {
             &[Scenario::Frames64, Scenario::Tcp, Scenario::UdpRr],
         );
         entries.extend(Self::crossed(
+            &TUNNELLED,
+            &[Scenario::VxlanEncap, Scenario::VxlanDecap],
+        ));
+        let with_tunnels: Vec<Kind> = CORE.into_iter().chain(TUNNELLED).collect();
+        entries.extend(Self::crossed(&with_tunnels, &[Scenario::TcpRr]));
+        entries.extend(Self::crossed(
             &CORE,
             &[
-                Scenario::TcpRr,
                 Scenario::UdpRrLoad,
                 Scenario::TcpRrLoad,
                 Scenario::Crr,
@@ -115,28 +125,33 @@ impl Plan {
 
 #[cfg(test)]
 mod tests {
+    use clap::ValueEnum;
+
     use super::*;
+    use crate::subject::Topology;
 
     #[test]
     fn the_standard_comparison_has_every_bar() {
-        for entry in Plan::standard() {
-            for figure in entry.scenario.figures() {
-                for peer in [Kind::LinuxBridge, Kind::OvsAfxdp] {
-                    if entry.scenario.bar(&figure, peer).is_some() {
-                        assert!(entry.subjects.contains(&peer), "{figure:?}");
-                        assert!(entry.subjects.contains(&Kind::Spinlane), "{figure:?}");
+        let standard = Plan::standard();
+        let takes_part = |scenario: Scenario, kind: Kind| {
+            standard
+                .iter()
+                .any(|entry| entry.scenario == scenario && entry.subjects.contains(&kind))
+        };
+        for scenario in Scenario::value_variants() {
+            for figure in scenario.figures() {
+                for peer in Kind::value_variants() {
+                    if scenario.bar(&figure, *peer).is_some() {
+                        assert!(takes_part(*scenario, *peer), "{figure:?} {peer:?}");
+                        let ours = match peer.topology() {
+                            Topology::OneNode => Kind::Spinlane,
+                            Topology::TwoNodes => Kind::SpinlaneVxlan,
+                            Topology::Service => panic!("{figure:?} has a bar against {peer:?}"),
+                        };
+                        assert!(takes_part(*scenario, ours), "{figure:?} {ours:?}");
                     }
                 }
             }
-        }
-        let scenarios: Vec<_> = Plan::standard().iter().map(|e| e.scenario).collect();
-        for wanted in [
-            Scenario::Frames64,
-            Scenario::Tcp,
-            Scenario::UdpRr,
-            Scenario::TcpRr,
-        ] {
-            assert!(scenarios.contains(&wanted), "{wanted:?}");
         }
     }
 

@@ -62,10 +62,10 @@ impl Outcome {
             &self.figures_of(subject, figure.name),
             &self.figures_of(peer, figure.name),
         ))?;
-        let bar = match subject {
-            Kind::Spinlane => self.scenario.bar(figure, peer),
-            _ => None,
-        };
+        let bar = subject
+            .has_bars()
+            .then(|| self.scenario.bar(figure, peer))
+            .flatten();
         Some(Verdict {
             figure: figure.name.to_owned(),
             title: figure.title.to_owned(),

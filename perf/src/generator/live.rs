@@ -43,7 +43,7 @@ impl Drop for LiveFrames<'_> {
     }
 }
 
-/// The index of the device of a pod, whose namespace the thread is in.
-pub(crate) fn eth0() -> Result<u32, MeasureError> {
-    if_nametoindex("eth0").map_err(|errno| io_error("looking for eth0 in a pod")(errno.into()))
+/// The index of a device of the namespace that the thread is in.
+pub(crate) fn device_index(name: &str) -> Result<u32, MeasureError> {
+    if_nametoindex(name).map_err(|errno| io_error(format!("looking for {name}"))(errno.into()))
 }

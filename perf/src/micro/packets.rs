@@ -14,7 +14,9 @@ use spinlane_dataplane::snapshot::{
 use spinlane_dataplane::types::{Generation, MacAddr, NextHopId, PortId, SegmentId, Vni, VtepId};
 use spinlane_dataplane::wire::checksum::{checksum, pseudo_header};
 
-use crate::packet::{FCS_BYTES, MAX_FRAME_BYTES, Mac, PacketError, Sizes, Template, Traffic};
+use crate::packet::{
+    FCS_BYTES, MAX_FRAME_BYTES, Mac, PacketError, Sizes, Template, Traffic, VXLAN_PORT,
+};
 
 /// The port that packets come by, and the one that they leave by.
 pub(super) const IN_PORT: PortId = PortId(0);
@@ -42,7 +44,6 @@ const UNDERLAY_V6: [Ipv6Addr; 2] = [
     Ipv6Addr::new(0xfd00, 31, 0, 0, 0, 0, 0, 2),
 ];
 const VNI: u32 = 1;
-const VXLAN_PORT: u16 = 4789;
 
 /// The two pods, routed or in a segment; the second takes super-frames or not.
 pub(super) fn node(in_segment: bool, takes_super_frames: bool) -> Snapshot {

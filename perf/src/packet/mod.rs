@@ -31,6 +31,8 @@ pub use traffic::{Protocol, Traffic, Tunnel};
 pub(crate) const ETHERNET_BYTES: usize = 14;
 /// The frame check sequence, which sizes count and devices do not carry.
 pub const FCS_BYTES: usize = 4;
+/// UDP port of VXLAN (RFC 7348, section 8).
+pub const VXLAN_PORT: u16 = 4789;
 /// Largest frame: that of a 9,216-byte MTU, as jumbo-capable devices have it.
 pub const MAX_FRAME_BYTES: usize = 9216 + ETHERNET_BYTES + FCS_BYTES;
 

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use crate::cpu;
-use crate::generator::live::eth0;
+use crate::generator::live::device_index;
 use crate::generator::xdp::{MAX_LIVE_FRAME_BYTES, XdpGenerator};
 use crate::generator::{Limit, Sent};
 use crate::measure::{MeasureError, io_error};
@@ -104,9 +104,9 @@ impl<'a> Bench<'a> {
     pub(super) fn run(&self, load: f64, seconds: f64) -> Result<Outcome, MeasureError> {
         let [_, to] = self.subject.pods();
         let filter = &self.filter;
-        let sink = to
-            .namespace
-            .enter(|| Ok::<_, MeasureError>(TcSink::attach_for(eth0()?, filter)?))??;
+        let sink = to.namespace.enter(|| {
+            Ok::<_, MeasureError>(TcSink::attach_for(device_index("eth0")?, filter)?)
+        })??;
         let sent = self.send(load, seconds)?;
         let received = self.settle(sent.packets, || Ok(sink.count()?.packets))?;
         Ok(outcome(load, seconds, sent, received))
@@ -120,9 +120,13 @@ impl<'a> Bench<'a> {
     ) -> Result<(Outcome, Option<Latency>), MeasureError> {
         let [_, to] = self.subject.pods();
         let filter = &self.filter;
-        let sink = to
-            .namespace
-            .enter(|| Ok::<_, MeasureError>(TrackingSink::attach(eth0()?, Hook::Tc, filter)?))??;
+        let sink = to.namespace.enter(|| {
+            Ok::<_, MeasureError>(TrackingSink::attach(
+                device_index("eth0")?,
+                Hook::Tc,
+                filter,
+            )?)
+        })??;
         let sent = self.send(load, seconds)?;
         let received = self.settle(sent.packets, || Ok(sink.count()?.packets))?;
         let latency = sink.stamps()?.latency;
@@ -147,7 +151,7 @@ impl<'a> Bench<'a> {
         let (template, stop) = (&self.template, self.stop);
         let sent = from.namespace.enter(|| {
             cpu::pin(SENDER_CORE).map_err(io_error("generator"))?;
-            let generator = XdpGenerator::new(eth0()?, template)?;
+            let generator = XdpGenerator::new(device_index("eth0")?, template)?;
             generator.run(limit, stop)
         })??;
         if self.stop.is_set() {

@@ -3,9 +3,11 @@
 use std::thread;
 use std::time::Instant;
 
+use spinlane_tests::Namespace;
+
 use crate::cpu;
 use crate::generator::Limit;
-use crate::generator::live::{LiveFrames, eth0};
+use crate::generator::live::{LiveFrames, device_index};
 use crate::generator::socket::{SocketGenerator, SocketOptions};
 use crate::generator::xdp::{MAX_LIVE_FRAME_BYTES, XdpGenerator};
 use crate::measure::{MeasureError, io_error};
@@ -17,7 +19,7 @@ use crate::sink::tc::TcSink;
 use crate::stop::Stop;
 use crate::subject::{Pod, SENDER_CORE, SINK_PORT, Subject};
 
-const SOURCE_PORT: u16 = 5000;
+pub(super) const SOURCE_PORT: u16 = 5000;
 /// Payload of a small datagram; 60 bytes on an Ethernet wire without FCS.
 pub(super) const SMALL_PAYLOAD_BYTES: usize = 18;
 /// Flows of one destination port, and destination ports, of [`new_flows`]:
@@ -27,7 +29,8 @@ const PORTS: u32 = 64;
 
 /// A sink at a pod's device for UDP to `port`, or to any.
 pub(super) fn sink(pod: &Pod<'_>, port: Option<u16>) -> Result<TcSink, MeasureError> {
-    pod.namespace.enter(|| Ok(TcSink::attach(eth0()?, port)?))?
+    pod.namespace
+        .enter(|| Ok(TcSink::attach(device_index("eth0")?, port)?))?
 }
 
 /// Frames of `(size_bytes, flows)` from the in-kernel generator.
@@ -57,7 +60,11 @@ pub(super) fn new_flows(
 }
 
 /// Frames of `device_bytes` without the frame check sequence, of one flow.
-fn traffic(subject: &dyn Subject, run: &Run, device_bytes: usize) -> Result<Traffic, MeasureError> {
+pub(super) fn traffic(
+    subject: &dyn Subject,
+    run: &Run,
+    device_bytes: usize,
+) -> Result<Traffic, MeasureError> {
     let [from, to] = subject.pods();
     let path = Path::resolve(&from, to.address(run.v6))?;
     Ok(Traffic::udp(
@@ -75,12 +82,24 @@ fn generated(
     stop: &Stop,
 ) -> Result<Sample, MeasureError> {
     let [from, to] = subject.pods();
-    let template = Template::new(traffic, MAX_LIVE_FRAME_BYTES)?;
     let _live = LiveFrames::allow(subject.node(), subject.host_end())?;
-    sink_counted(sink(&to, port)?, run, stop, |over| {
-        from.namespace.enter(|| {
+    let out_of = (from.namespace, "eth0");
+    live_frames(out_of, traffic, sink(&to, port)?, run, stop)
+}
+
+/// Frames out of a device, whose far end takes live frames, to a sink.
+pub(super) fn live_frames(
+    (namespace, device): (&Namespace, &str),
+    traffic: &Traffic,
+    sink: TcSink,
+    run: &Run,
+    stop: &Stop,
+) -> Result<Sample, MeasureError> {
+    let template = Template::new(traffic, MAX_LIVE_FRAME_BYTES)?;
+    sink_counted(sink, run, stop, |over| {
+        namespace.enter(|| {
             cpu::pin(SENDER_CORE).map_err(io_error("generator"))?;
-            let generator = XdpGenerator::new(eth0()?, &template)?;
+            let generator = XdpGenerator::new(device_index(device)?, &template)?;
             Ok(generator.run(Limit::default(), over)?.packets)
         })?
     })

@@ -1,9 +1,11 @@
 //! What is done to a subject, and the figures that come of it.
 
+mod bar;
 mod connections;
 mod frames;
 mod pods;
 mod sockets;
+mod tunnel;
 
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -17,6 +19,7 @@ use crate::rr::Transport;
 use crate::stop::Stop;
 use crate::subject::{Kind, SENDER_CORE, Subject, Topology};
 
+pub use bar::Bar;
 pub use sockets::LOAD_PER_SECOND;
 
 /// A thing to do to a subject.
@@ -65,6 +68,10 @@ pub enum Scenario {
     TcpRrLoad,
     /// TCP connections, one request and one response each.
     Crr,
+    /// 64-byte frames of one flow into the tunnel; its far end counts.
+    VxlanEncap,
+    /// 64-byte frames of one flow in the tunnel, from its far end to a pod.
+    VxlanDecap,
     /// Pods added and removed by the subject's CNI plugin.
     Pods,
     /// Nothing: what the switch's processes use.
@@ -100,27 +107,6 @@ pub const VALUE: &str = "value";
 /// time, every core's time counted.
 pub const PER_CPU_SECOND: &str = "per_cpu_second";
 
-/// What a figure has to reach.
-#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
-pub struct Bar {
-    /// The ratio to a peer, or the figure itself where there is no peer.
-    pub limit: f64,
-    /// Which side of it passes.
-    pub better: Better,
-}
-
-impl Bar {
-    /// Whether an interval reaches the bar: by its lower end where higher is
-    /// better, by its upper end where lower is.
-    #[must_use]
-    pub fn passes(&self, interval: (f64, f64)) -> bool {
-        match self.better {
-            Better::Higher => interval.0 >= self.limit,
-            Better::Lower => interval.1 <= self.limit,
-        }
-    }
-}
-
 impl Scenario {
     /// The name in tables and documents.
     #[must_use]
@@ -141,6 +127,8 @@ impl Scenario {
             Scenario::UdpRrLoad => "udp-rr-load",
             Scenario::TcpRrLoad => "tcp-rr-load",
             Scenario::Crr => "crr",
+            Scenario::VxlanEncap => "vxlan-encap",
+            Scenario::VxlanDecap => "vxlan-decap",
             Scenario::Pods => "pods",
             Scenario::Idle => "idle",
         }
@@ -165,6 +153,8 @@ impl Scenario {
             Scenario::UdpRrLoad => "UDP round trip under load, p50",
             Scenario::TcpRrLoad => "TCP round trip under load, p50",
             Scenario::Crr => "TCP connections",
+            Scenario::VxlanEncap => "VXLAN encapsulation, 64-byte frames",
+            Scenario::VxlanDecap => "VXLAN decapsulation, 64-byte frames",
             Scenario::Pods => "pods added and removed",
             Scenario::Idle => "idle processes",
         }
@@ -230,48 +220,13 @@ impl Scenario {
         vec![main, more]
     }
 
-    /// What Spinlane as shipped has to reach in a figure against a peer.
-    #[must_use]
-    pub fn bar(self, figure: &Figure, peer: Kind) -> Option<Bar> {
-        let limit = match (self, figure.name, peer) {
-            (Scenario::Frames64, VALUE, Kind::LinuxBridge) => 1.6,
-            (Scenario::Frames64, VALUE, Kind::OvsAfxdp) => 2.0,
-            (Scenario::Frames64, PER_CPU_SECOND, Kind::LinuxBridge) => 1.0,
-            (Scenario::Tcp, VALUE, Kind::LinuxBridge) => 1.0,
-            (Scenario::UdpRr, VALUE, Kind::LinuxBridge) => 0.5,
-            (Scenario::TcpRr, VALUE, Kind::LinuxBridge) => 0.65,
-            (Scenario::UdpRr | Scenario::TcpRr, "p99_us", Kind::LinuxBridge) => 0.9,
-            _ => return None,
-        };
-        Some(Bar {
-            limit,
-            better: figure.better,
-        })
-    }
-
-    /// A figure of Spinlane as shipped that has a bar of its own, whatever a
-    /// peer does.
-    #[must_use]
-    pub fn own_bar(self) -> Option<(Figure, Bar)> {
-        let figure = Figure {
-            name: "retransmits",
-            title: "TCP, one stream, segments sent again",
-            unit: "segments",
-            better: Better::Lower,
-        };
-        let bar = Bar {
-            limit: 0.0,
-            better: Better::Lower,
-        };
-        (self == Scenario::Tcp).then_some((figure, bar))
-    }
-
     /// Whether it can be done to a subject at all.
     #[must_use]
     pub fn suits(self, kind: Kind) -> bool {
         match self {
             // A service leads only what is sent to its own ports.
             Scenario::Churn => kind.topology() != Topology::Service,
+            Scenario::VxlanEncap | Scenario::VxlanDecap => kind.topology() == Topology::TwoNodes,
             Scenario::Pods => kind.has_plugin(),
             _ => true,
         }
@@ -305,6 +260,8 @@ impl Scenario {
             Scenario::UdpRrLoad => requests(Transport::Udp, true)?,
             Scenario::TcpRrLoad => requests(Transport::Tcp, true)?,
             Scenario::Crr => connections::of(subject, run, stop)?,
+            Scenario::VxlanEncap => tunnel::into(subject, run, stop)?,
+            Scenario::VxlanDecap => tunnel::out_of(subject, run, stop)?,
             Scenario::Pods => pods::of(subject, run, stop)?,
             Scenario::Idle => idle(subject, run, stop)?,
         };
@@ -408,25 +365,6 @@ mod tests {
     use clap::ValueEnum;
 
     use super::*;
-
-    #[test]
-    fn bars_pass_by_the_end_of_the_interval_that_is_worse() {
-        let [rate, _] = Scenario::Frames64.figures()[..] else {
-            panic!("{:?}", Scenario::Frames64.figures())
-        };
-        let bar = Scenario::Frames64.bar(&rate, Kind::LinuxBridge).unwrap();
-        assert!(bar.passes((1.6, 2.0)) && !bar.passes((1.59, 2.0)));
-        let [time, p99] = Scenario::UdpRr.figures()[..] else {
-            panic!("{:?}", Scenario::UdpRr.figures())
-        };
-        let bar = Scenario::UdpRr.bar(&time, Kind::LinuxBridge).unwrap();
-        assert!(bar.passes((0.2, 0.5)) && !bar.passes((0.2, 0.51)));
-        let bar = Scenario::UdpRr.bar(&p99, Kind::LinuxBridge).unwrap();
-        assert!(bar.passes((0.2, 0.9)) && !bar.passes((0.2, 0.91)));
-        assert_eq!(Scenario::UdpRr.bar(&time, Kind::TcRedirect), None);
-        let (_, none_again) = Scenario::Tcp.own_bar().unwrap();
-        assert!(none_again.passes((0.0, 0.0)) && !none_again.passes((0.0, 1.0)));
-    }
 
     #[test]
     fn names_are_those_of_the_command_line_and_of_documents() {

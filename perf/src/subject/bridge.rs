@@ -6,7 +6,7 @@ use spinlane_tests::Namespace;
 use spinlane_tests::cluster::UPLINK;
 
 use crate::measure::MeasureError;
-use crate::subject::peer::{Peer, TUNNELLED_MTU};
+use crate::subject::peer::{Peer, TUNNELLED_MTU, UPLINK_SETTING};
 use crate::subject::veth::Addressing;
 use crate::subject::{Kind, kernel_settings, setting};
 
@@ -19,9 +19,10 @@ pub(super) fn set_up() -> Result<Peer, MeasureError> {
     Ok(peer)
 }
 
-/// A bridge with one pod on each of two nodes, and VXLAN between them.
-pub(super) fn set_up_vxlan() -> Result<Peer, MeasureError> {
-    let mut peer = Peer::on_two_nodes(Kind::LinuxVxlan)?;
+/// A bridge with one pod on each of two nodes, and VXLAN between them; over
+/// uplinks without tunnel offload, or with it.
+pub(super) fn set_up_vxlan(kind: Kind) -> Result<Peer, MeasureError> {
+    let mut peer = Peer::on_two_nodes(kind)?;
     for (index, node) in peer.nodes.iter().enumerate() {
         let (own, other) = (index + 1, 2 - index);
         node.ip(&format!(
@@ -33,10 +34,12 @@ pub(super) fn set_up_vxlan() -> Result<Peer, MeasureError> {
     }
     peer.settings = kernel_settings(&peer, TUNNELLED_MTU)?;
     peer.settings.push(setting("bridge netfilter", "off"));
-    peer.settings.push(setting(
-        "underlay",
-        "veths to a bridge, super-frames pass whole",
-    ));
+    let [name, segmented] = UPLINK_SETTING;
+    let uplinks = match kind {
+        Kind::LinuxVxlanOffload => "super-frames pass whole, as with tunnel offload",
+        _ => segmented,
+    };
+    peer.settings.push(setting(name, uplinks));
     Ok(peer)
 }
 

@@ -31,8 +31,11 @@ pub enum Kind {
     IptablesProxy,
     /// Spinlane as shipped, two nodes and VXLAN between them.
     SpinlaneVxlan,
-    /// The kernel's bridge and vxlan device, two nodes.
+    /// The kernel's bridge and vxlan device, two nodes whose uplinks have no
+    /// tunnel offload.
     LinuxVxlan,
+    /// The same over uplinks that take super-frames whole.
+    LinuxVxlanOffload,
     /// Open vSwitch's userspace datapath on AF_XDP with VXLAN, two nodes.
     OvsAfxdpVxlan,
 }
@@ -66,6 +69,7 @@ impl Kind {
             Kind::IptablesProxy => "iptables-proxy",
             Kind::SpinlaneVxlan => "spinlane-vxlan",
             Kind::LinuxVxlan => "linux-vxlan",
+            Kind::LinuxVxlanOffload => "linux-vxlan-offload",
             Kind::OvsAfxdpVxlan => "ovs-afxdp-vxlan",
         }
     }
@@ -75,7 +79,10 @@ impl Kind {
     pub fn topology(self) -> Topology {
         match self {
             Kind::NftProxy | Kind::IptablesProxy => Topology::Service,
-            Kind::SpinlaneVxlan | Kind::LinuxVxlan | Kind::OvsAfxdpVxlan => Topology::TwoNodes,
+            Kind::SpinlaneVxlan
+            | Kind::LinuxVxlan
+            | Kind::LinuxVxlanOffload
+            | Kind::OvsAfxdpVxlan => Topology::TwoNodes,
             _ => Topology::OneNode,
         }
     }
@@ -87,6 +94,12 @@ impl Kind {
             self,
             Kind::Spinlane | Kind::SpinlaneBusy | Kind::SpinlaneVxlan
         )
+    }
+
+    /// Whether bars are about it: this project's own, configured as shipped.
+    #[must_use]
+    pub fn has_bars(self) -> bool {
+        self.is_ours() && self != Kind::SpinlaneBusy
     }
 
     /// Whether a CNI plugin for it is at hand.
@@ -117,7 +130,7 @@ impl Kind {
             Kind::AfxdpCrate => forwarder::set_up()?,
             Kind::NftProxy => proxy::set_up_nft(services)?,
             Kind::IptablesProxy => proxy::set_up_iptables(services)?,
-            Kind::LinuxVxlan => bridge::set_up_vxlan()?,
+            Kind::LinuxVxlan | Kind::LinuxVxlanOffload => bridge::set_up_vxlan(self)?,
             Kind::OvsAfxdpVxlan => ovs::set_up_vxlan()?,
         };
         peer.reach()?;

@@ -21,6 +21,8 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use spinlane_tests::{Namespace, Node, wait_for};
 
 use crate::measure::MeasureError;
@@ -91,6 +93,24 @@ impl Pod<'_> {
     }
 }
 
+/// The link between two nodes, seen from outside of them.
+#[derive(Debug, Clone)]
+pub struct Wire<'a> {
+    /// The link's namespace.
+    pub namespace: &'a Namespace,
+    /// Far end of the first node's uplink.
+    pub port: String,
+    /// Processes of the second node's switch; none for the kernel's own.
+    pub far_pids: Vec<u32>,
+}
+
+/// Sends a signal to processes that the caller owns.
+pub(crate) fn signal(pids: &[u32], signal: Signal) {
+    for pid in pids {
+        let _ = kill(Pid::from_raw(pid.cast_signed()), signal); // it may have ended
+    }
+}
+
 /// A switch with two pods on it.
 pub trait Subject {
     /// Which.
@@ -107,6 +127,11 @@ pub trait Subject {
 
     /// Its agent, when it has one that answers `spinlane`'s commands.
     fn agent(&self) -> Option<&Node> {
+        None
+    }
+
+    /// What joins its two nodes, where it has two.
+    fn wire(&self) -> Option<Wire<'_>> {
         None
     }
 

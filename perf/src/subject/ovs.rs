@@ -11,7 +11,7 @@ use spinlane_tests::cluster::UPLINK;
 use spinlane_tests::{Namespace, Process, lab_dir, wait_for};
 
 use crate::measure::{MeasureError, io_error};
-use crate::subject::peer::{Peer, TUNNELLED_MTU};
+use crate::subject::peer::{Peer, TUNNELLED_MTU, UPLINK_SETTING};
 use crate::subject::veth::Addressing;
 use crate::subject::{Kind, LANE_CORE, SENDER_CORE, needs, setting, xdp_mode};
 
@@ -63,6 +63,7 @@ pub(super) fn set_up_vxlan() -> Result<Peer, MeasureError> {
                 "core {LANE_CORE} for the sender's node, {SENDER_CORE} for the receiver's, never sleep"
             );
             peer.settings = settings(&switch, "p2", polling, TUNNELLED_MTU)?;
+            peer.settings.push(UPLINK_SETTING.map(str::to_owned).into());
         }
     }
     Ok(peer)

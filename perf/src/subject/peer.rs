@@ -6,13 +6,13 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
-use spinlane_tests::cluster::{Families, Underlay};
+use spinlane_tests::cluster::{Families, UPLINK, Underlay};
 use spinlane_tests::{Namespace, Process, lab_dir};
 
 use crate::measure::MeasureError;
 use crate::subject::redirect::Redirection;
 use crate::subject::veth::{Addressing, VethPod};
-use crate::subject::{Kind, Pod, ServiceAddress, Subject};
+use crate::subject::{Kind, Pod, ServiceAddress, Subject, Wire};
 
 /// A peer that is set up. Fields go in this order: processes before the
 /// namespaces that they run in.
@@ -62,6 +62,9 @@ impl Peer {
         for (number, node) in (1..).zip(&nodes) {
             underlay.plug(node, number)?;
         }
+        if kind != Kind::LinuxVxlanOffload {
+            uplinks_without_tunnel_offload(&underlay, [&nodes[0], &nodes[1]])?;
+        }
         let pods = [
             VethPod::create(&nodes[0], 1, Addressing::Segment)?,
             VethPod::create(&nodes[1], 2, Addressing::Segment)?,
@@ -89,6 +92,46 @@ impl Peer {
     }
 }
 
+/// How readers are told of [`uplinks_without_tunnel_offload`].
+pub(super) const UPLINK_SETTING: [&str; 2] = [
+    "uplinks",
+    "segmentation before the wire (TSO, GSO, tunnel segmentation off), GRO on",
+];
+
+/// Makes both uplinks work as a network card without tunnel offload does:
+/// what leaves was segmented before, what comes may be merged again. A veth
+/// merges only what comes from an end that does not segment.
+///
+/// # Errors
+/// When ethtool refuses.
+pub(super) fn uplinks_without_tunnel_offload(
+    underlay: &Underlay,
+    nodes: [&Namespace; 2],
+) -> Result<(), MeasureError> {
+    for (number, node) in (1..).zip(nodes) {
+        let port = Underlay::port(number);
+        let off = [
+            "ethtool",
+            "-K",
+            UPLINK,
+            "tso",
+            "off",
+            "gso",
+            "off",
+            "tx-udp_tnl-segmentation",
+            "off",
+            "tx-udp_tnl-csum-segmentation",
+            "off",
+            "gro",
+            "on",
+        ];
+        node.run(&off)?;
+        let wire = underlay.namespace();
+        wire.run(&["ethtool", "-K", &port, "tso", "off"])?;
+    }
+    Ok(())
+}
+
 /// What VXLAN over IPv4 leaves of 1500 bytes.
 pub(super) const TUNNELLED_MTU: u16 = 1450;
 
@@ -111,6 +154,15 @@ impl Subject for Peer {
 
     fn host_end(&self) -> &str {
         &self.pods[0].host_end
+    }
+
+    fn wire(&self) -> Option<Wire<'_>> {
+        let underlay = self.underlay.as_ref()?;
+        Some(Wire {
+            namespace: underlay.namespace(),
+            port: Underlay::port(1),
+            far_pids: self.forwarding.iter().skip(1).map(Process::id).collect(),
+        })
     }
 
     fn pids(&self) -> Vec<u32> {

@@ -5,16 +5,18 @@ use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use serde_json::json;
 use spinlane_api::view::{PortKind, XdpMode};
-use spinlane_tests::cluster::Families;
+use spinlane_tests::cluster::{Families, Underlay};
 use spinlane_tests::{Cluster, Namespace, Node, NodeConfig, program};
 
 use crate::measure::MeasureError;
 use crate::path::Path as Route;
-use crate::subject::{Kind, LANE_CORE, Pod, SENDER_CORE, Subject, feature, on_off, setting};
+use crate::subject::peer::{UPLINK_SETTING, uplinks_without_tunnel_offload};
+use crate::subject::{
+    Kind, LANE_CORE, Pod, SENDER_CORE, Subject, Wire, feature, on_off, setting, signal,
+};
 
 /// An agent with two pods.
 #[derive(Debug)]
@@ -39,13 +41,19 @@ impl Nodes {
         if kind == Kind::SpinlaneVxlan {
             // Two lanes that poll get in each other's way on one core, so the
             // receiving node's has the generator's, as Open vSwitch's has.
-            return Ok(Nodes::Two(Cluster::start(2, Families::V4, |config| {
+            let mut cluster = Cluster::prepare(2, Families::V4, |config| {
                 let core = match config.name.as_str() {
                     "n1" => LANE_CORE,
                     _ => SENDER_CORE,
                 };
                 config.cores = format!("[{core}]");
-            })?));
+            })?;
+            let nodes = [0, 1].map(|at| cluster.nodes()[at].namespace());
+            uplinks_without_tunnel_offload(cluster.underlay(), nodes)?;
+            for node in cluster.nodes_mut() {
+                node.start_agent()?;
+            }
+            return Ok(Nodes::Two(cluster));
         }
         let mut config = NodeConfig::new("spinlane");
         if kind == Kind::SpinlaneBusy {
@@ -187,14 +195,9 @@ impl Spinlane {
         if self.kind == Kind::SpinlaneVxlan {
             let core = SENDER_CORE.to_string();
             settings.push(setting("the receiving node's lane on core", core));
+            settings.push(UPLINK_SETTING.map(str::to_owned).into());
         }
         Ok(settings)
-    }
-
-    fn signal(&self, signal: Signal) {
-        for pid in self.pids() {
-            let _ = kill(Pid::from_raw(pid.cast_signed()), signal);
-        }
     }
 }
 
@@ -217,6 +220,17 @@ impl Subject for Spinlane {
 
     fn agent(&self) -> Option<&Node> {
         Some(self.nodes.first())
+    }
+
+    fn wire(&self) -> Option<Wire<'_>> {
+        match &self.nodes {
+            Nodes::One(_) => None,
+            Nodes::Two(cluster) => Some(Wire {
+                namespace: cluster.underlay().namespace(),
+                port: Underlay::port(1),
+                far_pids: self.nodes.last().agent_pid().into_iter().collect(),
+            }),
+        }
     }
 
     fn pids(&self) -> Vec<u32> {
@@ -244,11 +258,11 @@ impl Subject for Spinlane {
     }
 
     fn pause(&mut self) {
-        self.signal(Signal::SIGSTOP);
+        signal(&self.pids(), Signal::SIGSTOP);
     }
 
     fn resume(&mut self) {
-        self.signal(Signal::SIGCONT);
+        signal(&self.pids(), Signal::SIGCONT);
     }
 }
 
