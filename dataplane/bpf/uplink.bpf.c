@@ -13,6 +13,17 @@
 // and frames to the pods' MAC addresses (layer 2). Group frames stay with the
 // kernel; the switch gets copies by a packet socket.
 //
+// In layer 2 the node itself is a station of the pods' segment, under the
+// uplink's MAC address and with the uplink's IP addresses. Three programs at tc
+// join it to the switch, by the host port:
+// - `node_out`, at the uplink's egress: what the kernel sends to a local pod
+//   is received by the host port instead, and a copy of what it sends to a
+//   group;
+// - `node_in`, at the ingress of the host port's far end: what the switch sends
+//   to the node is received by the uplink, marked;
+// - `node_unmark`, at the uplink's ingress: takes the mark off. Before that, it
+//   kept the packet socket from copying the frame to the switch again.
+//
 // The overlay's own fragments are left to the kernel and counted. A later
 // fragment that overtakes its first one stays with the kernel.
 //
@@ -32,6 +43,16 @@ struct xdp_md {
 	__u32 egress_ifindex;
 };
 
+// The beginning of the kernel's, which is never shortened.
+struct __sk_buff {
+	__u32 len;
+	__u32 pkt_type;
+	__u32 mark;
+	__u32 queue_mapping;
+	__u32 protocol;
+	__u32 vlan_present;
+};
+
 #define SEC(name) __attribute__((section(name), used))
 #define INLINE static __attribute__((always_inline)) inline
 #define BPF_MAP_TYPE_HASH 1
@@ -43,9 +64,19 @@ struct xdp_md {
 #define BPF_F_NO_PREALLOC 1
 #define BPF_F_MMAPABLE 1024
 #define XDP_PASS 2
+#define BPF_F_INGRESS 1
+#define TCX_NEXT -1
+#define TCX_DROP 2
+
+// On frames that the switch hands to the node; see `HOST_MARK` of the packet
+// socket for group frames.
+#define HOST_MARK 0x53504c32
 
 static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
+static long (*bpf_clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __u64 flags) = (void *)13;
+static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
+static long (*bpf_skb_load_bytes)(const struct __sk_buff *skb, __u32 offset, void *to, __u32 len) = (void *)26;
 static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
 
 #define swap16(x) __builtin_bswap16(x)
@@ -144,6 +175,20 @@ struct {
 	struct station *key;
 	__u32 *value;
 } stations SEC(".maps");
+
+// The two interfaces that the node's programs pass frames between: the uplink
+// and the host port.
+struct joint {
+	__u32 uplink;
+	__u32 port;
+};
+
+struct {
+	int (*type)[BPF_MAP_TYPE_ARRAY];
+	int (*max_entries)[1];
+	__u32 *key;
+	struct joint *value;
+} joint SEC(".maps");
 
 // Echo identifiers that were given out; the lanes write it by its mapping.
 struct {
@@ -443,6 +488,45 @@ int spinlane_uplink(struct xdp_md *ctx)
 		return XDP_PASS;
 	// Without a socket the kernel keeps it.
 	return bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
+}
+
+SEC("classifier")
+int node_out(struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	struct joint *between = bpf_map_lookup_elem(&joint, &zero);
+	struct station to = {};
+	if (!between || skb->vlan_present || bpf_skb_load_bytes(skb, 0, to.mac, 6))
+		return TCX_NEXT;
+	if (to.mac[0] & 1) {
+		// The switch may lack it; the wire must not.
+		bpf_clone_redirect(skb, between->port, BPF_F_INGRESS);
+		return TCX_NEXT;
+	}
+	if (!bpf_map_lookup_elem(&stations, &to))
+		return TCX_NEXT;
+	// Of another device's queues, when the kernel forwards it.
+	skb->queue_mapping = 0;
+	return bpf_redirect(between->port, BPF_F_INGRESS);
+}
+
+SEC("classifier")
+int node_in(struct __sk_buff *skb)
+{
+	__u32 zero = 0;
+	struct joint *between = bpf_map_lookup_elem(&joint, &zero);
+	if (!between)
+		return TCX_DROP;
+	skb->mark = HOST_MARK;
+	return bpf_redirect(between->uplink, BPF_F_INGRESS);
+}
+
+SEC("classifier")
+int node_unmark(struct __sk_buff *skb)
+{
+	if (skb->mark == HOST_MARK)
+		skb->mark = 0;
+	return TCX_NEXT;
 }
 
 char _license[] SEC("license") = "Dual MIT/GPL";

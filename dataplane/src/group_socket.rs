@@ -3,7 +3,8 @@
 //! Broadcast and multicast (ARP, neighbour discovery, DHCP, mDNS) belong to
 //! the node and to its pods alike. What the XDP program takes the kernel does
 //! not get, so it leaves group frames to the kernel, and this socket copies
-//! them for the pods. Nothing that the node sends itself comes back by it.
+//! them for the pods. Nothing that the node sends itself comes back by it, and
+//! nothing that the switch handed to the node (`HOST_MARK`).
 //!
 //! The socket also asks for frames to other MAC addresses than the
 //! interface's own (the pods'); the kernel undoes that when the socket is
@@ -23,6 +24,13 @@ const ETH_P_ALL: u16 = (libc::ETH_P_ALL as u16).to_be();
 /// (`SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT`, include/uapi/linux/filter.h).
 const VLAN_TAG_PRESENT: u32 = 0xffff_f000 + 48;
 
+/// Where a filter reads the packet's mark (`SKF_AD_OFF + SKF_AD_MARK`).
+const MARK: u32 = 0xffff_f000 + 20;
+
+/// On frames that the uplink receives from the host port; `bpf/uplink.bpf.c`
+/// sets it and takes it off again.
+const HOST_MARK: u32 = 0x5350_4c32;
+
 /// One instruction of a socket filter.
 const fn filter(code: u32, jump_true: u8, jump_false: u8, k: u32) -> libc::sock_filter {
     libc::sock_filter {
@@ -33,17 +41,19 @@ const fn filter(code: u32, jump_true: u8, jump_false: u8, k: u32) -> libc::sock_
     }
 }
 
-/// Lets group frames pass that carried no VLAN tag.
-static GROUP_FRAMES: [libc::sock_filter; 6] = [
-    filter(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 0, 0, 0),
-    filter(libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K, 0, 3, 1),
-    filter(
-        libc::BPF_LD | libc::BPF_B | libc::BPF_ABS,
-        0,
-        0,
-        VLAN_TAG_PRESENT,
-    ),
-    filter(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 0, 1, 0),
+const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
+const LOAD_WORD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
+const IS_SET: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
+const EQUALS: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
+
+/// Lets group frames of the wire pass that carried no VLAN tag.
+static GROUP_FRAMES: [libc::sock_filter; 8] = [
+    filter(LOAD_BYTE, 0, 0, 0),
+    filter(IS_SET, 0, 5, 1),
+    filter(LOAD_BYTE, 0, 0, VLAN_TAG_PRESENT),
+    filter(EQUALS, 0, 3, 0),
+    filter(LOAD_WORD, 0, 0, MARK),
+    filter(EQUALS, 1, 0, HOST_MARK),
     filter(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
     filter(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
 ];

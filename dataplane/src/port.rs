@@ -10,8 +10,9 @@
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use aya::maps::{Map, XskMap};
-use aya::programs::Xdp;
+use aya::maps::{Array, Map, MapData, XskMap};
+use aya::programs::tc::TcAttachOptions;
+use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use crossbeam::utils::CachePadded;
 
@@ -101,7 +102,7 @@ pub enum ProgramError {
     #[error("the XDP program does not load: {0}; it needs Linux 6.6 and CAP_BPF")]
     Load(#[from] aya::EbpfError),
     /// The kernel refused the program, the map entry or the attachment.
-    #[error("the kernel refused the XDP program: {0}")]
+    #[error("the kernel refused a program of the port: {0}")]
     Program(#[from] aya::programs::ProgramError),
     /// The socket map refused a socket.
     #[error("the socket map of the XDP program refused a socket: {0}")]
@@ -167,6 +168,33 @@ impl Program {
             }
         }
         Err(refused.map_or(ProgramError::Missing("XDP mode"), ProgramError::Program))
+    }
+
+    /// Joins the node itself to the segment of a bridged uplink: frames pass
+    /// between the uplink and the host port as `bpf/uplink.bpf.c` says. It ends
+    /// with the program.
+    pub(crate) fn join_node(
+        &mut self,
+        uplink: &PortSpec,
+        host: &HostSide,
+    ) -> Result<(), ProgramError> {
+        let mut joint: Array<&mut MapData, [u32; 2]> = Array::try_from(self.map_mut("joint")?)?;
+        joint.set(0, [uplink.ifindex, host.port_ifindex], 0)?;
+        // The mark is taken off before anything is sent that has it.
+        let hooks = [
+            ("node_unmark", &uplink.name, TcAttachType::Ingress),
+            ("node_in", &host.far_end, TcAttachType::Ingress),
+            ("node_out", &uplink.name, TcAttachType::Egress),
+        ];
+        for (name, device, hook) in hooks {
+            let program = self.ebpf.program_mut(name);
+            let program = program.ok_or(ProgramError::Missing(name))?;
+            let classifier: &mut SchedClassifier = program.try_into()?;
+            classifier.load()?;
+            let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+            classifier.attach_with_options(device, hook, order)?;
+        }
+        Ok(())
     }
 
     /// A map of the program.
@@ -293,6 +321,19 @@ pub struct UplinkSpec {
     /// Whether the switch wants frames to other MAC addresses than the
     /// interface's own, and copies of group frames (layer 2).
     pub is_bridged: bool,
+    /// Of a bridged uplink, what joins the node itself to the segment; without
+    /// it the node and its own pods do not reach each other.
+    pub host_side: Option<HostSide>,
+}
+
+/// The host port's veth pair, in the process's network namespace. Neither end
+/// needs an address.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostSide {
+    /// Index of the port's own end.
+    pub port_ifindex: u32,
+    /// Name of the other end.
+    pub far_end: String,
 }
 
 /// What an attached port uses.

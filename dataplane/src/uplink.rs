@@ -137,7 +137,8 @@ fn octets(address: IpAddr) -> [u8; 16] {
 }
 
 /// MAC addresses on this side of the segment that uplink and pods share: the
-/// pods' own, and those learned behind them.
+/// pods' own, and those learned behind them. What is behind the host port is
+/// the kernel's.
 fn stations(snapshot: &Snapshot) -> BTreeSet<[u8; 8]> {
     let underlay = &snapshot.underlay;
     let Some(id) = underlay.segment else {
@@ -151,11 +152,11 @@ fn stations(snapshot: &Snapshot) -> BTreeSet<[u8; 8]> {
         return stations;
     };
     for (&mac, target) in segment.fdb.iter() {
-        let is_local = match target.at {
-            Location::Port(port) => Some(port) != underlay.uplink,
-            Location::Vtep(_) => false,
+        let role = match target.at {
+            Location::Port(port) => snapshot.port(port).map(|port| port.role),
+            Location::Vtep(_) => None,
         };
-        if is_local {
+        if role == Some(Role::SegmentPod(id)) {
             stations.insert(padded(mac));
         }
     }

@@ -82,6 +82,7 @@ impl Switch for Lanes {
                 false => XdpChoice::Native,
             },
             is_bridged: way_out.is_bridged,
+            host_side: None,
         });
         attached.map(binding).map_err(failure)
     }

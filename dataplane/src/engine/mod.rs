@@ -47,7 +47,7 @@ pub use capture::Capture;
 pub use error::{EngineError, PortError};
 pub use stats::{EngineStats, FrameStats, LaneStats, PortStats};
 
-pub use crate::port::{Attached, PortSpec, UplinkSpec, XdpChoice, XdpMode};
+pub use crate::port::{Attached, HostSide, PortSpec, UplinkSpec, XdpChoice, XdpMode};
 
 /// Events that wait for control at most, for each lane.
 const EVENT_QUEUE: usize = 4096;

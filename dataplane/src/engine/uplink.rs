@@ -23,6 +23,9 @@ impl Inner {
         let mode = program
             .attach(spec.port.ifindex, spec.xdp)
             .map_err(failed)?;
+        if let Some(host) = spec.host_side.as_ref().filter(|_| spec.is_bridged) {
+            program.join_node(&spec.port, host).map_err(failed)?;
+        }
         let handle = PortHandle::new(spec.port.clone(), program, &queues);
         let attached = self.join(handle, queues, mode)?;
         // A snapshot may have been published meanwhile.

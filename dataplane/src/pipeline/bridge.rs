@@ -30,6 +30,9 @@ use crate::wire::{protocol, tunnel};
 const REFRESH_MS: u32 = 10_000;
 const RETELL_MS: u32 = 1_000;
 
+/// A telling so long ago that the lane's first moment may tell again.
+pub(super) const NEVER_MS: u32 = 0u32.wrapping_sub(RETELL_MS);
+
 /// A frame of a segment.
 #[derive(Clone, Copy)]
 pub(super) struct Frame<'a> {
@@ -71,7 +74,8 @@ pub(super) fn switch(
         return Verdict::Drop(DropReason::PortRemoved);
     };
     if segment.guard
-        && let Some(port) = from.local()
+        && let Ingress::Port(port) = from
+        && matches!(port.role, Role::SegmentPod(_))
     {
         let bytes = round.umem.bytes(batch.head(index));
         if let Err(reason) = guard(port, frame.source(), bytes) {
@@ -95,7 +99,12 @@ pub(super) fn switch(
                     lane.install_l2(&frame, actions, bytes, round);
                     actions
                 }
-                Err(reason) => return Verdict::Drop(reason),
+                Err(reason) => {
+                    if reason == DropReason::BadSourceMac && frame.source().is_unicast() {
+                        lane.tell_misplaced(&frame, round.now_ms);
+                    }
+                    return Verdict::Drop(reason);
+                }
             }
         }
     };
@@ -257,12 +266,13 @@ fn send(
 
 /// The source guard of a guarded segment: a frame must come from the port's
 /// own MAC address, and what it says of IP addresses must be true. Unspecified
-/// addresses pass, for DHCP and address probes.
+/// addresses pass, for DHCP and address probes. A port without any address is
+/// held to its MAC address alone: what is behind it finds its own.
 fn guard(port: &PortEntry, source: MacAddr, bytes: &[u8]) -> Result<(), DropReason> {
     if source != port.mac {
         return Err(DropReason::BadSourceMac);
     }
-    let may_use = |address: IpAddr| address.is_unspecified() || port.may_use(address);
+    let may_use = |address: IpAddr| address.is_unspecified() || has(port, address);
     let (ethertype, at) = ethernet::payload(bytes).ok_or(DropReason::Runt)?;
     let packet = &bytes[at..];
     match ethertype {
@@ -291,6 +301,10 @@ fn guard(port: &PortEntry, source: MacAddr, bytes: &[u8]) -> Result<(), DropReas
     }
 }
 
+fn has(port: &PortEntry, address: IpAddr) -> bool {
+    port.addresses.is_empty() || port.may_use(address)
+}
+
 /// What a guarded port says in neighbour discovery: only of its own addresses.
 fn guard_discovery(port: &PortEntry, packet: &[u8]) -> Result<(), DropReason> {
     let Ok(upper) = ipv6::walk(packet) else {
@@ -313,7 +327,7 @@ fn guard_discovery(port: &PortEntry, packet: &[u8]) -> Result<(), DropReason> {
         NeighborMessage::ref_from_prefix(message).map_err(|_| DropReason::Runt)?;
     let mac =
         icmpv6::link_layer_option(options, option).map_err(|_| DropReason::SpoofedNeighbor)?;
-    let is_own = !claims_target || port.may_use(view.target().into());
+    let is_own = !claims_target || has(port, view.target().into());
     match is_own && mac.is_none_or(|mac| mac == port.mac) {
         true => Ok(()),
         false => Err(DropReason::SpoofedNeighbor),
@@ -377,6 +391,16 @@ impl Lane {
             }
         }
         if is_due {
+            self.tell_station(frame);
+        }
+    }
+
+    /// Tells control, now and then, of a station that should be elsewhere.
+    fn tell_misplaced(&mut self, frame: &Frame<'_>, now_ms: u32) {
+        let MacAddr([.., last]) = frame.source();
+        let told = &mut self.told_misplaced_ms[usize::from(last) % uplink::TOLD];
+        if now_ms.wrapping_sub(*told) >= RETELL_MS {
+            *told = now_ms;
             self.tell_station(frame);
         }
     }

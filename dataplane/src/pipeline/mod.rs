@@ -133,6 +133,8 @@ struct Lane {
     told_missing_ms: [u32; uplink::TOLD],
     /// The same for stations that it is to find, by their address.
     told_wanted_ms: [u32; uplink::TOLD],
+    /// The same for stations that should be elsewhere, by their MAC address.
+    told_misplaced_ms: [u32; uplink::TOLD],
     /// Events were queued since [`LaneState::take_events_pending`].
     events_pending: bool,
 }
@@ -198,6 +200,7 @@ impl LaneState {
                 tally: Tally::default(),
                 told_missing_ms: [uplink::NEVER_MS; uplink::TOLD],
                 told_wanted_ms: [uplink::NEVER_MS; uplink::TOLD],
+                told_misplaced_ms: [bridge::NEVER_MS; uplink::TOLD],
                 events_pending: false,
             },
         }

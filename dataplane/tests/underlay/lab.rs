@@ -253,19 +253,24 @@ pub(crate) fn engine_with(lab: &Lab, is_bridged: bool) -> Engine {
     engine
 }
 
-pub(crate) fn attach(
-    lab: &Lab,
-    (lanes, queues): (usize, u32),
-    is_bridged: bool,
-) -> (Engine, Result<Attached, PortError>) {
+/// An engine without ports, in the node.
+pub(crate) fn start(lab: &Lab, lanes: usize) -> Engine {
     lab.enter_node();
-    let engine = Engine::start(EngineConfig {
+    Engine::start(EngineConfig {
         cores: (0..lanes).collect(),
         poll: PollMode::Adaptive,
         frames: 4096,
         xdp: XdpChoice::Auto,
     })
-    .unwrap();
+    .unwrap()
+}
+
+pub(crate) fn attach(
+    lab: &Lab,
+    (lanes, queues): (usize, u32),
+    is_bridged: bool,
+) -> (Engine, Result<Attached, PortError>) {
+    let engine = start(lab, lanes);
     let spec = |id, device: &str| PortSpec {
         id,
         ifindex: lab.ifindex("node", device),
@@ -277,6 +282,7 @@ pub(crate) fn attach(
         queues,
         xdp: XdpChoice::Auto,
         is_bridged,
+        host_side: None,
     });
     (engine, attached)
 }

@@ -4,6 +4,7 @@
 
 #![allow(clippy::unwrap_used)] // a test's own plumbing
 
+mod bridged;
 mod lab;
 
 use std::io::{BufRead, BufReader};
@@ -317,7 +318,7 @@ fn a_packet_waits_until_its_neighbor_is_resolved() {
 
 /// The pod in a segment: with the peer's Linux bridge through the overlay, or
 /// with the uplink itself.
-fn segment_pod(lab: &Lab, snapshot: &mut Snapshot, address: &str) {
+pub(crate) fn segment_pod(lab: &Lab, snapshot: &mut Snapshot, address: &str) {
     let mut ports = (*snapshot.ports).clone();
     let pod = ports[POD.index()].as_mut().unwrap();
     pod.role = Role::SegmentPod(SegmentId(0));
@@ -328,7 +329,7 @@ fn segment_pod(lab: &Lab, snapshot: &mut Snapshot, address: &str) {
 }
 
 /// Publishes what the lanes learn, as control does, until the work is done.
-fn learning<T: Send>(
+pub(crate) fn learning<T: Send>(
     engine: &Engine,
     mut snapshot: Snapshot,
     work: impl FnOnce() -> T + Send,
@@ -396,41 +397,6 @@ fn a_segment_reaches_a_linux_bridge_through_the_overlay() {
     assert!(places.contains(&Location::Vtep(VtepId(0))), "{places:?}");
     assert!(places.contains(&Location::Port(POD)), "{places:?}");
     engine.stop();
-}
-
-#[test]
-fn a_bridged_pod_shares_the_underlay_with_the_node() {
-    if !is_root() {
-        return;
-    }
-    let lab = Lab::new("l2");
-    let engine = engine_with(&lab, true);
-    let mut snapshot = snapshot();
-    segment_pod(&lab, &mut snapshot, "172.31.0.77/24");
-    snapshot.segments = Arc::new(vec![Some(Segment {
-        members: Arc::new(vec![POD, UPLINK]),
-        ..Segment::default()
-    })]);
-    snapshot.underlay = Arc::new(Underlay {
-        segment: Some(SegmentId(0)),
-        ..(*snapshot.underlay).clone()
-    });
-    lab.ip("pod", "address add fd00:31::77/64 dev eth0 nodad");
-    learning(&engine, snapshot, || {
-        // The pod asks, then the peer, whose ARP reaches node and pod alike.
-        lab.succeeds("pod", "ping -c 3 -i 0.2 -W 2 172.31.0.2");
-        lab.ip("peer", "neighbor flush dev eth0");
-        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 172.31.0.77");
-        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 fd00:31::77");
-        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 172.31.0.1");
-        lab.succeeds("pod", "ping -c 3 -i 0.2 -W 2 fd00:31::2");
-    });
-    assert_eq!(engine.stats().frames.in_use, 0);
-    engine.stop();
-    // The kernel has the uplink to itself, and no longer in promiscuous mode.
-    lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 172.31.0.1");
-    let link = lab.succeeds("node", "ip -d link show up0");
-    assert!(link.contains("promiscuity 0"), "{link}");
 }
 
 /// Sends packets from the peer that scapy writes, and says how many of them

@@ -8,5 +8,6 @@ mod masquerade;
 mod overlay;
 mod plain;
 mod segments;
+mod shared;
 mod super_frames;
 mod vectors;
