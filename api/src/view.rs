@@ -43,6 +43,59 @@ pub struct Status {
     /// Fragments of the overlay's outer packets that were left to the kernel.
     #[serde(default)]
     pub outer_fragments: u64,
+    /// The node's way out; none where the configuration wants none.
+    #[serde(default)]
+    pub uplink: Option<Uplink>,
+    /// Remote ends of the overlay.
+    #[serde(default)]
+    pub vteps: u64,
+    /// Neighbours on the uplink that packets go to.
+    #[serde(default)]
+    pub next_hops: NextHops,
+    /// Where the cluster's objects come from; none where nothing is read.
+    #[serde(default)]
+    pub source: Option<Source>,
+    /// What is not as it should be, and what to do about it.
+    #[serde(default)]
+    pub notices: Vec<String>,
+}
+
+/// The node's way out in [`Status`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uplink {
+    /// The interface; what the configuration says while there is none.
+    pub name: String,
+    /// `up`, `down`, `no-carrier`, `missing` or `refused`.
+    pub state: String,
+    /// Its MTU in bytes; 0 while it is not attached.
+    pub mtu: u32,
+    /// The node's addresses.
+    pub addresses: Vec<String>,
+}
+
+/// Neighbours on the uplink in [`Status`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NextHops {
+    /// With a known hardware address.
+    pub resolved: u64,
+    /// Without one: packets for them wait.
+    pub unresolved: u64,
+}
+
+/// Where the cluster's objects come from, in [`Status`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Source {
+    /// The directory.
+    pub path: String,
+    /// How many objects of each kind are in force.
+    pub objects: BTreeMap<String, u64>,
+    /// Unix time in seconds when everything was last read without an error;
+    /// 0 before that.
+    pub last_good_read_s: f64,
+    /// Times that a file or the directory could not be read.
+    pub read_errors: u64,
+    /// What cannot be read now.
+    pub errors: Vec<String>,
 }
 
 /// One lane in [`Status`].

@@ -202,6 +202,15 @@ struct Series {
     endpoints: IntGaugeVec,
     connections: IntGaugeVec,
     connection_limit: IntGaugeVec,
+    uplink_up: IntGaugeVec,
+    uplink_mtu: IntGaugeVec,
+    vteps: IntGaugeVec,
+    next_hops: IntGaugeVec,
+    source_objects: IntGaugeVec,
+    source_last_good_read: GaugeVec,
+    source_errors: IntCounterVec,
+    source_failing: IntGaugeVec,
+    notices: IntGaugeVec,
     generation: IntGaugeVec,
     ready: IntGaugeVec,
     uptime: GaugeVec,
@@ -323,6 +332,47 @@ impl Series {
                 &[],
             )?,
             connection_limit: gauge("spinlane_connections_limit", "Connections that fit.", &[])?,
+            uplink_up: gauge(
+                "spinlane_uplink_up",
+                "Whether the node's way out carries packets.",
+                &["uplink"],
+            )?,
+            uplink_mtu: gauge(
+                "spinlane_uplink_mtu_bytes",
+                "MTU of the node's way out; 0 while it is not attached.",
+                &["uplink"],
+            )?,
+            vteps: gauge("spinlane_vteps", "Remote ends of the overlay.", &[])?,
+            next_hops: gauge(
+                "spinlane_next_hops",
+                "Neighbours on the uplink that packets go to, by whether their hardware address is known.",
+                &["state"],
+            )?,
+            source_objects: gauge(
+                "spinlane_source_objects",
+                "Objects of the cluster in force, by kind.",
+                &["kind"],
+            )?,
+            source_last_good_read: real(
+                "spinlane_source_last_good_read_timestamp_seconds",
+                "When all objects were last read without an error.",
+                &[],
+            )?,
+            source_errors: counter(
+                "spinlane_source_read_errors_total",
+                "Times that a file or the directory of objects could not be read.",
+                &[],
+            )?,
+            source_failing: gauge(
+                "spinlane_source_failing",
+                "Files, or the directory, that cannot be read now.",
+                &[],
+            )?,
+            notices: gauge(
+                "spinlane_notices",
+                "Things that are not as they should be; `spinlane status` names them.",
+                &[],
+            )?,
             generation: gauge(
                 "spinlane_snapshot_generation",
                 "Generation of the snapshot in force.",
@@ -391,6 +441,22 @@ impl Series {
         gauge(&self.endpoints, &[], status.endpoints as u64);
         gauge(&self.connections, &[], status.connections);
         gauge(&self.connection_limit, &[], status.connection_limit);
+        if let Some(uplink) = &status.uplink {
+            let is_up = u64::from(uplink.state == "up");
+            gauge(&self.uplink_up, &[&uplink.name], is_up);
+            gauge(&self.uplink_mtu, &[&uplink.name], u64::from(uplink.mtu));
+        }
+        gauge(&self.vteps, &[], status.vteps);
+        gauge(&self.next_hops, &["resolved"], status.next_hops.resolved);
+        gauge(
+            &self.next_hops,
+            &["unresolved"],
+            status.next_hops.unresolved,
+        );
+        if let Some(source) = &status.source {
+            self.fill_source(source);
+        }
+        gauge(&self.notices, &[], status.notices.len() as u64);
         gauge(&self.generation, &[], status.snapshot_generation);
         gauge(&self.ready, &[], u64::from(status.ready));
         gauge(
@@ -401,6 +467,22 @@ impl Series {
         self.uptime
             .with_label_values::<&str>(&[])
             .set(status.uptime_s);
+    }
+
+    fn fill_source(&self, source: &view::Source) {
+        for (kind, objects) in &source.objects {
+            let objects = i64::try_from(*objects).unwrap_or(i64::MAX);
+            self.source_objects.with_label_values(&[kind]).set(objects);
+        }
+        self.source_last_good_read
+            .with_label_values::<&str>(&[])
+            .set(source.last_good_read_s);
+        self.source_errors
+            .with_label_values::<&str>(&[])
+            .inc_by(source.read_errors);
+        self.source_failing
+            .with_label_values::<&str>(&[])
+            .set(source.errors.len() as i64);
     }
 
     fn fill_lane(&self, lane: &view::Lane) {
@@ -437,7 +519,7 @@ impl Series {
             .inc_by(lane.flow_evictions);
     }
 
-    fn all(&self) -> [&dyn Collector; 27] {
+    fn all(&self) -> [&dyn Collector; 36] {
         [
             &self.port_rx_packets,
             &self.port_rx_bytes,
@@ -462,6 +544,15 @@ impl Series {
             &self.endpoints,
             &self.connections,
             &self.connection_limit,
+            &self.uplink_up,
+            &self.uplink_mtu,
+            &self.vteps,
+            &self.next_hops,
+            &self.source_objects,
+            &self.source_last_good_read,
+            &self.source_errors,
+            &self.source_failing,
+            &self.notices,
             &self.generation,
             &self.ready,
             &self.uptime,

@@ -169,6 +169,21 @@ impl Cluster {
         Ok(())
     }
 
+    /// As [`Cluster::announce`], with pod ranges other than [`pod_cidrs`].
+    ///
+    /// # Errors
+    /// When a file cannot be written.
+    pub fn announce_ranges(&self, number: u8, ranges: [&str; 2]) -> Result<()> {
+        let mut text = node_manifest(number, &self.underlay.addresses(number), None);
+        for (usual, other) in pod_cidrs(number).iter().zip(ranges) {
+            text = text.replace(usual.as_str(), other);
+        }
+        for node in &self.nodes {
+            write(node, number, &text)?;
+        }
+        Ok(())
+    }
+
     /// Removes the Node object of station `number` everywhere.
     ///
     /// # Errors

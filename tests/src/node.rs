@@ -26,7 +26,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct NodeConfig {
     /// Node name, also part of the namespace's.
     pub name: String,
-    /// Node addresses.
+    /// Node addresses; with none, the agent finds them out.
     pub addresses: Vec<String>,
     /// Pod CIDRs of the node.
     pub pod_cidrs: Vec<String>,
@@ -71,14 +71,17 @@ impl NodeConfig {
     fn text(&self, manifests: &Path) -> String {
         let list = |items: &[String]| json!(items).to_string();
         format!(
-            "[node]\nname = {name}\naddresses = {addresses}\nuplink = {uplink}\n\
+            "[node]\nname = {name}\n{addresses}uplink = {uplink}\n\
              pod-cidrs = {pods}\n\
              [network]\nmode = {mode}\ncluster-cidrs = {cluster}\n{network}\n\
              [lanes]\ncores = {cores}\npoll = {poll}\n{lanes}\n\
              [source]\nkind = \"manifests\"\npath = {manifests}\n\
              [metrics]\nlisten = \"127.0.0.1:9465\"\n{tables}\n",
             name = json!(self.name),
-            addresses = list(&self.addresses),
+            addresses = match self.addresses[..] {
+                [] => String::new(),
+                _ => format!("addresses = {}\n", list(&self.addresses)),
+            },
             pods = list(&self.pod_cidrs),
             cluster = list(&self.cluster_cidrs),
             uplink = json!(self.uplink),

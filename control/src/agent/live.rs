@@ -186,13 +186,18 @@ impl Views for Live {
             last_round_age_s: lane.last_round_age_s,
             has_ended: !lane.is_running,
         });
+        let (node, snapshot) = (self.node(), self.engine.snapshot());
+        let next_hops = |is_resolved: bool| {
+            let all = snapshot.next_hops.iter().flatten();
+            all.filter(|hop| hop.mac.is_some() == is_resolved).count() as u64
+        };
         view::Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             node: self.name.clone(),
             mode: self.mode.name().to_owned(),
             ready: self.ready.load(Ordering::Relaxed),
             uptime_s: self.started.elapsed().as_secs_f64(),
-            snapshot_generation: u64::from(self.engine.snapshot().generation.0),
+            snapshot_generation: u64::from(snapshot.generation.0),
             poll: self.poll.name().to_owned(),
             lanes: lanes.collect(),
             frames: view::Frames {
@@ -200,11 +205,19 @@ impl Views for Live {
                 free: stats.frames.free,
                 in_use: stats.frames.in_use,
             },
-            endpoints: self.node().endpoints(),
+            endpoints: node.endpoints(),
             connections: connections as u64,
             connection_limit: connection_limit as u64,
             port_rebuilds: stats.rebuilds,
             outer_fragments: self.engine.outer_fragments(),
+            uplink: node.uplink(),
+            vteps: snapshot.vteps.iter().flatten().count() as u64,
+            next_hops: view::NextHops {
+                resolved: next_hops(true),
+                unresolved: next_hops(false),
+            },
+            source: node.source(),
+            notices: node.notices(),
         }
     }
 

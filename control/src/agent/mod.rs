@@ -173,17 +173,11 @@ struct Running {
 }
 
 fn start(config: Config, options: &AgentOptions, started: Instant) -> Result<Running, AgentError> {
-    let mut setup = Setup::new(&config, &options.run_dir, &options.state_dir);
+    let setup = Setup::new(&config, &options.run_dir, &options.state_dir);
     let source = match config.source() {
         Source::Manifests(dir) => Some(source::Watch::start(dir)?),
         Source::Kubernetes => None,
     };
-    let own = source.as_ref().map(|source| source.cluster());
-    if let Some(own) = own.and_then(|cluster| cluster.node(&setup.name))
-        && setup.pod_cidrs.is_empty()
-    {
-        setup.pod_cidrs.clone_from(&own.pod_cidrs);
-    }
     let engine = Arc::new(Engine::start(live::engine_config(config.lanes()))?);
     let lanes = Arc::new(live::Lanes::new(Arc::clone(&engine)));
     let node = Node::start(setup, source, lanes)?;

@@ -74,6 +74,21 @@ pub(super) fn status(status: &view::Status) -> String {
         format!("{}, up {}", status.version, duration(status.uptime_s)),
     );
     line("network", status.mode.clone());
+    if let Some(uplink) = &status.uplink {
+        let addresses = uplink.addresses.join(", ");
+        let of = format!("{}, {}, MTU {}", uplink.name, uplink.state, uplink.mtu);
+        line("uplink", format!("{of}, {addresses}"));
+    }
+    if let Some(source) = &status.source {
+        let objects = source.objects.iter();
+        let objects: Vec<_> = objects
+            .map(|(kind, n)| format!("{} {kind}", count(*n)))
+            .collect();
+        line(
+            "objects",
+            format!("{} in {}", objects.join(", "), source.path),
+        );
+    }
     line("endpoints", count(status.endpoints as u64));
     line(
         "snapshot",
@@ -114,7 +129,10 @@ pub(super) fn status(status: &view::Status) -> String {
             count(lane.flow_misses),
         ]);
     }
-    format!("{text}\n{}", lines(&lanes))
+    let notices = status.notices.iter();
+    let notices: String = notices.map(|notice| format!("! {notice}\n")).collect();
+    let gap = if notices.is_empty() { "" } else { "\n" };
+    format!("{text}{gap}{notices}\n{}", lines(&lanes))
 }
 
 pub(super) fn ports(ports: &[view::Port]) -> String {

@@ -12,26 +12,8 @@ pub(super) fn agree(config: &Config, document: &Document<'_>) -> Checked<()> {
     let (node, network) = (&config.node, &config.network);
     let pods = at!(document, "node", "pod-cidrs");
     for cidr in &node.pod_cidrs {
-        if let Some(service) = network.service_cidrs.iter().find(|s| overlap(s, cidr)) {
-            return Err(pods.complain(format!(
-                "{cidr} and network.service-cidrs {service} overlap: give services a range of their own"
-            )));
-        }
-        let mut of_family = network
-            .cluster_cidrs
-            .iter()
-            .filter(|c| c.max_prefix_len() == cidr.max_prefix_len())
-            .peekable();
-        if of_family.peek().is_some() && !of_family.any(|cluster| cluster.contains(cidr)) {
-            return Err(pods.complain(format!(
-                "{cidr} lies outside network.cluster-cidrs: widen those or choose a range inside"
-            )));
-        }
-        let held = node.addresses.iter().find(|a| cidr.contains(*a));
-        if let Some(address) = held.filter(|_| network.mode != Mode::L2) {
-            return Err(pods.complain(format!(
-                "{cidr} covers the node's own address {address}: pods need a range of their own"
-            )));
+        if let Some(why) = network.refuses_pods(cidr, &node.addresses) {
+            return Err(pods.complain(why));
         }
     }
     let at = at!(document, "network", "service-cidrs");
@@ -75,7 +57,10 @@ fn agree_on_mtu(config: &Config, document: &Document<'_>) -> Checked<()> {
     let at = at!(document, "network", "mtu");
     let v6 = config.node.pod_cidrs.iter().any(|c| c.addr().is_ipv6());
     let smallest = SMALLEST_MTU[usize::from(v6)];
-    let (path, overhead) = (config.path_mtu(), config.overhead());
+    let (path, overhead) = (
+        config.path_mtu(),
+        config.network.overhead(&config.node.addresses),
+    );
     if path < smallest {
         let family = if v6 { "IPv6" } else { "IPv4" };
         return Err(at.complain(format!(

@@ -97,7 +97,8 @@ fn read_interfaces() -> Result<Vec<Interface>, NetlinkError> {
     Ok(interfaces.collect())
 }
 
-fn is_global(address: IpAddr) -> bool {
+/// Whether others may know a station by that address.
+pub fn is_global(address: IpAddr) -> bool {
     let link_local = match address {
         IpAddr::V4(v4) => v4.is_link_local(),
         IpAddr::V6(v6) => v6.is_unicast_link_local(),

@@ -22,12 +22,13 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use spinlane_dataplane::types::MacAddr;
+use spinlane_dataplane::types::{MacAddr, is_routable};
 
-pub use environment::{Environment, Interface, allowed_cores};
+pub use environment::{Environment, Interface, allowed_cores, is_global};
 
 use document::{Complaint, Document, line_of};
 use raw::RawConfig;
+use validate::overlap;
 
 /// Bytes that VXLAN over IPv4 puts around an IP packet: IPv4, UDP, VXLAN and
 /// the inner Ethernet header (RFC 7348 section 5).
@@ -133,30 +134,8 @@ impl Config {
     /// MTU of the routes between pods in bytes: the underlay's, less the
     /// overlay's headers in vxlan mode.
     pub fn path_mtu(&self) -> u32 {
-        let underlay = match self.network.mtu {
-            Mtu::Bytes(bytes) => bytes,
-            Mtu::Auto => self
-                .underlay
-                .as_ref()
-                .map(|interface| interface.mtu)
-                .filter(|mtu| *mtu > 0)
-                .unwrap_or(DEFAULT_UNDERLAY_MTU),
-        };
-        // A loopback uplink says 65536; no IP packet is longer than 65535.
-        underlay.min(65535).saturating_sub(self.overhead())
-    }
-
-    fn overhead(&self) -> u32 {
-        match self.network.mode {
-            Mode::Routed | Mode::L2 => 0,
-            Mode::Vxlan if self.underlay_is_v6() => VXLAN_OVERHEAD_V6,
-            Mode::Vxlan => VXLAN_OVERHEAD_V4,
-        }
-    }
-
-    fn underlay_is_v6(&self) -> bool {
-        let addresses = &self.node.addresses;
-        !addresses.is_empty() && addresses.iter().all(IpAddr::is_ipv6)
+        let underlay = self.underlay.as_ref().map(|interface| interface.mtu);
+        self.network.path_mtu(underlay, &self.node.addresses)
     }
 
     /// One line for each key that the user set and that changes nothing yet.
@@ -186,6 +165,8 @@ pub struct Node {
     /// Addresses of the node, at most one a family, IPv4 first; the
     /// uplink's when the file names none.
     pub addresses: Vec<IpAddr>,
+    /// Whether the file names them.
+    pub names_addresses: bool,
     /// The way out.
     pub uplink: Uplink,
     /// Ranges that this node's pods get addresses from.
@@ -201,6 +182,17 @@ pub enum Uplink {
     None,
     /// This interface.
     Named(String),
+}
+
+impl Uplink {
+    /// As it is spelled in the configuration.
+    pub fn name(&self) -> &str {
+        match self {
+            Uplink::Auto => "auto",
+            Uplink::None => "none",
+            Uplink::Named(name) => name,
+        }
+    }
 }
 
 /// `[network]`: how nodes and pods reach each other.
@@ -230,6 +222,64 @@ pub struct Network {
     pub cross_subnet: bool,
     /// The pods' gateway in l2 mode.
     pub gateway: Option<IpAddr>,
+}
+
+impl Network {
+    /// As [`Config::path_mtu`], where the uplink's MTU (none without an
+    /// uplink) and the node's addresses are these.
+    pub fn path_mtu(&self, underlay: Option<u32>, addresses: &[IpAddr]) -> u32 {
+        let underlay = match self.mtu {
+            Mtu::Bytes(bytes) => bytes,
+            Mtu::Auto => underlay
+                .filter(|mtu| *mtu > 0)
+                .unwrap_or(DEFAULT_UNDERLAY_MTU),
+        };
+        // A loopback uplink says 65536; no IP packet is longer than 65535.
+        underlay.min(65535).saturating_sub(self.overhead(addresses))
+    }
+
+    /// Bytes of the overlay's headers between nodes with such addresses.
+    fn overhead(&self, addresses: &[IpAddr]) -> u32 {
+        let is_v6 = !addresses.is_empty() && addresses.iter().all(IpAddr::is_ipv6);
+        match self.mode {
+            Mode::Routed | Mode::L2 => 0,
+            Mode::Vxlan if is_v6 => VXLAN_OVERHEAD_V6,
+            Mode::Vxlan => VXLAN_OVERHEAD_V4,
+        }
+    }
+
+    /// Why a range cannot be one of a node's pods, whose addresses are these.
+    pub fn refuses_pods(&self, cidr: &IpNet, addresses: &[IpAddr]) -> Option<String> {
+        if cidr.max_prefix_len() - cidr.prefix_len() < 2 {
+            return Some(format!(
+                "{cidr} has no room for a gateway and pods: give at least a /{}",
+                cidr.max_prefix_len() - 2
+            ));
+        }
+        if !is_routable(cidr.network()) || !is_routable(cidr.broadcast()) {
+            return Some(format!("{cidr} is no range that pods can use"));
+        }
+        if let Some(service) = self.service_cidrs.iter().find(|s| overlap(s, cidr)) {
+            return Some(format!(
+                "{cidr} and network.service-cidrs {service} overlap: give services a range of their own"
+            ));
+        }
+        let cluster = self.cluster_cidrs.iter();
+        let mut of_family = cluster
+            .filter(|c| c.max_prefix_len() == cidr.max_prefix_len())
+            .peekable();
+        if of_family.peek().is_some() && !of_family.any(|cluster| cluster.contains(cidr)) {
+            return Some(format!(
+                "{cidr} lies outside network.cluster-cidrs: widen those or choose a range inside"
+            ));
+        }
+        let held = addresses.iter().find(|a| cidr.contains(*a));
+        held.filter(|_| self.mode != Mode::L2).map(|address| {
+            format!(
+                "{cidr} covers the node's own address {address}: pods need a range of their own"
+            )
+        })
+    }
 }
 
 /// `network.mode`

@@ -91,20 +91,10 @@ fn node(
     };
     let at = at!(document, "node", "pod-cidrs");
     let pod_cidrs = cidrs(raw.pod_cidrs.as_deref(), at)?;
-    for cidr in &pod_cidrs {
-        if cidr.max_prefix_len() - cidr.prefix_len() < 2 {
-            return Err(at.complain(format!(
-                "{cidr} has no room for a gateway and pods: give at least a /{}",
-                cidr.max_prefix_len() - 2
-            )));
-        }
-        if !is_routable(cidr.network()) || !is_routable(cidr.broadcast()) {
-            return Err(at.complain(format!("{cidr} is no range that pods can use")));
-        }
-    }
     Ok(Node {
         name,
         addresses,
+        names_addresses: raw.address.is_some() || raw.addresses.is_some(),
         uplink,
         pod_cidrs,
     })

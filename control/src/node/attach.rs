@@ -48,6 +48,7 @@ impl Core {
         let recorded = self.store.begin(self.recording(&endpoint));
         self.wire(&endpoint, netns, recorded)?;
         self.publish();
+        self.route_stranger(&endpoint);
         let result = result(self.finish(&request.attachment)?, request);
         self.announce(&request.attachment, netns);
         undo.armed = false;
@@ -82,7 +83,10 @@ impl Core {
     /// Chooses addresses and everything else that ADD decides, and puts the
     /// endpoint into the inventory, without a port.
     fn take_addresses(&self, request: &AddRequest) -> Result<Endpoint, AttachError> {
-        let mtu = request.mtu.unwrap_or(self.setup.path_mtu);
+        // The settings change under this lock only.
+        let mut inventory = self.inventory();
+        let setup = self.setup();
+        let mtu = request.mtu.unwrap_or(setup.path_mtu);
         if !(68..=SUPER_FRAME_MTU).contains(&mtu) {
             return Err(AttachError::Invalid(format!(
                 "mtu {mtu} of the network configuration is not between 68 and {SUPER_FRAME_MTU}"
@@ -90,7 +94,7 @@ impl Core {
         }
         let scope: ScopeName = request.segment.clone();
         if let Some(name) = &scope
-            && Inventory::segment_id(&self.setup, name).is_none()
+            && Inventory::segment_id(&setup, name).is_none()
         {
             return Err(AttachError::Invalid(format!(
                 "segment {name:?} of the network configuration is not in spinlane.toml: add it there or correct the name"
@@ -107,8 +111,7 @@ impl Core {
                 "the mac capability asks for a group or zero address: give a unicast one".into(),
             ));
         }
-        let mut inventory = self.inventory();
-        let addresses = choose_addresses(&mut inventory.ipam, &self.setup, request, unix_s())?;
+        let addresses = choose_addresses(&mut inventory.ipam, &setup, request, unix_s())?;
         if mtu < 1280 && addresses.iter().any(|a| a.address.is_ipv6()) {
             give_back(&mut inventory.ipam, &scope, &addresses);
             return Err(AttachError::Invalid(format!(
@@ -118,7 +121,7 @@ impl Core {
         let identity = host_ifname(&request.attachment);
         let ips = addresses.iter().map(|a| a.address);
         let mac = mac.unwrap_or_else(|| pod_mac(ips, identity.as_bytes()));
-        let offloads = self.setup.offloads;
+        let offloads = setup.offloads;
         let super_frames = offloads && request.super_frames.unwrap_or(true);
         let endpoint = Endpoint {
             attachment: request.attachment.clone(),
@@ -133,6 +136,7 @@ impl Core {
             delegated: request.delegated.is_some(),
             device_mtu: if super_frames { SUPER_FRAME_MTU } else { mtu },
             mtu,
+            follows_path_mtu: request.mtu.is_none(),
             offloads,
             super_frames,
             segment_mtu: mtu,
@@ -152,10 +156,11 @@ impl Core {
         if endpoint.delegated {
             return changes;
         }
-        let ranges: Vec<IpNet> = match &endpoint.segment {
-            None => self.setup.pod_cidrs.clone(),
-            Some(name) => Inventory::segment_id(&self.setup, name)
-                .map(|id| self.setup.segments[id.index()].cidrs.clone())
+        let setup = self.setup();
+        let ranges: &[IpNet] = match &endpoint.segment {
+            None => &setup.pod_cidrs,
+            Some(name) => Inventory::segment_id(&setup, name)
+                .map(|id| &*setup.segments[id.index()].cidrs)
                 .unwrap_or_default(),
         };
         for address in endpoint.ips() {
@@ -203,7 +208,7 @@ impl Core {
             live.endpoint = Endpoint { routes, ..endpoint };
             live.port = Some(port);
         }
-        inventory.fix_stations(&self.setup, attachment, self.now_s());
+        inventory.fix_stations(&self.setup(), attachment, self.now_s());
         inventory.touch();
         Ok(())
     }
@@ -223,16 +228,22 @@ impl Core {
             .take()
             .ok_or(AttachError::NoPort(limit))?;
         let queues = self.switch.veth_queues();
-        let bound = steering::apply(&self.sysfs, name, ifindex, queues, &self.setup.receive_cpus)
-            .map_err(AttachError::from)
-            .and_then(|()| {
-                self.switch
-                    .attach(id, ifindex, name)
-                    .map_err(|source| AttachError::Switch {
-                        interface: name.to_owned(),
-                        source,
-                    })
-            });
+        let bound = steering::apply(
+            &self.sysfs,
+            name,
+            ifindex,
+            queues,
+            &self.setup().receive_cpus,
+        )
+        .map_err(AttachError::from)
+        .and_then(|()| {
+            self.switch
+                .attach(id, ifindex, name)
+                .map_err(|source| AttachError::Switch {
+                    interface: name.to_owned(),
+                    source,
+                })
+        });
         let mut inventory = self.inventory();
         match bound {
             Ok(binding) => {
@@ -327,6 +338,8 @@ impl Core {
         for address in endpoint.ips() {
             inventory.ipam.release(&endpoint.segment, address, unix_s());
         }
+        drop(inventory);
+        self.route_stranger(&endpoint);
         Ok(())
     }
 
@@ -394,7 +407,7 @@ impl Core {
             return Err(AttachError::NotAvailable("the agent is stopping".into()));
         }
         if let Some(name) = segment
-            && Inventory::segment_id(&self.setup, name).is_none()
+            && Inventory::segment_id(&self.setup(), name).is_none()
         {
             return Err(AttachError::NotAvailable(format!(
                 "segment {name:?} is not in spinlane.toml: add it there or correct the name"

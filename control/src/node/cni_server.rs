@@ -59,7 +59,7 @@ pub struct Server {
 impl Server {
     /// Makes the socket; from here on the plugin may connect.
     pub(crate) fn bind(core: Arc<Core>) -> Result<Server, ServerError> {
-        let path = core.setup.run_dir.join(CNI_SOCKET);
+        let path = core.setup().run_dir.join(CNI_SOCKET);
         if UnixStream::connect(&path).is_ok() {
             return Err(ServerError::InUse(path.display().to_string()));
         }
@@ -67,7 +67,7 @@ impl Server {
         // that nobody ever finds a socket with a wider one.
         let aside = path.with_extension("new");
         let make = || -> io::Result<UnixListener> {
-            std::fs::create_dir_all(&core.setup.run_dir)?;
+            std::fs::create_dir_all(&core.setup().run_dir)?;
             if let Err(e) = std::fs::remove_file(&aside)
                 && e.kind() != io::ErrorKind::NotFound
             {

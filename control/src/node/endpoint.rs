@@ -58,6 +58,9 @@ pub struct Endpoint {
     pub device_mtu: u32,
     /// Path MTU in bytes.
     pub mtu: u32,
+    /// Whether that is the node's, which may change.
+    #[serde(default)]
+    pub follows_path_mtu: bool,
     /// Whether the pod keeps its offloads.
     pub offloads: bool,
     /// Whether super-frames are delivered whole.

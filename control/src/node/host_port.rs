@@ -56,9 +56,9 @@ impl Core {
     pub(crate) fn start_host_port(&self) -> Result<(), HostPortError> {
         let mut netlink = Netlink::open()?;
         let alias = format!("{ALIAS_PREFIX}host port");
-        let mac = hashed_mac(format!("{HOST_SIDE} {}", self.setup.name).as_bytes());
+        let mac = hashed_mac(format!("{HOST_SIDE} {}", self.setup().name).as_bytes());
         let queues = self.switch.veth_queues();
-        let mtu = self.setup.device_mtu();
+        let mtu = self.setup().device_mtu();
         let fits = |link: &super::netlink::Link| link.mtu == mtu && link.rx_queues == queues;
         let (host, switch) = (netlink.link(HOST_SIDE)?, netlink.link(SWITCH_SIDE)?);
         let switch_index = match (&host, &switch) {
@@ -128,27 +128,50 @@ impl Core {
                 netns::set(&format!("ipv6/conf/{HOST_SIDE}/{key}"), value)?;
             }
         }
-        link::set_offloads(HOST_SIDE, self.setup.offloads).map_err(LinkError::from)?;
+        link::set_offloads(HOST_SIDE, self.setup().offloads).map_err(LinkError::from)?;
         netlink.request(link::set_up(HOST_SIDE, ifindex))?;
         link::wait_operational(netlink, HOST_SIDE)?;
-        if ipv6 && self.setup.path_mtu >= 1280 {
-            netns::set(
-                &format!("ipv6/conf/{HOST_SIDE}/mtu"),
-                &self.setup.path_mtu.to_string(),
-            )?;
-        }
-        let held: BTreeSet<IpAddr> = netlink
-            .addresses()?
-            .into_iter()
-            .filter(|(index, _, _)| *index != ifindex)
-            .map(|(_, address, _)| address)
-            .collect();
-        let mut batch = Vec::new();
-        for &address in self.setup.addresses.iter().filter(|a| ipv6 || a.is_ipv4()) {
-            if !held.contains(&address) {
-                let len = host_prefix_len(address);
-                batch.push(link::add_address(HOST_SIDE, ifindex, address, len));
+        self.adjust_host_side(netlink, ifindex)
+    }
+
+    /// Brings MTU, addresses and routes of the host's side in line with the
+    /// settings.
+    fn adjust_host_side(&self, netlink: &mut Netlink, ifindex: u32) -> Result<(), HostPortError> {
+        let setup = self.setup();
+        let ipv6 = netns::has_ipv6(HOST_SIDE);
+        for name in [HOST_SIDE, SWITCH_SIDE] {
+            let mtu = setup.device_mtu();
+            if let Some(link) = netlink.link(name)?.filter(|link| link.mtu != mtu) {
+                netlink.request(link::set_mtu(name, link.index, mtu))?;
             }
+        }
+        let (key, mtu) = (
+            format!("ipv6/conf/{HOST_SIDE}/mtu"),
+            setup.path_mtu.to_string(),
+        );
+        if ipv6 && setup.path_mtu >= 1280 && netns::get(&key).ok().as_ref() != Some(&mtu) {
+            netns::set(&key, &mtu)?;
+        }
+        let held = netlink.addresses()?;
+        let is_elsewhere = |wanted: &IpAddr| {
+            let mut held = held.iter();
+            held.any(|(index, address, _)| *index != ifindex && address == wanted)
+        };
+        let own = setup.addresses.iter().copied();
+        let wanted: BTreeSet<IpAddr> = own
+            .filter(|address| (ipv6 || address.is_ipv4()) && !is_elsewhere(address))
+            .collect();
+        let ours = held.iter().filter(|(index, address, len)| {
+            *index == ifindex && is_deliverable(*address) && *len == host_prefix_len(*address)
+        });
+        let ours: BTreeSet<IpAddr> = ours.map(|(_, address, _)| *address).collect();
+        let len = |address: &IpAddr| (*address, host_prefix_len(*address));
+        let mut batch = Vec::new();
+        for (address, len) in wanted.difference(&ours).map(len) {
+            batch.push(link::add_address(HOST_SIDE, ifindex, address, len));
+        }
+        for (address, len) in ours.difference(&wanted).map(len) {
+            batch.push(link::delete_address(HOST_SIDE, ifindex, address, len));
         }
         netlink.batch(batch)?;
         self.sync_host_routes()?;
@@ -156,7 +179,7 @@ impl Core {
     }
 
     /// Sets up the host's side again when somebody took it down, or took
-    /// addresses or routes away.
+    /// addresses or routes away; follows the settings.
     pub(crate) fn mend_host_side(&self) -> Result<(), HostPortError> {
         let Some(host) = self.inventory().host else {
             return Ok(());
@@ -165,16 +188,10 @@ impl Core {
         let up = |name: &str, netlink: &mut Netlink| {
             netlink.link(name).map(|link| link.is_some_and(|l| l.up))
         };
-        let ipv6 = netns::has_ipv6(HOST_SIDE);
-        let held: BTreeSet<IpAddr> = netlink.addresses()?.into_iter().map(|a| a.1).collect();
-        let mut wanted = self.setup.addresses.iter().filter(|a| ipv6 || a.is_ipv4());
-        if wanted.all(|address| held.contains(address))
-            && up(HOST_SIDE, &mut netlink)?
-            && up(SWITCH_SIDE, &mut netlink)?
-        {
-            return Ok(self.sync_host_routes()?);
+        if up(HOST_SIDE, &mut netlink)? && up(SWITCH_SIDE, &mut netlink)? {
+            return self.adjust_host_side(&mut netlink, host.ifindex);
         }
-        tracing::warn!("{HOST_SIDE} lost its link or an address; setting it up again");
+        tracing::warn!("{HOST_SIDE} lost its link; setting it up again");
         link::raise_host(&mut netlink, SWITCH_SIDE, host.port.ifindex)?;
         self.set_up_host_side(&mut netlink, host.ifindex)
     }

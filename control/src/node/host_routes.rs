@@ -10,7 +10,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use netlink_packet_route::neighbour::NeighbourState;
 
-use super::endpoint::PodRoute;
+use super::endpoint::{Endpoint, PodRoute};
 use super::host_port::HOST_SIDE;
 use super::kernel::neighbour_request;
 use super::link::{self, KernelRoute};
@@ -24,6 +24,8 @@ use crate::config::Mode;
 struct HostRoute {
     route: PodRoute,
     oif: u32,
+    /// What the kernel's own packets leave with.
+    source: Option<IpAddr>,
 }
 
 impl HostRoute {
@@ -32,6 +34,7 @@ impl HostRoute {
             && kernel.oif == Some(self.oif)
             && kernel.via == self.route.via
             && kernel.mtu == Some(self.route.mtu)
+            && kernel.source == self.source
     }
 }
 
@@ -62,17 +65,15 @@ impl Core {
             batch.extend(old.map(|old| link::delete_route(old).tolerate(&[libc::ESRCH])));
             if wanted.oif == host.ifindex {
                 batch.extend(wanted.route.via.map(|via| {
-                    let (at, mac) = ((wanted.oif, via), self.setup.gateway_mac());
+                    let (at, mac) = ((wanted.oif, via), self.setup().gateway_mac());
                     let state = NeighbourState::Permanent;
                     neighbour_request("set the neighbour", at, state, Some(mac))
                 }));
             }
-            let mut own = self.setup.addresses.iter();
-            let source = own.find(|a| a.is_ipv6() == matches!(to, IpNet::V6(_)));
             batch.push(link::add_host_route(
                 wanted.oif,
                 &wanted.route,
-                source.copied(),
+                wanted.source,
             ));
         }
         netlink.batch(batch)?;
@@ -82,11 +83,17 @@ impl Core {
     /// Routes to pods of this node, of the cluster, and of nodes in none of
     /// the cluster's ranges. In layer 2 the pods are on the node's own link.
     fn host_routes(&self, host: u32, ipv6: bool) -> Vec<HostRoute> {
-        let setup = &self.setup;
-        let (nodes, uplink) = {
+        let setup = self.setup();
+        let (nodes, uplink, strangers) = {
             let inventory = self.inventory();
             let surroundings = &inventory.surroundings;
-            (Arc::clone(&surroundings.nodes), surroundings.uplink)
+            let live = inventory.endpoints.values().map(|live| &live.endpoint);
+            let strangers: Vec<IpAddr> = live.flat_map(|pod| setup.outside(pod)).collect();
+            (
+                Arc::clone(&surroundings.nodes),
+                surroundings.uplink,
+                strangers,
+            )
         };
         let mut routes: Vec<HostRoute> = Vec::new();
         let mut add = |net: &IpNet, via: IpAddr, oif: u32| {
@@ -95,7 +102,13 @@ impl Core {
             if !known && (ipv6 || matches!(to, IpNet::V4(_))) {
                 let (via, mtu) = (Some(via), setup.path_mtu);
                 let route = PodRoute { to, via, mtu };
-                routes.push(HostRoute { route, oif });
+                let mut own = setup.addresses.iter();
+                let source = own.find(|a| a.is_ipv6() == matches!(to, IpNet::V6(_)));
+                routes.push(HostRoute {
+                    route,
+                    oif,
+                    source: source.copied(),
+                });
             }
         };
         let gateway = |net: &IpNet| self.gateway_to(net);
@@ -104,6 +117,10 @@ impl Core {
         }
         if setup.network.mode == Mode::L2 {
             return routes;
+        }
+        for stranger in strangers {
+            let alone = IpNet::from(stranger);
+            add(&alone, gateway(&alone), host);
         }
         if let Some(uplink) = uplink {
             for (net, via) in self.tables().direct.iter() {
@@ -123,13 +140,22 @@ impl Core {
         routes
     }
 
+    /// Brings the route to a pod whose addresses lie in no range of this node
+    /// in line with whether it is there.
+    pub(crate) fn route_stranger(&self, endpoint: &Endpoint) {
+        if self.setup().outside(endpoint).next().is_some()
+            && let Err(error) = self.sync_host_routes()
+        {
+            tracing::warn!(container = endpoint.attachment.container_id, %error, "the node does not reach a pod");
+        }
+    }
+
     /// The switch as the kernel's next hop.
     fn gateway_to(&self, net: &IpNet) -> IpAddr {
         match net {
             IpNet::V4(_) => {
-                let mut own = self.setup.pod_cidrs.iter();
-                let own = own.find(|own| matches!(own, IpNet::V4(_)));
-                ipam::first_address(own.unwrap_or(net))
+                let own = self.setup().gateway(false);
+                own.unwrap_or_else(|| ipam::first_address(net))
             }
             IpNet::V6(_) => GATEWAY_LINK_LOCAL.into(),
         }

@@ -60,6 +60,8 @@ pub struct BoundUplink {
     pub mtu: u32,
     /// Frames from it may lack checksums, and may be longer than the MTU.
     pub is_veth: bool,
+    /// Receive queues; each has a socket.
+    pub queues: u32,
 }
 
 /// Everything.

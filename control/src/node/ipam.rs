@@ -77,6 +77,8 @@ struct Scope {
     held: HashSet<IpAddr>,
     /// When each was released.
     resting: HashMap<IpAddr, u64>,
+    /// Given last, of ranges that are not there yet.
+    early: Vec<IpAddr>,
 }
 
 /// All scopes.
@@ -94,6 +96,26 @@ impl Ipam {
             scope.ranges = ranges.into_iter().map(Range::new).collect();
         }
         ipam
+    }
+
+    /// Gives a scope other ranges. What is held or rests stays so; a range
+    /// that stays goes on where it stood.
+    pub fn set_ranges(&mut self, scope: &ScopeName, ranges: &[IpNet]) {
+        let scope = self.scopes.entry(scope.clone()).or_default();
+        let mut before = std::mem::take(&mut scope.ranges);
+        for net in ranges {
+            let known = before.iter().position(|range| range.net == net.trunc());
+            let mut range = match known {
+                Some(at) => before.swap_remove(at),
+                None => Range::new(*net),
+            };
+            if known.is_none()
+                && let Some(at) = scope.early.iter().find(|at| net.contains(*at))
+            {
+                range.go_on_after(*at);
+            }
+            scope.ranges.push(range);
+        }
     }
 
     /// One address of each family that the scope has ranges for. Nothing is
@@ -190,12 +212,13 @@ impl Ipam {
 
     /// Restores where a rotation stood: `address` was given last.
     pub fn restore_cursor(&mut self, scope: &ScopeName, address: IpAddr) {
-        let range = self
-            .scopes
-            .get_mut(scope)
-            .and_then(|s| s.ranges.iter_mut().find(|r| r.net.contains(&address)));
-        if let Some(range) = range {
-            range.cursor = number(address).clamp(range.first, range.last.max(range.first));
+        let Some(scope) = self.scopes.get_mut(scope) else {
+            return;
+        };
+        let mut ranges = scope.ranges.iter_mut();
+        match ranges.find(|range| range.net.contains(&address)) {
+            Some(range) => range.go_on_after(address),
+            None => scope.early.push(address),
         }
     }
 
@@ -298,6 +321,11 @@ impl Range {
         }
     }
 
+    /// As if `address` had been given last.
+    fn go_on_after(&mut self, address: IpAddr) {
+        self.cursor = number(address).clamp(self.first, self.last.max(self.first));
+    }
+
     /// Addresses that may be given; `None` when there are none. The whole
     /// IPv6 space does not occur: two addresses are always reserved.
     fn size(&self) -> Option<u128> {
@@ -362,6 +390,29 @@ mod tests {
         assert_eq!(given, expect);
         let error = ipam.allocate(&None, 0).unwrap_err();
         assert!(error.to_string().contains("10.0.0.0/29"), "{error}");
+    }
+
+    #[test]
+    fn ranges_come_late_and_change_while_addresses_are_held() {
+        let mut ipam = ipam(&[]);
+        let nets = |texts: &[&str]| texts.iter().map(|t| t.parse().unwrap()).collect::<Vec<_>>();
+        let at = |text: &str| text.parse::<IpAddr>().unwrap();
+        // As a start restores them, before the range is known.
+        ipam.hold(&None, at("10.0.0.2")).unwrap();
+        ipam.restore_rest(&None, at("10.0.0.4"), 0);
+        ipam.restore_cursor(&None, at("10.0.0.2"));
+        assert!(ipam.allocate(&None, 1).is_err());
+        ipam.set_ranges(&None, &nets(&["10.0.0.0/29"]));
+        assert_eq!(one(&mut ipam, 1), at("10.0.0.3"));
+        ipam.set_ranges(&None, &nets(&["10.1.0.0/29", "10.0.0.0/29"]));
+        assert_eq!(one(&mut ipam, 1), at("10.1.0.2"));
+        ipam.set_ranges(&None, &nets(&["10.0.0.0/29"]));
+        assert_eq!(one(&mut ipam, 1), at("10.0.0.5"), "goes on where it stood");
+        let outside = ipam.request(&None, at("10.1.0.3"));
+        assert!(matches!(outside, Err(IpamError::Outside { .. })));
+        // What was given from a range that is gone comes back all the same.
+        ipam.release(&None, at("10.1.0.2"), 2);
+        ipam.hold(&None, at("10.1.0.2")).unwrap();
     }
 
     #[test]

@@ -214,6 +214,7 @@ mod tests {
             mtu: 1500,
             up,
             operational: up,
+            has_carrier: up,
             rx_queues: 1,
             is_veth: true,
         }
@@ -225,6 +226,7 @@ mod tests {
             via: via.map(|v| v.parse().unwrap()),
             oif: Some(oif),
             mtu: None,
+            source: None,
             priority,
             hops: Vec::new(),
             is_ours: false,

@@ -201,7 +201,7 @@ pub fn set_up(name: &str, index: u32) -> Request {
 }
 
 /// `ip link set NAME mtu MTU`.
-fn set_mtu(name: &str, index: u32, mtu: u32) -> Request {
+pub fn set_mtu(name: &str, index: u32, mtu: u32) -> Request {
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes = vec![LinkAttribute::Mtu(mtu)];
@@ -244,12 +244,11 @@ pub fn configure_pod(endpoint: &Endpoint, queues: u32) -> Result<Vec<PodRoute>, 
         batch.push(add_address(name, link.index, ip, len));
     }
     for route in &routes {
-        let source = endpoint.ips().find(|ip| ip.is_ipv6() == is_v6(&route.to));
         batch.push(add_route(
             name,
             link.index,
             route,
-            source.filter(|ip| ip.is_ipv4()),
+            source_of(endpoint, route),
         ));
     }
     netlink.batch(batch)?;
@@ -258,6 +257,36 @@ pub fn configure_pod(endpoint: &Endpoint, queues: u32) -> Result<Vec<PodRoute>, 
         netns::set(&key, &value)?;
     }
     Ok(routes)
+}
+
+/// Gives a pod's interface and its routes the endpoint's MTU; runs inside the
+/// pod's namespace. Routes that the pod took away stay away.
+pub fn set_pod_mtu(endpoint: &Endpoint) -> Result<(), LinkError> {
+    let name = &endpoint.attachment.ifname;
+    let mut netlink = Netlink::open()?;
+    let link = netlink
+        .link(name)?
+        .ok_or_else(|| LinkError::Vanished(name.clone()))?;
+    if link.mtu != endpoint.device_mtu {
+        netlink.request(set_mtu(name, link.index, endpoint.device_mtu))?;
+    }
+    let held = routes(&mut netlink)?;
+    let is_held = |route: &&PodRoute| {
+        let mut held = held.iter();
+        held.any(|h| h.to == route.to && h.oif == Some(link.index) && h.via == route.via)
+    };
+    let kept = endpoint.routes.iter().filter(is_held);
+    let again = kept.map(|route| add_route(name, link.index, route, source_of(endpoint, route)));
+    netlink.batch(again.collect())?;
+    if let Some((key, value)) = ipv6_mtu(endpoint) {
+        netns::set(&key, &value)?;
+    }
+    Ok(())
+}
+
+/// The address that packets by a route leave with; IPv6 chooses by itself.
+fn source_of(endpoint: &Endpoint, route: &PodRoute) -> Option<IpAddr> {
+    endpoint.ips().find(|ip| ip.is_ipv4() && !is_v6(&route.to))
 }
 
 /// Waits until every protocol has heard that the interface is up: only then
@@ -343,6 +372,11 @@ pub fn set_offloads(name: &str, keep: bool) -> Result<(), OffloadError> {
 /// Marks the host's routes to pods (`ip route show proto 158`).
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(158);
 
+/// Whether a route is one of the host's to pods.
+pub fn is_ours(route: &RouteMessage) -> bool {
+    route.header.protocol == PROTOCOL
+}
+
 /// A route that the kernel holds in its main table.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelRoute {
@@ -354,6 +388,8 @@ pub struct KernelRoute {
     pub oif: Option<u32>,
     /// Path MTU.
     pub mtu: Option<u32>,
+    /// The address that packets leave with.
+    pub source: Option<IpAddr>,
     /// The lower the better, among routes to the same destination.
     pub priority: u32,
     /// Every next hop that works, when there are several: gateway and
@@ -388,13 +424,14 @@ fn kernel_route(message: &RouteNetlinkMessage) -> Option<KernelRoute> {
         _ => IpAddr::from([0; 16]),
     };
     let (mut destination, mut via, mut oif, mut mtu) = (unspecified, None, None, None);
-    let (mut priority, mut hops) = (0, Vec::new());
+    let (mut priority, mut source, mut hops) = (0, None, Vec::new());
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Destination(a) => destination = ip_of(a)?,
             RouteAttribute::Gateway(a) => via = ip_of(a),
             RouteAttribute::Via(RouteVia::Inet6(a)) => via = Some(IpAddr::V6(*a)),
             RouteAttribute::Oif(index) => oif = Some(*index),
+            RouteAttribute::PrefSource(a) => source = ip_of(a),
             RouteAttribute::Priority(number) => priority = *number,
             RouteAttribute::MultiPath(list) => hops = list.iter().filter_map(hop).collect(),
             RouteAttribute::Metrics(metrics) => {
@@ -411,9 +448,10 @@ fn kernel_route(message: &RouteNetlinkMessage) -> Option<KernelRoute> {
         via: via.or_else(|| hops.first().and_then(|(via, _)| *via)),
         oif: oif.or_else(|| hops.first().map(|(_, oif)| *oif)),
         mtu,
+        source,
         priority,
         hops,
-        is_ours: header.protocol == PROTOCOL,
+        is_ours: is_ours(message),
     })
 }
 
@@ -439,6 +477,13 @@ fn ip_of(address: &netlink_packet_route::route::RouteAddress) -> Option<IpAddr> 
 
 /// `ip address add`, without a route that would follow from it.
 pub fn add_address(name: &str, index: u32, address: IpAddr, len: u8) -> Request {
+    Request::replace(
+        format!("set address {address}/{len} on {name}"),
+        RouteNetlinkMessage::NewAddress(address_message(index, address, len)),
+    )
+}
+
+fn address_message(index: u32, address: IpAddr, len: u8) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = index;
     message.header.prefix_len = len;
@@ -457,10 +502,18 @@ pub fn add_address(name: &str, index: u32, address: IpAddr, len: u8) -> Request 
         }
     };
     message.attributes.push(AddressAttribute::Flags(flags));
-    Request::replace(
-        format!("set address {address}/{len} on {name}"),
-        RouteNetlinkMessage::NewAddress(message),
+    message
+}
+
+/// `ip address delete`
+pub fn delete_address(name: &str, index: u32, address: IpAddr, len: u8) -> Request {
+    let mut message = address_message(index, address, len);
+    message.header.flags = AddressHeaderFlags::empty();
+    Request::plain(
+        format!("remove address {address}/{len} from {name}"),
+        RouteNetlinkMessage::DelAddress(message),
     )
+    .tolerate(&[libc::EADDRNOTAVAIL])
 }
 
 /// `ip route replace` of a pod's route; a next hop is taken as on-link.

@@ -35,6 +35,7 @@ pub mod metrics;
 pub mod netlink;
 pub mod netns;
 pub mod offload;
+mod own;
 pub mod plan;
 pub mod reconcile;
 mod reserved_ports;
@@ -54,12 +55,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use arc_swap::ArcSwap;
 use spinlane_dataplane::snapshot::Snapshot;
 
 use beyond::{Beyond, Tables};
 use inventory::Inventory;
+use kernel::Kernel;
 use locks::Locks;
 use metrics::Metrics;
+use netlink::Netlink;
 use netns::Sysfs;
 pub use setup::Setup;
 
@@ -112,13 +116,16 @@ pub struct Node {
 
 /// What the node's threads share.
 pub(crate) struct Core {
-    setup: Setup,
+    /// Replaced whole, under the inventory's lock.
+    setup: ArcSwap<Setup>,
     switch: Arc<dyn Switch>,
     store: Store,
     inventory: Mutex<Inventory>,
     published: Mutex<Published>,
     locks: Locks,
     sysfs: Sysfs,
+    /// How reading the cluster's objects goes; none where nothing is read.
+    source: Option<source::SharedHealth>,
     metrics: Metrics,
     started: Instant,
     /// Readable once the node is to stop, and for good.
@@ -154,13 +161,14 @@ impl Node {
         }
         let core = Arc::new(Core {
             sysfs: Sysfs::open()?,
+            source: source.as_ref().map(source::Watch::health),
             metrics: Metrics::new()?,
             inventory: Mutex::default(),
             published: Mutex::default(),
             locks: Locks::default(),
             started: Instant::now(),
             stopping: AtomicBool::new(false),
-            setup,
+            setup: ArcSwap::from_pointee(setup),
             switch,
             store,
             stop,
@@ -168,14 +176,17 @@ impl Node {
         // Subscribed first, so that nothing that changes from now on is
         // missed.
         let watch = watch::Watch::subscribe(Arc::clone(&core))?;
-        // First, because the node needs its port more than any one pod does,
-        // should the frames not suffice for all.
-        core.start_host_port()?;
         if let Some(source) = &source {
             core.set_nodes(source.cluster().nodes().cloned().collect());
         }
+        core.take_kernel(Kernel::read(&mut Netlink::open()?)?);
+        core.follow_own();
+        // First, because the node needs its port more than any one pod does,
+        // should the frames not suffice for all.
+        core.start_host_port()?;
         core.follow_kernel()?;
         core.reconcile(contents)?;
+        core.align_pods();
         core.publish();
         core.sync_host_routes()?;
         core.refresh_neighbours(false);
@@ -234,11 +245,8 @@ impl source::Sink for Core {
             return;
         }
         self.set_nodes(cluster.nodes().cloned().collect());
-        self.publish();
-        self.refresh_neighbours(false);
-        if let Err(error) = self.mend_host_side() {
-            tracing::error!(%error, "nodes and pods do not reach each other");
-        }
+        self.follow_own();
+        self.take_effect();
     }
 }
 
@@ -268,7 +276,7 @@ impl Core {
                 .then(|| (surroundings.version, surroundings.view(inventory.host)))
         };
         if let Some((version, view)) = follow {
-            published.beyond.follow(&view.inputs(&self.setup));
+            published.beyond.follow(&view.inputs(&self.setup()));
             published.surroundings = version;
         }
         let (desired, version) = {
@@ -278,7 +286,7 @@ impl Core {
             inventory
                 .fdb
                 .retain_remote(|id| matches!(vteps.get(id.index()), Some(Some(_))));
-            (inventory.desired(&self.setup), inventory.version)
+            (inventory.desired(&self.setup()), inventory.version)
         };
         let snapshot = plan::plan(&desired, published.beyond.tables(), &published.snapshot);
         published.version = version;
@@ -288,6 +296,16 @@ impl Core {
         }
         self.switch.publish(snapshot.clone());
         published.snapshot = snapshot;
+    }
+
+    /// Puts in force what changed beyond the pods, in the lanes and in the
+    /// kernel.
+    fn take_effect(&self) {
+        self.publish();
+        self.refresh_neighbours(false);
+        if let Err(error) = self.mend_host_side() {
+            tracing::error!(%error, "nodes and pods do not reach each other");
+        }
     }
 
     /// The snapshot in force.

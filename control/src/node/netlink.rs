@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkInfo, LinkMessage};
+use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
 use netlink_sys::{Socket, SocketAddr};
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
@@ -390,6 +390,8 @@ pub struct Link {
     pub up: bool,
     /// Up, with a carrier, and known to be so by every protocol.
     pub operational: bool,
+    /// Up, and what it is plugged into too.
+    pub has_carrier: bool,
     /// Receive queues.
     pub rx_queues: u32,
     /// A veth: what it carries need not be summed up.
@@ -404,16 +406,15 @@ impl Link {
         else {
             return None;
         };
+        let has = |flag| message.header.flags.contains(flag);
         let mut link = Link {
             index: message.header.index,
             name: String::new(),
             alias: String::new(),
             mac: Vec::new(),
             mtu: 0,
-            up: message
-                .header
-                .flags
-                .contains(netlink_packet_route::link::LinkFlags::Up),
+            up: has(LinkFlags::Up),
+            has_carrier: has(LinkFlags::Running),
             operational: false,
             rx_queues: 1,
             is_veth: false,

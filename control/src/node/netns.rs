@@ -135,6 +135,25 @@ impl Sysfs {
         mount().map(Sysfs).map_err(NetnsError::Sysfs)
     }
 
+    /// Names in a directory below its root.
+    pub fn list(&self, path: &str) -> io::Result<Vec<String>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let directory = rustix::fs::openat(&self.0, path, flags, Mode::empty())?;
+        let mut names = Vec::new();
+        for entry in rustix::fs::Dir::new(directory)? {
+            names.push(entry?.file_name().to_string_lossy().into_owned());
+        }
+        Ok(names)
+    }
+
+    /// Receive queues that an interface has in use; it may have been made
+    /// with more.
+    pub fn receive_queues(&self, interface: &str) -> Option<u32> {
+        let names = self.list(&format!("class/net/{interface}/queues")).ok()?;
+        let queues = names.iter().filter(|name| name.starts_with("rx-")).count();
+        u32::try_from(queues).ok().filter(|queues| *queues > 0)
+    }
+
     /// Writes a file below its root.
     pub fn write(&self, path: &str, value: &str) -> io::Result<()> {
         let file = rustix::fs::openat(

@@ -97,12 +97,10 @@ impl Core {
     /// history.
     fn restore_addresses(&self, contents: &Contents) {
         let mut inventory = self.inventory();
-        let segments = self
-            .setup
-            .segments
-            .iter()
-            .map(|s| (Some(s.name.clone()), s.cidrs.clone()));
-        let routed: (ScopeName, _) = (None, self.setup.pod_cidrs.clone());
+        let setup = self.setup();
+        let segments = setup.segments.iter();
+        let segments = segments.map(|s| (Some(s.name.clone()), s.cidrs.clone()));
+        let routed: (ScopeName, _) = (None, setup.pod_cidrs.clone());
         inventory.ipam = Ipam::new(std::iter::once(routed).chain(segments));
         for endpoint in &contents.endpoints {
             for address in endpoint.ips() {
@@ -189,7 +187,7 @@ impl Core {
             link::raise_host(&mut Netlink::open()?, &link.name, link.index)?;
         }
         let mut inventory = self.inventory();
-        inventory.fix_stations(&self.setup, &endpoint.attachment, self.now_s());
+        inventory.fix_stations(&self.setup(), &endpoint.attachment, self.now_s());
         inventory.touch();
         Ok(())
     }
@@ -197,7 +195,7 @@ impl Core {
     /// Carries out the deletions that the plugin recorded while no agent
     /// answered.
     pub(crate) fn carry_out_pending_deletions(&self) {
-        for (path, attachment) in pending_deletions(&self.setup.run_dir) {
+        for (path, attachment) in pending_deletions(&self.setup().run_dir) {
             tracing::info!(
                 container = attachment.container_id,
                 interface = attachment.ifname,
@@ -279,6 +277,7 @@ mod tests {
             routes: vec![],
             device_mtu: 0,
             mtu: 0,
+            follows_path_mtu: true,
             offloads: true,
             super_frames: true,
             segment_mtu: 0,
@@ -294,6 +293,7 @@ mod tests {
             mtu: 1500,
             up: true,
             operational: true,
+            has_carrier: true,
             rx_queues: 1,
             is_veth: true,
         }

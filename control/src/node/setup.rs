@@ -13,14 +13,20 @@ use super::steering;
 use crate::config::{Config, Network, Offloads, Segment, Uplink, allowed_cores};
 
 /// The settings of one node.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Setup {
     /// Name of the node.
     pub name: String,
     /// Its addresses, at most one a family.
     pub addresses: Vec<IpAddr>,
+    /// Whether those are the uplink's and the Node object's to say.
+    pub follows_addresses: bool,
     /// Ranges of its pods.
     pub pod_cidrs: Vec<IpNet>,
+    /// Whether those are the Node object's to say.
+    pub follows_pod_cidrs: bool,
+    /// Why ranges of the Node object are not in force.
+    pub refusals: Vec<String>,
     /// The way out.
     pub uplink: Uplink,
     /// How nodes and pods reach each other.
@@ -45,7 +51,10 @@ impl Setup {
         Setup {
             name: config.node().name.clone(),
             addresses: config.node().addresses.clone(),
+            follows_addresses: !config.node().names_addresses,
             pod_cidrs: config.node().pod_cidrs.clone(),
+            follows_pod_cidrs: config.node().pod_cidrs.is_empty(),
+            refusals: Vec::new(),
             uplink: config.node().uplink.clone(),
             network: config.network().clone(),
             segments: config.segments().to_vec(),
@@ -76,13 +85,10 @@ impl Setup {
         Some(first_address(range))
     }
 
-    /// The switch's MAC address: the same after every restart, because pods
-    /// remember it.
+    /// The switch's MAC address: the same after every restart and with any
+    /// range of pods, because pods remember it.
     pub fn gateway_mac(&self) -> MacAddr {
-        match self.gateway(false) {
-            Some(IpAddr::V4(v4)) => MacAddr::from_ipv4(v4),
-            _ => hashed_mac(self.name.as_bytes()),
-        }
+        hashed_mac(self.name.as_bytes())
     }
 }
 

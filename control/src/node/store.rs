@@ -341,6 +341,7 @@ mod tests {
             routes: vec![],
             device_mtu: 65535,
             mtu: 1450,
+            follows_path_mtu: true,
             offloads: true,
             super_frames: true,
             segment_mtu: 1450,

@@ -132,7 +132,7 @@ fn in_fresh_netns(name: &str, test: impl FnOnce() + Send + 'static) {
 }
 
 /// `[network]` of a configuration with these lines.
-pub(super) fn network(lines: &str) -> Network {
+pub(crate) fn network(lines: &str) -> Network {
     let text = format!("[node]\nname = \"x\"\nuplink = \"none\"\n[network]\n{lines}\n");
     let environment = Environment::of_this_process();
     let config = Config::parse(&text, "test", &environment).unwrap();
@@ -156,6 +156,9 @@ fn setup(dir: &Path) -> Setup {
             guard: false,
             stations: vec![],
         }],
+        follows_addresses: false,
+        follows_pod_cidrs: false,
+        refusals: vec![],
         path_mtu: 1450,
         offloads: true,
         receive_cpus: vec![0],

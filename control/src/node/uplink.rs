@@ -37,10 +37,65 @@ pub struct Surroundings {
     pub uplink: Option<BoundUplink>,
     /// Longest packets that the underlay told of, and until when they hold.
     pub path_mtus: HashMap<IpAddr, (u32, Instant)>,
-    /// Why the uplink is not attached; said once.
-    complaint: Option<String>,
+    /// How the uplink is.
+    pub state: UplinkState,
     /// Counts changes.
     pub version: u64,
+}
+
+/// How the uplink is.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum UplinkState {
+    /// The configuration wants none.
+    #[default]
+    Unwanted,
+    /// It carries packets.
+    Up,
+    /// There is no such interface, or no default route.
+    Missing,
+    /// Somebody took it down.
+    Down,
+    /// What it is plugged into is down.
+    NoCarrier,
+    /// It cannot be attached, and why.
+    Refused(String),
+}
+
+impl UplinkState {
+    /// One word for status.
+    pub fn name(&self) -> &'static str {
+        match self {
+            UplinkState::Unwanted => "none",
+            UplinkState::Up => "up",
+            UplinkState::Missing => "missing",
+            UplinkState::Down => "down",
+            UplinkState::NoCarrier => "no-carrier",
+            UplinkState::Refused(_) => "refused",
+        }
+    }
+
+    /// What it means and what to do; nothing for one that is as it should be.
+    pub fn notice(&self, name: &str) -> Option<String> {
+        let wait = "traffic with other nodes waits and goes on by itself";
+        Some(match self {
+            UplinkState::Unwanted | UplinkState::Up => return None,
+            UplinkState::Missing if name == "auto" => {
+                format!(
+                    "there is no default route, so no uplink: add one or name node.uplink; {wait}"
+                )
+            }
+            UplinkState::Missing => {
+                format!("the uplink {name} does not exist: make it or correct node.uplink; {wait}")
+            }
+            UplinkState::Down => format!("the uplink {name} is down: bring it up; {wait}"),
+            UplinkState::NoCarrier => {
+                format!(
+                    "the uplink {name} has no carrier: look at its cable, switch or peer; {wait}"
+                )
+            }
+            UplinkState::Refused(why) => format!("{why}; trying again"),
+        })
+    }
 }
 
 /// What the tables follow from, taken out of the lock.
@@ -84,17 +139,27 @@ impl Core {
     /// Reads the kernel's tables and follows them. Returns whether forwarding
     /// changes.
     pub(crate) fn follow_kernel(&self) -> Result<bool, NetlinkError> {
-        let mut netlink = Netlink::open()?;
-        let kernel = Kernel::read(&mut netlink)?;
-        let moved = self.follow_uplink(&kernel);
+        let kernel = Kernel::read(&mut Netlink::open()?)?;
+        let has_moved = self.follow_uplink(&kernel);
+        if has_moved {
+            let mut inventory = self.inventory();
+            inventory.surroundings.version += 1;
+            inventory.touch();
+        }
+        let is_new = self.take_kernel(kernel);
+        Ok(self.follow_own() || has_moved || is_new)
+    }
+
+    /// Remembers the kernel's tables. Returns whether they are others.
+    pub(crate) fn take_kernel(&self, kernel: Kernel) -> bool {
         let mut inventory = self.inventory();
-        if !moved && *inventory.surroundings.kernel == kernel {
-            return Ok(false);
+        if *inventory.surroundings.kernel == kernel {
+            return false;
         }
         inventory.surroundings.kernel = Arc::new(kernel);
         inventory.surroundings.version += 1;
         inventory.touch();
-        Ok(true)
+        true
     }
 
     /// Other nodes came, went or changed.
@@ -111,58 +176,86 @@ impl Core {
     /// whether anything changed.
     fn follow_uplink(&self, kernel: &Kernel) -> bool {
         let held = self.inventory().surroundings.uplink;
-        let wanted = match (&self.setup.uplink, held) {
-            (Uplink::None, _) => None,
-            (Uplink::Named(name), _) => kernel.link_named(name),
-            // A default route that moves elsewhere does not cut the tunnels.
-            (Uplink::Auto, Some(held)) => kernel
-                .link(held.port.ifindex)
-                .or_else(|| kernel.default_route()),
-            (Uplink::Auto, None) => kernel.default_route(),
-        };
-        let now = wanted.map(|link| link.index);
+        let index = held.map(|held| held.port.ifindex);
+        let wanted = wanted(&self.setup(), kernel, index);
+        let queues = wanted.map(|link| self.queues_of(link));
         let mut changed = false;
         if let Some(held) = held
-            && now != Some(held.port.ifindex)
+            && (index != wanted.map(|link| link.index) || queues != Some(held.queues))
         {
-            tracing::warn!("the uplink is gone; traffic with other nodes stops");
             self.release_uplink();
             changed = true;
         }
-        let Some(link) = wanted else { return changed };
-        if held.is_some_and(|held| held.port.ifindex == link.index) {
-            return changed | self.refresh_uplink(link);
+        let Some(link) = wanted else {
+            let is_wanted = self.setup().uplink != Uplink::None;
+            let state = is_wanted.then_some(UplinkState::Missing);
+            return self.note_uplink(state.unwrap_or_default()) | changed;
+        };
+        let state = match (link.up, link.has_carrier) {
+            (false, _) => UplinkState::Down,
+            (true, false) => UplinkState::NoCarrier,
+            (true, true) => UplinkState::Up,
+        };
+        if held.is_some() && !changed {
+            return self.note_uplink(state) | self.refresh_uplink(link);
         }
-        let bound = self.bind_uplink(link);
-        let mut inventory = self.inventory();
-        let surroundings = &mut inventory.surroundings;
-        match bound {
+        match self.bind_uplink(link, queues.unwrap_or(1)) {
             Ok(uplink) => {
-                surroundings.uplink = Some(uplink);
-                surroundings.complaint = None;
-                changed = true;
+                self.inventory().surroundings.uplink = Some(uplink);
+                self.note_uplink(state);
+                true
             }
-            Err(complaint) => {
-                if surroundings.complaint.as_ref() != Some(&complaint) {
-                    tracing::error!("{complaint}");
-                }
-                surroundings.complaint = Some(complaint);
-            }
+            Err(why) => self.note_uplink(UplinkState::Refused(why)) | changed,
         }
-        changed
     }
 
-    fn bind_uplink(&self, link: &Link) -> Result<BoundUplink, String> {
+    fn queues_of(&self, link: &Link) -> u32 {
+        let in_use = self.sysfs.receive_queues(&link.name);
+        in_use.unwrap_or(link.rx_queues)
+    }
+
+    /// Says how the uplink is, when it is not as it was. Returns whether it
+    /// is not.
+    fn note_uplink(&self, state: UplinkState) -> bool {
+        let name = self.setup().uplink.name().to_owned();
+        let mut inventory = self.inventory();
+        let surroundings = &mut inventory.surroundings;
+        if surroundings.state == state {
+            return false;
+        }
+        match state.notice(&name) {
+            Some(notice) => tracing::warn!("{notice}"),
+            None => tracing::info!(uplink = name, "the uplink is {}", state.name()),
+        }
+        surroundings.state = state;
+        true
+    }
+
+    /// Whether the uplink is worth a look although the kernel tells no news
+    /// of it: it was refused, or queues came or went.
+    pub(crate) fn is_uplink_due(&self) -> bool {
+        let (held, kernel) = {
+            let inventory = self.inventory();
+            let surroundings = &inventory.surroundings;
+            if matches!(surroundings.state, UplinkState::Refused(_)) {
+                return true;
+            }
+            (surroundings.uplink, Arc::clone(&surroundings.kernel))
+        };
+        let link = held.and_then(|held| Some((held, kernel.link(held.port.ifindex)?)));
+        link.is_some_and(|(held, link)| held.queues != self.queues_of(link))
+    }
+
+    fn bind_uplink(&self, link: &Link, queues: u32) -> Result<BoundUplink, String> {
         let name = &link.name;
         let id = self.inventory().ids.take();
         let id = id.ok_or_else(|| format!("cannot attach the uplink {name}: no port is free"))?;
-        let queues = receive_queues(name).unwrap_or(link.rx_queues);
         let way_out = WayOut {
             ifindex: link.index,
             name,
             queues,
             is_veth: link.is_veth,
-            is_bridged: self.setup.network.mode == Mode::L2,
+            is_bridged: self.setup().network.mode == Mode::L2,
         };
         match self.switch.attach_uplink(id, way_out) {
             Ok(binding) => {
@@ -172,7 +265,7 @@ impl Core {
                     ifindex: link.index,
                     binding,
                 };
-                Ok(bound(port, link))
+                Ok(bound(port, link, queues))
             }
             Err(error) => {
                 self.inventory().ids.give_back(id);
@@ -187,7 +280,7 @@ impl Core {
         let Some(held) = &mut inventory.surroundings.uplink else {
             return false;
         };
-        let now = bound(held.port, link);
+        let now = bound(held.port, link, held.queues);
         let changed = *held != now;
         *held = now;
         changed
@@ -299,7 +392,7 @@ impl Core {
     }
 }
 
-fn bound(port: BoundPort, link: &Link) -> BoundUplink {
+fn bound(port: BoundPort, link: &Link, queues: u32) -> BoundUplink {
     BoundUplink {
         port,
         mac: <[u8; 6]>::try_from(&link.mac[..])
@@ -307,16 +400,18 @@ fn bound(port: BoundPort, link: &Link) -> BoundUplink {
             .unwrap_or_default(),
         mtu: link.mtu,
         is_veth: link.is_veth,
+        queues,
     }
 }
 
-/// Receive queues that the interface uses now; it may have been made with
-/// more.
-fn receive_queues(name: &str) -> Option<u32> {
-    let entries = std::fs::read_dir(format!("/sys/class/net/{name}/queues")).ok()?;
-    let queues = entries
-        .filter_map(Result::ok)
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with("rx-"))
-        .count();
-    u32::try_from(queues).ok().filter(|queues| *queues > 0)
+/// The interface that should be the uplink, where `held` is attached.
+pub(super) fn wanted<'k>(setup: &Setup, kernel: &'k Kernel, held: Option<u32>) -> Option<&'k Link> {
+    match &setup.uplink {
+        Uplink::None => None,
+        Uplink::Named(name) => kernel.link_named(name),
+        // A default route that moves elsewhere does not cut the tunnels.
+        Uplink::Auto => held
+            .and_then(|index| kernel.link(index))
+            .or_else(|| kernel.default_route()),
+    }
 }

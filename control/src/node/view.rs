@@ -1,41 +1,43 @@
 //! What the node shows of itself.
 
 use std::net::IpAddr;
+use std::sync::PoisonError;
+use std::time::UNIX_EPOCH;
 
 use ipnet::IpNet;
-use spinlane_api::view::{FdbEntry, Port, PortKind, Route, RouteVia, XdpMode};
+use spinlane_api::view::{FdbEntry, Port, PortKind, Route, RouteVia, Source, Uplink, XdpMode};
 use spinlane_dataplane::snapshot::{Destination, Location, RouteTarget, Snapshot};
 use spinlane_dataplane::types::PortId;
 
 use super::Node;
 use super::host_port::SWITCH_SIDE;
 use super::inventory::BoundPort;
+use super::own;
+use super::uplink::UplinkState;
+use crate::config::Mode;
 
 impl Node {
     /// Every port, its packet counters still zero, with its id: the caller
     /// fills in what the data path counts.
     pub fn ports(&self) -> Vec<(PortId, Port)> {
         let core = &self.core;
+        let setup = core.setup();
         let inventory = core.inventory();
         let mut rows = Vec::new();
         if let Some(host) = inventory.host {
             let mut row = row(host.port, SWITCH_SIDE.to_owned(), PortKind::Host);
             row.mac = host.mac.to_string();
             row.addresses = inventory.local.iter().map(ToString::to_string).collect();
-            row.mtu = core.setup.path_mtu;
-            row.super_frames = core.setup.offloads;
+            row.mtu = setup.path_mtu;
+            row.super_frames = setup.offloads;
             rows.push((host.port.id, row));
         }
         if let Some(uplink) = inventory.surroundings.uplink {
             let name = inventory.uplink_name().unwrap_or_default();
             let mut row = row(uplink.port, name, PortKind::Uplink);
             row.mac = uplink.mac.to_string();
-            row.addresses = core
-                .setup
-                .addresses
-                .iter()
-                .map(ToString::to_string)
-                .collect();
+            let addresses = setup.addresses.iter();
+            row.addresses = addresses.map(ToString::to_string).collect();
             row.mtu = uplink.mtu;
             row.super_frames = false;
             rows.push((uplink.port.id, row));
@@ -61,17 +63,77 @@ impl Node {
         rows
     }
 
+    /// The node's way out; none where the configuration wants none.
+    pub fn uplink(&self) -> Option<Uplink> {
+        let setup = self.core.setup();
+        let inventory = self.core.inventory();
+        let surroundings = &inventory.surroundings;
+        let addresses = setup.addresses.iter().map(ToString::to_string).collect();
+        (surroundings.state != UplinkState::Unwanted).then(|| Uplink {
+            name: inventory
+                .uplink_name()
+                .unwrap_or_else(|| setup.uplink.name().to_owned()),
+            state: surroundings.state.name().to_owned(),
+            mtu: surroundings.uplink.map_or(0, |uplink| uplink.mtu),
+            addresses,
+        })
+    }
+
+    /// How reading the cluster's objects goes.
+    pub fn source(&self) -> Option<Source> {
+        let health = self.core.source.as_ref()?.lock();
+        let health = health.unwrap_or_else(PoisonError::into_inner).clone();
+        let objects = health.objects.iter();
+        Some(Source {
+            path: health.path,
+            objects: objects
+                .map(|(kind, count)| ((*kind).to_owned(), *count as u64))
+                .collect(),
+            last_good_read_s: health
+                .last_good_read
+                .and_then(|at| at.duration_since(UNIX_EPOCH).ok())
+                .map_or(0.0, |since| since.as_secs_f64()),
+            read_errors: health.read_errors,
+            errors: health.errors,
+        })
+    }
+
+    /// What is not as it should be, and what to do about it.
+    pub fn notices(&self) -> Vec<String> {
+        let setup = self.core.setup();
+        let inventory = self.core.inventory();
+        let mut notices = Vec::new();
+        notices.extend(inventory.surroundings.state.notice(setup.uplink.name()));
+        if setup.addresses.is_empty() && setup.network.mode != Mode::L2 {
+            let text = "the node has no address: give the uplink one, or write node.address";
+            notices.push(text.to_owned());
+        }
+        if setup.pod_cidrs.is_empty() && setup.network.mode != Mode::L2 {
+            notices.push(format!(
+                "the node has no pod ranges: write node.pod-cidrs, or give Node {} spec.podCIDRs",
+                setup.name
+            ));
+        }
+        let refusals = setup.refusals.iter();
+        notices.extend(refusals.map(|why| format!("Node {}: spec.podCIDRs: {why}", setup.name)));
+        notices.extend(own::strangers_notice(&inventory.strangers(&setup)));
+        drop(inventory);
+        notices.extend(self.source().into_iter().flat_map(|source| source.errors));
+        notices
+    }
+
     /// Every station of every segment.
     pub fn fdb(&self) -> Vec<FdbEntry> {
         let core = &self.core;
         let snapshot = core.published_snapshot();
+        let setup = core.setup();
         let inventory = core.inventory();
         let now_s = core.now_s();
         let mut rows: Vec<FdbEntry> = inventory
             .fdb
             .iter()
             .filter_map(|(segment, mac, station)| {
-                let name = &core.setup.segments.get(segment.index())?.name;
+                let name = &setup.segments.get(segment.index())?.name;
                 Some(FdbEntry {
                     segment: name.clone(),
                     mac: mac.to_string(),

@@ -12,7 +12,7 @@ use spinlane_dataplane::types::PortId;
 
 use super::attach::in_pod;
 use super::host_port::{HOST_SIDE, SWITCH_SIDE};
-use super::link::LinkError;
+use super::link::{self, LinkError};
 use super::netlink::{Link, Netlink, NetlinkError};
 use super::store::Change;
 use super::{Core, offload};
@@ -25,6 +25,8 @@ const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
 const KERNEL_PAUSE: Duration = Duration::from_millis(3);
 /// How often neighbours in use are confirmed.
 const CONFIRM: Duration = Duration::from_secs(15);
+/// How often an uplink that was refused is tried again.
+const RETRY: Duration = Duration::from_secs(3);
 /// How often ages and pending deletions are looked at.
 const TICK: Duration = Duration::from_secs(1);
 /// Pause between two publications for stations, so that a storm of them is
@@ -37,6 +39,7 @@ pub struct Watch {
     netlink: Netlink,
     last_tick: Instant,
     last_confirmation: Instant,
+    last_try: Instant,
     events: Vec<Event>,
 }
 
@@ -48,6 +51,7 @@ impl Watch {
             netlink: Netlink::subscribe(&GROUPS)?,
             last_tick: Instant::now(),
             last_confirmation: Instant::now(),
+            last_try: Instant::now(),
             events: Vec::new(),
         })
     }
@@ -165,8 +169,10 @@ impl Watch {
                     host |= inventory.is_host_port(link.header.index);
                     ways |= inventory.by_ifindex(link.header.index).is_none();
                 }
-                RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => {
+                RouteNetlinkMessage::NewRoute(_) => ways = true,
+                RouteNetlinkMessage::DelRoute(route) => {
                     ways = true;
+                    host |= link::is_ours(route);
                 }
                 RouteNetlinkMessage::NewNeighbour(neighbour)
                 | RouteNetlinkMessage::DelNeighbour(neighbour) => {
@@ -206,6 +212,12 @@ impl Watch {
         }
         self.core.carry_out_pending_deletions();
         self.core.age_path_mtus();
+        if self.last_try.elapsed() >= RETRY {
+            self.last_try = Instant::now();
+            if self.core.is_uplink_due() {
+                self.core.follow_ways();
+            }
+        }
         if self.last_confirmation.elapsed() >= CONFIRM {
             self.last_confirmation = Instant::now();
             self.core.refresh_neighbours(true);
@@ -275,6 +287,7 @@ impl Core {
                     mtu: 0,
                     up: false,
                     operational: false,
+                    has_carrier: false,
                     rx_queues: 0,
                     is_veth: false,
                 });
@@ -287,13 +300,7 @@ impl Core {
     /// Follows the kernel's routes, neighbours and the uplink.
     fn follow_ways(&self) {
         match self.follow_kernel() {
-            Ok(true) => {
-                self.publish();
-                self.refresh_neighbours(false);
-                if let Err(error) = self.mend_host_side() {
-                    tracing::error!(%error, "nodes and pods do not reach each other");
-                }
-            }
+            Ok(true) => self.take_effect(),
             Ok(false) => {}
             Err(error) => tracing::error!(%error, "cannot follow the kernel's routes"),
         }

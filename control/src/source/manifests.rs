@@ -62,6 +62,8 @@ pub struct Manifests {
     told: HashSet<String>,
     /// Why the directory could not be read the last time.
     error: Option<String>,
+    /// Times that something could not be read.
+    read_errors: u64,
 }
 
 impl Manifests {
@@ -73,6 +75,7 @@ impl Manifests {
             cluster: Cluster::default(),
             told: HashSet::new(),
             error: None,
+            read_errors: 0,
         }
     }
 
@@ -92,6 +95,11 @@ impl Manifests {
         self.error.as_deref().into_iter().chain(files)
     }
 
+    /// Times that a file or the directory could not be read.
+    pub fn read_errors(&self) -> u64 {
+        self.read_errors
+    }
+
     /// Reads what changed. Files of these names are read in any case.
     pub fn scan(&mut self, touched: &BTreeSet<String>) -> Change {
         let names = match self.list() {
@@ -107,6 +115,7 @@ impl Manifests {
                     tracing::error!("{message}; make the directory");
                 }
                 self.error = Some(message);
+                self.read_errors += 1;
                 return Change::default();
             }
         };
@@ -182,6 +191,7 @@ impl Manifests {
                     tracing::error!("{message}; {kept}");
                 }
                 file.error = Some(message);
+                self.read_errors += 1;
             }
         }
         self.files.insert(name, file);

@@ -12,4 +12,4 @@ mod watch;
 pub use cluster::{Change, Cluster};
 pub use manifests::Manifests;
 pub use object::{Namespace, Node, Object, Pod};
-pub use watch::{Sink, SourceError, Watch};
+pub use watch::{SharedHealth, Sink, SourceError, Watch};

@@ -5,7 +5,8 @@ use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -29,6 +30,24 @@ pub struct SourceError {
     source: std::io::Error,
 }
 
+/// How reading goes, for others to see.
+#[derive(Debug, Clone, Default)]
+pub struct Health {
+    /// The directory.
+    pub path: String,
+    /// How many objects of each kind are in force.
+    pub objects: Vec<(&'static str, usize)>,
+    /// When everything was last read without an error.
+    pub last_good_read: Option<SystemTime>,
+    /// Times that a file or the directory could not be read.
+    pub read_errors: u64,
+    /// What cannot be read now.
+    pub errors: Vec<String>,
+}
+
+/// The health of a source, which its thread keeps up to date.
+pub type SharedHealth = Arc<Mutex<Health>>;
+
 /// Hears of the cluster.
 pub trait Sink {
     /// Something changed.
@@ -41,6 +60,7 @@ pub struct Watch {
     manifests: Manifests,
     inotify: Inotify,
     watched: bool,
+    health: SharedHealth,
 }
 
 impl Watch {
@@ -55,10 +75,11 @@ impl Watch {
             manifests: Manifests::new(dir),
             inotify,
             watched: false,
+            health: SharedHealth::default(),
         };
         watch.subscribe();
         let started = Instant::now();
-        watch.manifests.scan(&BTreeSet::new());
+        watch.scan(&BTreeSet::new());
         let [nodes, namespaces, pods] = watch.manifests.cluster().counts().map(|(_, n)| n);
         tracing::info!(
             nodes,
@@ -74,6 +95,26 @@ impl Watch {
     /// What is known now.
     pub fn cluster(&self) -> &Cluster {
         self.manifests.cluster()
+    }
+
+    /// How reading goes, from now on.
+    pub fn health(&self) -> SharedHealth {
+        Arc::clone(&self.health)
+    }
+
+    fn scan(&mut self, touched: &BTreeSet<String>) -> Change {
+        let change = self.manifests.scan(touched);
+        let manifests = &self.manifests;
+        let mut health = self.health.lock().unwrap_or_else(PoisonError::into_inner);
+        health.path = manifests.dir().display().to_string();
+        health.objects = manifests.cluster().counts().to_vec();
+        health.read_errors = manifests.read_errors();
+        health.errors = manifests.errors().map(str::to_owned).collect();
+        if health.errors.is_empty() {
+            health.last_good_read = Some(SystemTime::now());
+        }
+        drop(health);
+        change
     }
 
     /// Follows the directory until `stop` is readable.
@@ -95,7 +136,7 @@ impl Watch {
                 }
             }
             self.subscribe();
-            let change = self.manifests.scan(&touched);
+            let change = self.scan(&touched);
             if change.any() {
                 sink.changed(self.manifests.cluster(), change);
             }

@@ -180,6 +180,25 @@ pub(crate) fn switch() -> FakeSwitch {
             connection_limit: 262_144,
             port_rebuilds: 1,
             outer_fragments: 2,
+            uplink: Some(view::Uplink {
+                name: "eth0".to_owned(),
+                state: "up".to_owned(),
+                mtu: 1500,
+                addresses: vec!["172.31.0.1".to_owned()],
+            }),
+            vteps: 4,
+            next_hops: view::NextHops {
+                resolved: 2,
+                unresolved: 1,
+            },
+            source: Some(view::Source {
+                path: "/etc/spinlane/manifests".to_owned(),
+                objects: [("Node".to_owned(), 5), ("Pod".to_owned(), 40)].into(),
+                last_good_read_s: 1_700_000_000.5,
+                read_errors: 2,
+                errors: Vec::new(),
+            }),
+            notices: Vec::new(),
         },
         ports: vec![
             port("sl1", "default", "web"),

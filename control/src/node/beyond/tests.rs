@@ -22,6 +22,7 @@ fn link(index: u32) -> Link {
         mtu: 1500,
         up: true,
         operational: true,
+        has_carrier: true,
         rx_queues: 1,
         is_veth: false,
     }
@@ -33,6 +34,7 @@ fn route(to: &str, via: Option<&str>, oif: u32) -> KernelRoute {
         via: via.map(|via| via.parse().unwrap()),
         oif: Some(oif),
         mtu: None,
+        source: None,
         priority: 0,
         hops: Vec::new(),
         is_ours: false,
@@ -79,6 +81,9 @@ fn setup(mode: &str) -> Setup {
             "mode = \"{mode}\"\ncluster-cidrs = [\"10.96.0.0/11\"]"
         )),
         segments: vec![],
+        follows_addresses: false,
+        follows_pod_cidrs: false,
+        refusals: vec![],
         path_mtu: 1450,
         offloads: true,
         receive_cpus: vec![],
@@ -112,6 +117,7 @@ fn follow(
             mac: MacAddr([2, 0, 0, 0, 0, 2]),
             mtu: 1500,
             is_veth: false,
+            queues: 1,
         }),
         host: Some((HOST, HOST_SIDE)),
         path_mtus: &HashMap::new(),
