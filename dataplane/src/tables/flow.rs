@@ -327,7 +327,7 @@ pub struct FlowTable<K> {
     translations: Vec<Translation>,
     len: usize,
     sweep: usize,
-    seed: foldhash::fast::RandomState,
+    seed: foldhash::quality::RandomState,
 }
 
 impl<K: FlowKey + FromBytes> FlowTable<K> {
@@ -344,7 +344,7 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
             translations: Translation::new_vec_zeroed(buckets * WAYS).expect(zeroed),
             len: 0,
             sweep: 0,
-            seed: foldhash::fast::RandomState::default(),
+            seed: foldhash::quality::RandomState::default(),
         }
     }
 
@@ -364,6 +364,9 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
     }
 
     /// The key's hash, seeded for each table anew; computed once per packet.
+    /// Its lowest bits name the bucket, so it is mixed to the end: keys that
+    /// differ in one byte alone (the pods of a range) must not depend on the
+    /// seed for their spreading.
     #[inline]
     pub fn hash(&self, key: &K) -> u64 {
         let mut hasher = self.seed.build_hasher();

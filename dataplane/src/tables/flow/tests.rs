@@ -107,6 +107,40 @@ fn a_flood_of_random_flows_does_not_push_out_flows_in_use() {
 }
 
 #[test]
+fn neighbouring_keys_spread_over_the_table() {
+    // Pods of a range, and ports of a client, differ in a few bits only. The
+    // second number takes every value that could meet a weak seed.
+    let cases: [(&str, fn(u8, [u8; 2]) -> [u8; 12]); 4] = [
+        ("destinations", |n, [a, b]| {
+            [10, 1, 0, 2, 10, 1, 0, n, 0, a, b, 80]
+        }),
+        ("sources", |n, [a, b]| {
+            [10, 1, 0, n, 10, 1, 0, 2, 0, a, b, 80]
+        }),
+        ("source ports", |n, [a, b]| {
+            [10, 1, a, b, 10, 1, 0, 2, 160, n, 0, 80]
+        }),
+        ("destination ports", |n, [a, b]| {
+            [10, 1, a, b, 10, 1, 0, 2, 160, 0, 80, n]
+        }),
+    ];
+    for (name, make) in cases {
+        for round in 0..1 << 10_u16 {
+            // Room for four times as many: by chance hardly a bucket is full.
+            let mut table = FlowTable::new(1 << 10);
+            for number in 0..=u8::MAX {
+                let bytes = make(number, u16::to_le_bytes(round));
+                let mut key = key(0);
+                key.addresses.copy_from_slice(&bytes[..8]);
+                key.upper.ports.copy_from_slice(&bytes[8..]);
+                table.insert(table.hash(&key), &key, actions(1), Generation(1), 0);
+            }
+            assert!(table.len() > 240, "{name}: {} of 256 fit", table.len());
+        }
+    }
+}
+
+#[test]
 fn a_flood_does_not_keep_new_flows_out_for_ever() {
     let mut table = FlowTable::new(64);
     for number in 0..10_000 {
