@@ -98,9 +98,10 @@ impl Inner {
     fn attach_again(&self, spec: PortSpec, pause: Duration) {
         match self.attach(spec.clone()) {
             Ok(_) => {
+                // First, so that nobody sees it rebuilt and at fault.
+                lock(&self.broken).remove(&spec.id);
                 // Relaxed: a statistic.
                 self.rebuilds.fetch_add(1, Ordering::Relaxed);
-                lock(&self.broken).remove(&spec.id);
                 tracing::info!(port = %spec.name, "the port has fresh sockets");
             }
             Err(error) => self.put_off(spec, &error, pause),

@@ -63,6 +63,10 @@ pub(crate) fn engine(lanes: usize, frames: usize) -> Engine {
     .unwrap()
 }
 
+/// How long a test waits for what is to come: long enough for a machine that
+/// does much else.
+const PATIENCE: Duration = Duration::from_secs(60);
+
 /// Has a lane do something, and waits for it.
 pub(crate) fn on_lane<T: Send + 'static>(
     engine: &Engine,
@@ -73,11 +77,11 @@ pub(crate) fn on_lane<T: Send + 'static>(
     engine.inner.lanes[lane].tell(Command::Run(Box::new(move |lane| {
         let _ = done.send(work(lane));
     })));
-    answer.recv_timeout(Duration::from_secs(10)).unwrap()
+    answer.recv_timeout(PATIENCE).unwrap()
 }
 
 pub(crate) fn wait_until(what: &str, mut is_so: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(10);
+    let deadline = Instant::now() + PATIENCE;
     while !is_so() {
         assert!(Instant::now() < deadline, "waited in vain until {what}");
         std::thread::sleep(Duration::from_millis(10));
@@ -175,11 +179,13 @@ fn a_late_lane_keeps_no_frames_of_a_removed_port() {
         let port = veth("a", 0);
         let id = port.id;
         engine.attach(port).unwrap();
-        engine.inner.lanes[1].tell(Command::Run(Box::new(|_| {
-            std::thread::sleep(ANSWER_TIMEOUT * 3);
+        let (release, held) = channel::<()>();
+        engine.inner.lanes[1].tell(Command::Run(Box::new(move |_| {
+            let _ = held.recv();
         })));
         assert!(matches!(engine.detach(id), Err(PortError::Lane(_))));
         assert!(!is_all_home(&engine));
+        drop(release);
         wait_until("every frame is home", || is_all_home(&engine));
         assert!(lock(&engine.inner.closing).is_empty());
     });

@@ -110,7 +110,8 @@ fn a_flood_of_random_flows_does_not_push_out_flows_in_use() {
 fn neighbouring_keys_spread_over_the_table() {
     // Pods of a range, and ports of a client, differ in a few bits only. The
     // second number takes every value that could meet a weak seed.
-    let cases: [(&str, fn(u8, [u8; 2]) -> [u8; 12]); 4] = [
+    type Make = fn(u8, [u8; 2]) -> [u8; 12];
+    let cases: [(&str, Make); 4] = [
         ("destinations", |n, [a, b]| {
             [10, 1, 0, 2, 10, 1, 0, n, 0, a, b, 80]
         }),
