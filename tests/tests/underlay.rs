@@ -3,6 +3,7 @@
 
 use std::time::Duration;
 
+use serde_json::json;
 use spinlane_tests::cluster::Families;
 use spinlane_tests::{Cluster, LabError, Namespace, Pod, capture, root_or_skip, traffic, wait_for};
 
@@ -189,7 +190,14 @@ fn a_shorter_path_is_told_to_pods() -> Result<(), LabError> {
     }
     for (families, overhead) in [(Families::V4, 50), (Families::V6, 70)] {
         let cluster = Cluster::start(2, families, |_| {})?;
-        let (a, b) = two_pods(&cluster)?;
+        // An MTU that somebody chose for the pod stays: it has to be told.
+        let [one, two] = cluster.nodes() else {
+            unreachable!("two nodes");
+        };
+        let mut a = Pod::bare("a")?;
+        let network = one.network("pods", json!({ "mtu": 1500 - overhead }));
+        a.add(one, "eth0", &network)?;
+        let b = Pod::attach(two, "b")?;
         reach(&a, &b, "at first")?;
         let full = format!("{}", 1500 - overhead - 28);
         let pings = traffic::ping_with(a.namespace(), b.v4()?, 1, &["-M", "do", "-s", &full])?;
