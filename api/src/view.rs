@@ -55,6 +55,10 @@ pub struct Status {
     /// Where the cluster's objects come from; none where nothing is read.
     #[serde(default)]
     pub source: Option<Source>,
+    /// Parts of the agent that have ended although nobody stopped them. They
+    /// do not come back before it restarts.
+    #[serde(default)]
+    pub ended: Vec<String>,
     /// What is not as it should be, and what to do about it.
     #[serde(default)]
     pub notices: Vec<String>,

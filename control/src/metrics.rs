@@ -23,7 +23,7 @@ use tokio::net::TcpListener;
 
 use crate::api::blocking;
 use crate::node::metrics::Metrics as NodeMetrics;
-use crate::views::{Views, unwell_lanes};
+use crate::views::{Views, unwell};
 
 /// The metrics cannot be served.
 #[derive(Debug, thiserror::Error)]
@@ -152,7 +152,7 @@ async fn metrics(State(shared): State<Shared>) -> Response {
 }
 
 async fn healthz(State(shared): State<Shared>) -> Response {
-    let Some(unwell) = blocking(move || unwell_lanes(&shared.views.status())).await else {
+    let Some(unwell) = blocking(move || unwell(&shared.views.status())).await else {
         return (StatusCode::INTERNAL_SERVER_ERROR, "no answer\n").into_response();
     };
     match unwell {

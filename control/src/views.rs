@@ -59,9 +59,13 @@ pub struct Packet {
 /// Longest time that a lane may take between two rounds, asleep or not.
 pub const LANE_STALL_S: f64 = 5.0;
 
-/// What is wrong with the lanes: some have ended, or have not gone round for
-/// [`LANE_STALL_S`].
-pub fn unwell_lanes(status: &view::Status) -> Option<String> {
+/// What is wrong with the agent: parts or lanes of it have ended, or lanes
+/// have not gone round for [`LANE_STALL_S`].
+pub fn unwell(status: &view::Status) -> Option<String> {
+    if !status.ended.is_empty() {
+        let parts = status.ended.join(", ");
+        return Some(format!("{parts} ended: restart the agent"));
+    }
     let those = |is_unwell: fn(&view::Lane) -> bool| -> Vec<usize> {
         let lanes = status.lanes.iter().filter(|lane| is_unwell(lane));
         lanes.map(|lane| lane.id).collect()

@@ -4,9 +4,11 @@ use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::time::Duration;
 
+use serde_json::Value;
+use spinlane_tests::cluster::Families;
 use spinlane_tests::{
-    LabError, Node, NodeConfig, Pod, Process, Result, capture, program, root_or_skip, traffic,
-    wait_for,
+    Cluster, LabError, Node, NodeConfig, Pod, Process, Result, capture, program, root_or_skip,
+    traffic, wait_for,
 };
 
 fn http(node: &Node, path: &str) -> Result<String> {
@@ -261,5 +263,65 @@ fn cleanup_removes_everything_and_nothing_else() -> Result<()> {
     assert_eq!(look(&node)?, before);
     node.start_agent()?;
     assert_eq!(node.status()?.endpoints, 0);
+    Ok(())
+}
+
+/// What `spinlane check` says of a node and its configuration.
+fn checked(node: &Node) -> Result<Value> {
+    let config = node.config_path();
+    node.cli(&["check", "--config", &config.to_string_lossy()])
+}
+
+/// State and detail of a named item.
+fn item(report: &Value, name: &str) -> Result<(String, String)> {
+    let items = report["items"].as_array().cloned().unwrap_or_default();
+    let item = items.iter().find(|item| item["name"] == name);
+    let item = item.ok_or_else(|| LabError::unexpected(name, report.to_string()))?;
+    let text = |key: &str| item[key].as_str().unwrap_or_default().to_owned();
+    Ok((text("state"), text("detail")))
+}
+
+#[test]
+fn check_looks_at_the_uplink_that_the_configuration_names() -> Result<()> {
+    if !root_or_skip("check_looks_at_the_uplink_that_the_configuration_names") {
+        return Ok(());
+    }
+    // Before an agent runs, and while one does.
+    let mut cluster = Cluster::prepare(1, Families::V4, |_| {})?;
+    for is_running in [false, true] {
+        if is_running {
+            cluster.nodes_mut()[0].start_agent()?;
+        }
+        let report = checked(&cluster.nodes()[0])?;
+        for name in [
+            "uplink",
+            "uplink's driver",
+            "uplink's queues",
+            "MTU",
+            "routes to pods",
+        ] {
+            let (state, detail) = item(&report, name)?;
+            assert_eq!(state, "ok", "{name}: {detail}");
+        }
+        assert!(item(&report, "MTU")?.1.contains("leaves 1450 bytes"));
+    }
+    let node = &cluster.nodes()[0];
+    node.namespace().sh(
+        "ip link add flannel.1 type vxlan id 1 dstport 4789 dev eth0\n\
+         ip link set flannel.1 up\n\
+         ip link add cni0 type bridge\n\
+         ip address add 10.244.1.1/24 dev cni0\n\
+         ip link set cni0 up\n",
+    )?;
+    let report = checked(node)?;
+    let (state, detail) = item(&report, "VXLAN port")?;
+    assert_eq!(state, "degraded", "{detail}");
+    assert!(detail.contains("flannel.1"), "{detail}");
+    let (state, detail) = item(&report, "routes to pods")?;
+    assert_eq!(state, "degraded", "{detail}");
+    assert!(detail.contains("10.244.1.0/24 dev cni0"), "{detail}");
+    node.namespace().ip("link set eth0 down")?;
+    let (state, detail) = item(&checked(node)?, "uplink")?;
+    assert_eq!(state, "degraded", "{detail}");
     Ok(())
 }

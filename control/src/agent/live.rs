@@ -217,6 +217,7 @@ impl Views for Live {
                 unresolved: next_hops(false),
             },
             source: node.source(),
+            ended: node.ended(),
             notices: node.notices(),
         }
     }

@@ -6,6 +6,7 @@
 
 pub mod capabilities;
 mod probe;
+mod uplink;
 
 use std::fs;
 use std::path::Path;
@@ -71,7 +72,7 @@ pub fn run(config: Option<&Path>) -> Report {
         items.extend(probe::run());
     }
     items.extend([btf(), jit(), hugepages(), cpus(), ipv6()]);
-    items.extend(config.map(configuration));
+    items.extend(config.into_iter().flat_map(configuration));
     let ok = items.iter().all(|item| item.state != State::Missing);
     Report { ok, items }
 }
@@ -225,13 +226,19 @@ fn ipv6() -> Item {
     }
 }
 
-fn configuration(path: &Path) -> Item {
+/// The file, and the way out that it names.
+fn configuration(path: &Path) -> Vec<Item> {
     let name = format!("configuration {}", path.display());
-    match Config::load(path) {
-        Err(error) => item(name, State::Missing, error.to_string()),
-        Ok(config) if config.warnings().is_empty() => item(name, State::Ok, "valid"),
-        Ok(config) => item(name, State::Degraded, config.warnings().join("; ")),
-    }
+    let config = match Config::load(path) {
+        Ok(config) => config,
+        Err(error) => return vec![item(name, State::Missing, error.to_string())],
+    };
+    let mut items = vec![match config.warnings().is_empty() {
+        true => item(name, State::Ok, "valid"),
+        false => item(name, State::Degraded, config.warnings().join("; ")),
+    }];
+    items.extend(uplink::run(&config));
+    items
 }
 
 #[cfg(test)]
@@ -260,7 +267,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("c.toml");
         fs::write(&path, "[network]\nmut = 1").unwrap();
-        let found = configuration(&path);
+        let found = &configuration(&path)[0];
         assert_eq!(found.state, State::Missing);
         assert!(
             found.detail.ends_with(
@@ -270,6 +277,6 @@ mod tests {
             found.detail
         );
         fs::write(&path, "[network]\nmode = 'routed'").unwrap();
-        assert_eq!(configuration(&path).state, State::Ok);
+        assert_eq!(configuration(&path)[0].state, State::Ok);
     }
 }

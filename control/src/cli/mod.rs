@@ -11,7 +11,7 @@ mod tests;
 use std::ffi::OsString;
 use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command as Process, ExitCode};
 
 use clap::error::ErrorKind;
@@ -107,7 +107,8 @@ struct AgentArguments {
 
 #[derive(Debug, Args)]
 struct CheckArguments {
-    /// Configuration file to check too
+    /// Configuration file to check with the uplink that it names; the usual
+    /// one when that exists
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
 }
@@ -292,7 +293,9 @@ fn print<T: Serialize>(output: Output, view: &T, table: impl Fn(&T) -> String) -
 }
 
 fn run_check(arguments: &CheckArguments, common: &Common) -> Done {
-    let report = check::run(arguments.config.as_deref());
+    let usual = Path::new(DEFAULT_CONFIG);
+    let named = arguments.config.as_deref();
+    let report = check::run(named.or_else(|| usual.exists().then_some(usual)));
     print(common.output, &report, table::check)?;
     Ok(match report.ok {
         true => ExitCode::SUCCESS,

@@ -28,6 +28,7 @@ pub use environment::{Environment, Interface, allowed_cores, is_global};
 
 use document::{Complaint, Document, line_of};
 use raw::RawConfig;
+pub(crate) use validate::SMALLEST_MTU;
 use validate::overlap;
 
 /// Bytes that VXLAN over IPv4 puts around an IP packet: IPv4, UDP, VXLAN and

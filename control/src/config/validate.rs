@@ -26,7 +26,7 @@ const FRAMES: std::ops::RangeInclusive<i64> = 512..=1 << 20;
 /// VNIs have 24 bits (RFC 7348 section 5); 0 is no network.
 const VNIS: std::ops::RangeInclusive<i64> = 1..=(1 << 24) - 1;
 /// Smallest MTU of an IPv4 host (RFC 791) and of an IPv6 link (RFC 8200).
-pub(super) const SMALLEST_MTU: [u32; 2] = [576, 1280];
+pub(crate) const SMALLEST_MTU: [u32; 2] = [576, 1280];
 /// Longest IP packet.
 const LARGEST_MTU: i64 = 65535;
 /// One lane's index is a byte, and no node gives away so many cores.

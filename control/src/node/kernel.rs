@@ -217,6 +217,7 @@ mod tests {
             has_carrier: up,
             rx_queues: 1,
             is_veth: true,
+            is_vxlan: false,
         }
     }
 

@@ -20,9 +20,11 @@ pub mod beyond;
 pub mod check;
 pub mod cleanup;
 pub mod cni_server;
+pub mod device;
 pub mod endpoint;
 pub mod error;
 pub mod fdb;
+mod genetlink;
 pub mod host_port;
 pub mod host_routes;
 pub mod inventory;
@@ -213,6 +215,15 @@ impl Node {
     /// The node's collectors.
     pub fn metrics(&self) -> &Metrics {
         &self.core.metrics
+    }
+
+    /// Threads that have ended although nobody stopped the node.
+    pub fn ended(&self) -> Vec<String> {
+        let is_stopping = self.core.stopping();
+        let threads = self.threads.iter();
+        let threads = threads.filter(|thread| !is_stopping && thread.is_finished());
+        let names = threads.filter_map(|thread| thread.thread().name());
+        names.map(str::to_owned).collect()
     }
 
     /// Stops answering and waits for requests under way. Interfaces,

@@ -396,6 +396,8 @@ pub struct Link {
     pub rx_queues: u32,
     /// A veth: what it carries need not be summed up.
     pub is_veth: bool,
+    /// The kernel's own end of a VXLAN.
+    pub is_vxlan: bool,
 }
 
 impl Link {
@@ -418,6 +420,7 @@ impl Link {
             operational: false,
             rx_queues: 1,
             is_veth: false,
+            is_vxlan: false,
         };
         for attribute in &message.attributes {
             match attribute {
@@ -431,6 +434,7 @@ impl Link {
                 LinkAttribute::NumRxQueues(count) => link.rx_queues = *count,
                 LinkAttribute::LinkInfo(info) => {
                     link.is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));
+                    link.is_vxlan = info.contains(&LinkInfo::Kind(InfoKind::Vxlan));
                 }
                 _ => {}
             }

@@ -23,7 +23,7 @@ use super::link::{self, LinkError};
 use super::netlink::{Link, Netlink};
 use super::setup::Setup;
 use super::store::Change;
-use super::uplink;
+use super::uplink::wanted_uplink;
 use crate::config::{Uplink, is_global};
 use crate::source;
 
@@ -128,7 +128,7 @@ impl Core {
             let now = before.follow(Known {
                 own: own.map(|own| &**own),
                 kernel: &surroundings.kernel,
-                uplink: uplink::wanted(&before, &surroundings.kernel, held),
+                uplink: wanted_uplink(&before.uplink, &surroundings.kernel, held),
                 host: inventory.host.map(|host| host.ifindex),
             });
             if now == *before {
@@ -331,6 +331,7 @@ mod tests {
             has_carrier: up,
             rx_queues: 1,
             is_veth: true,
+            is_vxlan: false,
         });
         let held = case.held.iter();
         let kernel = Kernel {

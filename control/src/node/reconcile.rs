@@ -296,6 +296,7 @@ mod tests {
             has_carrier: true,
             rx_queues: 1,
             is_veth: true,
+            is_vxlan: false,
         }
     }
 

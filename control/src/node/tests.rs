@@ -33,6 +33,7 @@ struct Recorded {
     panic: bool,
     native: bool,
     more_queues: u32,
+    panic_on_events: bool,
 }
 
 impl Recorder {
@@ -100,6 +101,8 @@ impl Switch for Recorder {
 
     fn drain_events(&self, out: &mut Vec<Event>) {
         let _ = rustix::io::read(&self.events, &mut [0u8; 8]);
+        let is_to_panic = self.state.lock().unwrap().panic_on_events;
+        assert!(!is_to_panic, "the switch was told to panic");
         out.append(&mut self.state.lock().unwrap().waiting);
     }
 }
@@ -533,6 +536,20 @@ fn events_reach_the_snapshot() {
         });
         node.core.delete(&blue.attachment).unwrap();
         assert!(node.fdb().is_empty());
+    });
+}
+
+#[test]
+fn a_thread_that_ended_is_named() {
+    in_fresh_netns("a_thread_that_ended_is_named", || {
+        let dir = tempfile::tempdir().unwrap();
+        let switch = Recorder::new();
+        let node = Node::start(setup(dir.path()), None, Arc::clone(&switch) as _).unwrap();
+        assert_eq!(node.ended(), [""; 0]);
+        switch.state.lock().unwrap().panic_on_events = true;
+        let address = "192.0.2.7".parse().unwrap();
+        switch.say(Event::StationWanted { address });
+        eventually("the end", || node.ended() == ["watch"]);
     });
 }
 

@@ -177,7 +177,7 @@ impl Core {
     fn follow_uplink(&self, kernel: &Kernel) -> bool {
         let held = self.inventory().surroundings.uplink;
         let index = held.map(|held| held.port.ifindex);
-        let wanted = wanted(&self.setup(), kernel, index);
+        let wanted = wanted_uplink(&self.setup().uplink, kernel, index);
         let queues = wanted.map(|link| self.queues_of(link));
         let mut changed = false;
         if let Some(held) = held
@@ -405,8 +405,12 @@ fn bound(port: BoundPort, link: &Link, queues: u32) -> BoundUplink {
 }
 
 /// The interface that should be the uplink, where `held` is attached.
-pub(super) fn wanted<'k>(setup: &Setup, kernel: &'k Kernel, held: Option<u32>) -> Option<&'k Link> {
-    match &setup.uplink {
+pub fn wanted_uplink<'k>(
+    uplink: &Uplink,
+    kernel: &'k Kernel,
+    held: Option<u32>,
+) -> Option<&'k Link> {
+    match uplink {
         Uplink::None => None,
         Uplink::Named(name) => kernel.link_named(name),
         // A default route that moves elsewhere does not cut the tunnels.

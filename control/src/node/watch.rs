@@ -290,6 +290,7 @@ impl Core {
                     has_carrier: false,
                     rx_queues: 0,
                     is_veth: false,
+                    is_vxlan: false,
                 });
             }
         }

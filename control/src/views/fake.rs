@@ -198,6 +198,7 @@ pub(crate) fn switch() -> FakeSwitch {
                 read_errors: 2,
                 errors: Vec::new(),
             }),
+            ended: Vec::new(),
             notices: Vec::new(),
         },
         ports: vec![
@@ -230,17 +231,23 @@ fn ports_are_found_by_what_people_call_them() {
 #[test]
 fn a_lane_stalls_only_after_its_time() {
     let mut status = switch().status;
-    assert_eq!(unwell_lanes(&status), None);
+    assert_eq!(unwell(&status), None);
     status.lanes[0].last_round_age_s = LANE_STALL_S + 0.1;
     assert_eq!(
-        unwell_lanes(&status).as_deref(),
+        unwell(&status).as_deref(),
         Some("lanes [0] have not gone round for 5 s")
     );
+    status.ended = vec!["watch".to_owned()];
+    assert_eq!(
+        unwell(&status).as_deref(),
+        Some("watch ended: restart the agent")
+    );
+    status.ended.clear();
     // One that has ended is known at once.
     status.lanes[0].last_round_age_s = 0.1;
     status.lanes[0].has_ended = true;
     assert_eq!(
-        unwell_lanes(&status).as_deref(),
+        unwell(&status).as_deref(),
         Some("lanes [0] have ended: restart the agent")
     );
 }

@@ -25,6 +25,7 @@ fn link(index: u32) -> Link {
         has_carrier: true,
         rx_queues: 1,
         is_veth: false,
+        is_vxlan: false,
     }
 }
 
