@@ -17,10 +17,13 @@ pub mod cni;
 mod error;
 mod namespace;
 mod node;
+pub mod plain;
 mod pod;
 mod process;
 mod programs;
 pub mod scapy;
+pub mod site;
+pub mod talk;
 pub mod traffic;
 mod watch;
 
@@ -28,9 +31,11 @@ pub use cluster::Cluster;
 pub use error::{LabError, Result};
 pub use namespace::{Namespace, veth};
 pub use node::{Node, NodeConfig};
+pub use plain::PlainNode;
 pub use pod::{Attached, Pod};
 pub use process::Process;
 pub use programs::{lab_dir, program};
+pub use site::Site;
 
 use std::io::Write;
 use std::time::{Duration, Instant};

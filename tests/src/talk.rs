@@ -1,0 +1,86 @@
+//! Everybody talks to everybody.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use crate::error::{LabError, Result};
+use crate::site::{Kind, Station};
+use crate::{traffic, wait_for};
+
+/// Bytes that TCP carries each way.
+const TCP_BYTES: usize = 200 << 10;
+
+/// Ping, TCP and UDP between every two stations that can, over every address of the
+/// target that the source has a family for. The target sees the source's own
+/// address; the host outside sees the address of the pod's node.
+///
+/// # Errors
+/// Everything that failed, in one [`LabError::Unexpected`].
+pub fn every_pair(stations: &[Station<'_>]) -> Result<()> {
+    let mut failures = Vec::new();
+    for from in stations {
+        for to in stations {
+            for &address in &to.addresses {
+                let own = seen(stations, from, to.kind, address.is_ipv6());
+                if from.name == to.name || own.is_empty() || !can_begin(from.kind, to.kind) {
+                    continue;
+                }
+                if let Err(error) = pair(from, to, address, &own) {
+                    let line = format!("{} to {} ({address}): {error}", from.name, to.name);
+                    failures.push(line);
+                }
+            }
+        }
+    }
+    match failures.is_empty() {
+        true => Ok(()),
+        false => Err(LabError::unexpected("who talks", failures.join("\n"))),
+    }
+}
+
+/// Whether one may begin to talk to the other: nobody outside knows a pod's
+/// address, a plain node hides none of its own, and what stays on it proves
+/// nothing.
+fn can_begin(from: Kind, to: Kind) -> bool {
+    let is_pod = |kind| matches!(kind, Kind::Pod(_) | Kind::PlainPod);
+    let is_plain = |kind| matches!(kind, Kind::PlainPod | Kind::PlainNode);
+    let is_known = from != Kind::Outside || !is_pod(to);
+    let is_hidden = from != Kind::PlainPod || to != Kind::Outside;
+    is_known && is_hidden && !(is_plain(from) && is_plain(to))
+}
+
+/// The addresses that the target may see the source come from.
+fn seen(stations: &[Station<'_>], from: &Station<'_>, to: Kind, v6: bool) -> Vec<IpAddr> {
+    let source = match (from.kind, to) {
+        (Kind::Pod(number), Kind::Outside) => {
+            let mut nodes = stations.iter();
+            nodes.find(|station| station.kind == Kind::Node(number))
+        }
+        _ => Some(from),
+    };
+    let addresses = source
+        .into_iter()
+        .flat_map(|source| source.addresses.iter().chain(&source.aliases));
+    addresses.copied().filter(|a| a.is_ipv6() == v6).collect()
+}
+
+fn pair(from: &Station<'_>, to: &Station<'_>, address: IpAddr, own: &[IpAddr]) -> Result<()> {
+    wait_for("a ping", Duration::from_secs(5), || {
+        let pings = traffic::ping(from.namespace, address, 1);
+        pings.ok().filter(traffic::Pings::all)
+    })?;
+    let source = traffic::tcp_seen_from(from.namespace, to.namespace, address)?;
+    if !own.contains(&source) {
+        let detail = format!("{source}, not {own:?}");
+        return Err(LabError::unexpected("the address it comes from", detail));
+    }
+    traffic::tcp_both_ways(from.namespace, to.namespace, address, TCP_BYTES)?;
+    for size in [18, 1300] {
+        let whole = traffic::udp_echo(from.namespace, to.namespace, address, 3, size)?;
+        if whole != 3 {
+            let detail = format!("{whole} of 3 came back whole");
+            return Err(LabError::unexpected(format!("UDP of {size} bytes"), detail));
+        }
+    }
+    Ok(())
+}
