@@ -4,6 +4,8 @@
 //! ends on a ring (fill or transmit) or on a free list. A packet is a run of
 //! frames in a [`Batch`]; the pipeline gives each packet one [`Verdict`].
 
+use std::net::IpAddr;
+
 use crate::drops::DropReason;
 use crate::types::{NextHopId, PortId, SegmentId, VtepId};
 
@@ -112,6 +114,28 @@ pub struct TxChecksum {
     pub offset: u16,
 }
 
+/// A neighbour that packets wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Awaited {
+    /// A next hop of the snapshot.
+    NextHop(NextHopId),
+    /// A station of the uplink's own network that the snapshot does not have
+    /// yet, by a digest of its address.
+    Station(u32),
+}
+
+impl Awaited {
+    /// A station's.
+    pub fn station(address: IpAddr) -> Awaited {
+        Awaited::Station(match address {
+            IpAddr::V4(v4) => v4.to_bits(),
+            IpAddr::V6(v6) => v6.segments().chunks(2).fold(0, |digest: u32, pair| {
+                digest.rotate_left(5) ^ (u32::from(pair[0]) << 16 | u32::from(pair[1]))
+            }),
+        })
+    }
+}
+
 /// What becomes of a packet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
@@ -142,10 +166,7 @@ pub enum Verdict {
         source_port: u16,
     },
     /// Waits, as it came, until the neighbour that it goes to is resolved.
-    Wait {
-        /// The neighbour.
-        next_hop: NextHopId,
-    },
+    Wait(Awaited),
     /// Leaves by every port of the segment but the one it came by, and
     /// through the overlay to every remote end of it unless it came from one.
     Flood {

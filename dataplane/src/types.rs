@@ -193,6 +193,15 @@ impl Generation {
             next => Generation(next),
         }
     }
+
+    /// What flows remember where more than the snapshot decides: moves on when
+    /// either does. Never 0.
+    pub const fn with_epoch(self, epoch: u32) -> Generation {
+        match self.0.wrapping_add(epoch) {
+            0 => Generation(u32::MAX),
+            sum => Generation(sum),
+        }
+    }
 }
 
 /// Monotonic time in nanoseconds, read once per batch and handed down.

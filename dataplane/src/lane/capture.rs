@@ -136,7 +136,7 @@ impl Copies {
                     copied.outs.push(out);
                 }
                 Verdict::Tunnel { .. } => copied.outs.extend(snapshot.underlay.uplink),
-                Verdict::Wait { .. } => {}
+                Verdict::Wait(_) => {}
                 Verdict::Reply { dropped } => {
                     copied.drop = dropped;
                     copied.outs.push(packet.in_port);

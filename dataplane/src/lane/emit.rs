@@ -5,7 +5,7 @@ use std::iter;
 
 use crate::counters::LaneCounters;
 use crate::drops::DropReason;
-use crate::frame::{Batch, Frame, Packet, TxChecksum, Verdict};
+use crate::frame::{Awaited, Batch, Frame, Packet, TxChecksum, Verdict};
 use crate::lane::capture::Copies;
 use crate::lane::ports::LanePorts;
 use crate::lane::waiting::Waiting;
@@ -13,7 +13,7 @@ use crate::pipeline::datagrams;
 use crate::pipeline::segment::{Offload, is_super_frame, offload, segment};
 use crate::pipeline::{complete, source_port_of, wrap};
 use crate::snapshot::{PortEntry, Snapshot};
-use crate::types::{NextHopId, PortId, SegmentId, VtepId};
+use crate::types::{PortId, SegmentId, VtepId};
 use crate::umem::{FramePool, OwnerTable, Umem};
 use crate::wire::ethernet;
 use crate::xsk::queue::Flush;
@@ -65,7 +65,7 @@ impl Emitter<'_> {
                         source_port,
                     },
                 ),
-                Verdict::Wait { next_hop } => self.wait(batch, index, next_hop),
+                Verdict::Wait(awaited) => self.wait(batch, index, awaited),
                 Verdict::Reply { dropped } => self.reply(batch, index, dropped),
                 Verdict::Drop(reason) => self.drop(batch, index, reason),
             }
@@ -261,9 +261,9 @@ impl Emitter<'_> {
     }
 
     /// Keeps a packet until its neighbour is resolved.
-    fn wait(&mut self, batch: &mut Batch, index: usize, next_hop: NextHopId) {
+    fn wait(&mut self, batch: &mut Batch, index: usize, awaited: Awaited) {
         let packet = batch.packets()[index];
-        match self.waiting.admit(next_hop) {
+        match self.waiting.admit(awaited) {
             Ok(()) => {
                 let generation = self.snapshot.generation;
                 self.waiting.keep(&packet, batch.take(index), generation);

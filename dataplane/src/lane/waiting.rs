@@ -5,8 +5,8 @@
 //! most two; a packet that the next snapshot does not help waits again.
 
 use crate::drops::DropReason;
-use crate::frame::{Batch, Frame, Packet, Verdict};
-use crate::types::{Generation, NextHopId};
+use crate::frame::{Awaited, Batch, Frame, Packet, Verdict};
+use crate::types::Generation;
 
 /// Packets that wait at most, for all neighbours and for one.
 const LIMIT: usize = 32;
@@ -35,9 +35,9 @@ impl Waiting {
     }
 
     /// Whether another packet may wait for this neighbour.
-    pub(super) fn admit(&self, next_hop: NextHopId) -> Result<(), DropReason> {
+    pub(super) fn admit(&self, awaited: Awaited) -> Result<(), DropReason> {
         let packets = self.young.packets().iter().chain(self.old.packets());
-        let same = packets.filter(|p| p.verdict == Verdict::Wait { next_hop });
+        let same = packets.filter(|p| p.verdict == Verdict::Wait(awaited));
         let is_full = self.young.len() + self.old.len() >= LIMIT || same.count() >= PER_NEIGHBOR;
         match is_full {
             true => Err(DropReason::NeighborQueueFull),

@@ -14,7 +14,7 @@ use super::classify::Ingress;
 use super::{Lane, Round, uplink};
 use crate::drops::DropReason;
 use crate::event::Event;
-use crate::frame::{Batch, Verdict};
+use crate::frame::{Awaited, Batch, Verdict};
 use crate::snapshot::{Location, PortEntry, Role, Segment};
 use crate::tables::flow::{Actions, Hint, Inserted, KeyL2};
 use crate::types::{MacAddr, NextHopId, PortId, SegmentId, VtepId};
@@ -90,7 +90,7 @@ pub(super) fn switch(
             match classify(round, segment, from, &frame) {
                 Ok(Decision::Wait(next_hop)) => {
                     lane.tell_missing(next_hop, round.now_ms);
-                    return Verdict::Wait { next_hop };
+                    return Verdict::Wait(Awaited::NextHop(next_hop));
                 }
                 Ok(Decision::Go(actions)) => {
                     if actions.has(Actions::FLOOD) {
@@ -342,7 +342,7 @@ impl Lane {
             .flows_l2
             .find_hinted(frame.hint, frame.hash, frame.key)?;
         let flow = self.flows_l2.flow(slot);
-        if !flow.is_current(round.snapshot.generation) {
+        if !flow.is_current(round.generation) {
             return None;
         }
         flow.count(bytes, round.now_ms);
@@ -363,7 +363,7 @@ impl Lane {
     /// As [`Lane::install`]. A station that control does not know is told at
     /// once; a known one when its flow was not told of lately.
     fn install_l2(&mut self, frame: &Frame<'_>, actions: Actions, bytes: u64, round: &Round<'_>) {
-        let generation = round.snapshot.generation;
+        let generation = round.generation;
         let table = &mut self.flows_l2;
         let slot = match table.find(frame.hash, frame.key) {
             Some(slot) => {

@@ -219,7 +219,7 @@ impl Segment {
             Verdict::Segment { out, .. } => (out, None, false),
             Verdict::Tunnel { .. }
             | Verdict::Flood { .. }
-            | Verdict::Wait { .. }
+            | Verdict::Wait(_)
             | Verdict::Reply { .. }
             | Verdict::Drop(_) => return None,
         };

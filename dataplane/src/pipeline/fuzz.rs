@@ -151,7 +151,7 @@ fn check(world: &mut World, batch: &Batch, index: usize, port: u16, before: &[u8
             assert!(world.snapshot.vtep(vtep).is_some() && mtu <= 1500);
             assert_ne!(port, UPLINK, "never back into the overlay");
         }
-        Verdict::Wait { .. } => assert!(before.starts_with(&after), "as it came"),
+        Verdict::Wait(_) => assert!(before.starts_with(&after), "as it came"),
         Verdict::Reply { .. } if port == UPLINK => {
             let reply = world.umem.bytes(head);
             assert!(reply.len() >= 42);

@@ -17,7 +17,7 @@ use super::classify::{self, Decision, Ingress, RoutedKey};
 use super::parse::{Headers, Part};
 use super::pieces::Datagram;
 use super::translate::{self, Quote};
-use super::{Lane, Round};
+use super::{Lane, Round, narrow};
 use crate::drops::DropReason;
 use crate::frame::Batch;
 use crate::snapshot::{Destination, Role};
@@ -133,7 +133,7 @@ pub(super) fn is_edge(bytes: &[u8], headers: &Headers) -> bool {
 }
 
 #[inline]
-fn tcp_flags(bytes: &[u8], headers: &Headers) -> u8 {
+pub(super) fn tcp_flags(bytes: &[u8], headers: &Headers) -> u8 {
     match headers.protocol {
         protocol::TCP => bytes
             .get(usize::from(headers.transport) + 13)
@@ -337,7 +337,7 @@ fn inbound<K: RoutedKey>(
             .contains(&tuple.destination.port);
         return is_ours.then(|| Decided::drop(DropReason::NoConnection));
     };
-    if let Some(mtu) = accepted::<K>(bytes, headers) {
+    if let Some(mtu) = narrow::accepted::<K>(bytes, headers) {
         round.connections.limit(found.id, mtu);
     }
     let (old, new) = (found.reply.destination, found.original.source);
@@ -376,7 +376,7 @@ fn inbound_error<K: RoutedKey>(
     let (quote, found) = quoted(round, batch, subject, Side::Reply)?;
     let bytes = round.umem.bytes(batch.head(subject.index));
     if quote.tuple.protocol == protocol::TCP
-        && let Some(mtu) = passes::<K>(bytes, subject.headers)
+        && let Some(mtu) = narrow::passes::<K>(bytes, subject.headers)
         && round.connections.limit(found.id, mtu)
     {
         lane.shortened_ms = round.now_ms;
@@ -439,60 +439,4 @@ fn error<K: RoutedKey>(
         is_address_only: 1,
         ..translation
     }
-}
-
-/// Least MTU that is believed: what every link carries (RFC 8200, section 5),
-/// or every IPv4 host takes (RFC 791).
-const fn least_mtu(is_v6: bool) -> u16 {
-    match is_v6 {
-        true => 1280,
-        false => 576,
-    }
-}
-
-/// The longest packet that the sender of a SYN accepts, by its MSS option (RFC
-/// 9293, section 3.7.1). A super-frame does not say how its sender would cut
-/// it, and that must not be longer.
-fn accepted<K: RoutedKey>(bytes: &[u8], headers: &Headers) -> Option<u16> {
-    if tcp_flags(bytes, headers) & flags::SYN == 0 {
-        return None;
-    }
-    let transport = bytes.get(usize::from(headers.transport)..)?;
-    let end = usize::from(transport.get(12)? >> 4) * 4;
-    let mut options = transport.get(20..end)?;
-    loop {
-        let (&kind, rest) = options.split_first()?;
-        let len = match kind {
-            0 => return None,
-            1 => 1,
-            _ => usize::from(*rest.first()?).max(2),
-        };
-        if let (2, 4, &[_, _, high, low, ..]) = (kind, len, options) {
-            let fixed = if K::IS_V6 { 60 } else { 40 };
-            let mtu = u16::from_be_bytes([high, low]).saturating_add(fixed);
-            return Some(mtu.max(least_mtu(K::IS_V6)));
-        }
-        options = options.get(len..)?;
-    }
-}
-
-/// What fragmentation-needed or packet-too-big says that passes (RFC 1191, RFC
-/// 8201).
-fn passes<K: RoutedKey>(bytes: &[u8], headers: &Headers) -> Option<u16> {
-    let message = bytes.get(usize::from(headers.transport)..)?;
-    let &[kind, code, _, _, a, b, c, d, ..] = message else {
-        return None;
-    };
-    let is_too_big = match K::IS_V6 {
-        true => kind == icmpv6::kind::PACKET_TOO_BIG && (a, b) == (0, 0),
-        false => {
-            (kind, code)
-                == (
-                    icmpv4::kind::UNREACHABLE,
-                    icmpv4::unreachable::FRAGMENTATION_NEEDED,
-                )
-        }
-    };
-    let mtu = u16::from_be_bytes([c, d]);
-    (is_too_big && mtu > 0).then(|| mtu.max(least_mtu(K::IS_V6)))
 }

@@ -25,6 +25,7 @@ mod fragment;
 pub mod fuzz;
 mod limit;
 mod masquerade;
+mod narrow;
 mod neighbor;
 mod overlay;
 mod parse;
@@ -48,13 +49,13 @@ use crossbeam::utils::CachePadded;
 
 use crate::counters::LaneCounters;
 use crate::event::Event;
-use crate::frame::{Batch, Packet, Verdict};
+use crate::frame::{Awaited, Batch, Packet, Verdict};
 use crate::snapshot::Snapshot;
 use crate::tables::connection::{self, Connections, Side};
 use crate::tables::flow::{
     Actions, FlowTable, Hint, Inserted, KeyL2, KeyV4, KeyV6, SlotIndex, Translation,
 };
-use crate::types::{LaneId, MacAddr, Nanos};
+use crate::types::{Generation, LaneId, MacAddr, Nanos};
 use crate::umem::Umem;
 
 use classify::{Decision, RoutedKey};
@@ -128,6 +129,7 @@ struct Lane {
     /// Where the connections' timers go on.
     turn: usize,
     errors: ErrorLimit,
+    news: narrow::News,
     tally: Tally,
     /// When control was last told of a missing neighbour, by its number.
     told_missing_ms: [u32; uplink::TOLD],
@@ -162,6 +164,8 @@ struct Round<'a> {
     umem: &'a Umem,
     snapshot: &'a Snapshot,
     connections: &'a Connections,
+    /// What flows have to have been decided by.
+    generation: Generation,
     now: Nanos,
     now_ms: u32,
 }
@@ -197,6 +201,7 @@ impl LaneState {
                 shortened_ms: 0,
                 turn: usize::from(lane.0),
                 errors: ErrorLimit::new(),
+                news: narrow::News::default(),
                 tally: Tally::default(),
                 told_missing_ms: [uplink::NEVER_MS; uplink::TOLD],
                 told_wanted_ms: [uplink::NEVER_MS; uplink::TOLD],
@@ -236,6 +241,7 @@ pub fn process(
         umem,
         snapshot,
         connections,
+        generation: snapshot.generation.with_epoch(connections.paths().epoch()),
         now,
         now_ms: (now.0 / 1_000_000) as u32,
     };
@@ -255,6 +261,7 @@ pub fn process(
         first += count;
     }
     connections.advance(&mut lane.turn, round.millis());
+    lane.tell_narrowed(&round);
     lane.finish(round.now_ms);
 }
 
@@ -394,10 +401,14 @@ fn ask<K: RoutedKey>(
     } = masquerade::classify(round, batch, subject, lane);
     match decision {
         Decision::Forward(mut actions) => {
-            if let Some(mtu) = translation.map(|t| t.mtu).filter(|mtu| *mtu > 0) {
-                actions.mtu = actions.mtu.min(mtu);
-                actions.segment_mtu = actions.segment_mtu.min(mtu);
-            }
+            let may_stay = match translation {
+                Some(Translation { mtu: 0, .. }) => true,
+                Some(Translation { mtu, .. }) => {
+                    actions.limit(mtu);
+                    true
+                }
+                None => lane.narrowed(round, batch, (index, headers, key), &mut actions),
+            };
             let answer = Answer {
                 actions,
                 translation,
@@ -406,7 +417,7 @@ fn ask<K: RoutedKey>(
                 let reason = route::notice_forwarder(round, batch, index, headers, key, lane);
                 return reason.map_or(Ok(answer), |reason| Err(Verdict::Drop(reason)));
             }
-            if is_settled {
+            if is_settled && may_stay {
                 lane.install(packet.hash, key, &answer, bytes, round);
             }
             Ok(answer)
@@ -415,11 +426,11 @@ fn ask<K: RoutedKey>(
         Decision::News => Err(uplink::news(round, batch, index, headers, lane)),
         Decision::Wait(next_hop) => {
             lane.tell_missing(next_hop, round.now_ms);
-            Err(Verdict::Wait { next_hop })
+            Err(Verdict::Wait(Awaited::NextHop(next_hop)))
         }
         Decision::Find(address) => {
             lane.tell_wanted(address, round.now_ms);
-            Err(Verdict::Drop(crate::drops::DropReason::NeighborUnresolved))
+            Err(Verdict::Wait(Awaited::station(address)))
         }
         Decision::Neighbor => Err(neighbor::discovery(round, batch, index, headers)),
         Decision::Echo => Err(reply::echo(round, batch, index, headers, K::IS_V6)),
@@ -514,7 +525,7 @@ impl Lane {
         let table = K::table(self);
         let slot = table.find_hinted(packet.hint, packet.hash, key)?;
         let flow = table.flow(slot);
-        flow.is_current(round.snapshot.generation).then_some(slot)
+        flow.is_current(round.generation).then_some(slot)
     }
 
     /// What a known flow that is translated answers, which counts the packet.
@@ -546,7 +557,7 @@ impl Lane {
         bytes: u64,
         round: &Round<'_>,
     ) {
-        let generation = round.snapshot.generation;
+        let generation = round.generation;
         let mut actions = answer.actions;
         if answer.translation.is_some() {
             actions.flags |= Actions::TRANSLATE;

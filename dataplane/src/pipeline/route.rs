@@ -9,7 +9,7 @@ use super::classify::RoutedKey;
 use super::parse::{Headers, L3, Part};
 use super::refuse::{self, Refusal};
 use super::translate;
-use super::{Answer, Lane, Round};
+use super::{Answer, Lane, Round, narrow};
 use crate::drops::DropReason;
 use crate::event::Event;
 use crate::frame::{Batch, TxChecksum, Verdict};
@@ -17,10 +17,7 @@ use crate::snapshot::Role;
 use crate::tables::flow::Actions;
 use crate::types::PortId;
 use crate::wire::ethernet::EtherType;
-use crate::wire::icmpv4::{self, Icmpv4Header};
-use crate::wire::icmpv6::{self, Icmpv6Header};
 use crate::wire::ipv4::Ipv4Header;
-use crate::wire::ipv6::Ipv6Header;
 use crate::wire::{protocol, tunnel};
 
 /// How a packet fits the way it is to take.
@@ -162,11 +159,7 @@ pub(super) fn notice_forwarder<K: RoutedKey>(
         return None;
     }
     let bytes = round.umem.bytes(batch.head(index));
-    let message = bytes.get(usize::from(headers.transport)..)?;
-    let (mtu, quoted) = match K::IS_V6 {
-        true => quoted_v6(message)?,
-        false => quoted_v4(message)?,
-    };
+    let (mtu, quoted) = narrow::too_big::<K>(bytes, headers)?;
     if quoted.len <= port.mtu || quoted.source != key.destination() {
         return None;
     }
@@ -176,43 +169,4 @@ pub(super) fn notice_forwarder<K: RoutedKey>(
         destination: quoted.destination,
     });
     (mtu == 0 || mtu >= port.segment_mtu).then_some(DropReason::SuperFrameRefused)
-}
-
-/// The TCP packet that an ICMP error quotes.
-struct Quoted {
-    len: u32,
-    source: std::net::IpAddr,
-    destination: std::net::IpAddr,
-}
-
-fn quoted_v4(message: &[u8]) -> Option<(u32, Quoted)> {
-    let (icmp, quote) = Icmpv4Header::ref_from_prefix(message).ok()?;
-    let (header, _) = Ipv4Header::ref_from_prefix(quote).ok()?;
-    let wanted = (
-        icmpv4::kind::UNREACHABLE,
-        icmpv4::unreachable::FRAGMENTATION_NEEDED,
-    );
-    let is_tcp = header.version() == 4 && header.protocol == protocol::TCP;
-    ((icmp.kind, icmp.code) == wanted && is_tcp).then(|| {
-        let quoted = Quoted {
-            len: u32::from(header.total_length.get()),
-            source: header.source().into(),
-            destination: header.destination().into(),
-        };
-        (u32::from(icmp.sequence.get()), quoted)
-    })
-}
-
-fn quoted_v6(message: &[u8]) -> Option<(u32, Quoted)> {
-    let (icmp, quote) = Icmpv6Header::ref_from_prefix(message).ok()?;
-    let (header, _) = Ipv6Header::ref_from_prefix(quote).ok()?;
-    let is_tcp = header.version() == 6 && header.next_header == protocol::TCP;
-    (icmp.kind == icmpv6::kind::PACKET_TOO_BIG && is_tcp).then(|| {
-        let quoted = Quoted {
-            len: u32::from(header.payload_length.get()) + 40,
-            source: header.source().into(),
-            destination: header.destination().into(),
-        };
-        (icmp.body.get(), quoted)
-    })
 }

@@ -22,7 +22,7 @@ pub enum RouteTarget {
     Host(PortId),
     /// A network that the uplink is in: each of its stations is a neighbour of
     /// its own, with a longer prefix once control has found it. Until then its
-    /// packets are dropped, and control is told.
+    /// packets wait, and control is told.
     OnLink,
     /// Nowhere; the sender is told.
     Unreachable,

@@ -224,6 +224,12 @@ impl Actions {
         self.flags & (Actions::ENCAPSULATE | Actions::UPLINK) != 0
     }
 
+    /// Makes packets no longer than `mtu`.
+    pub fn limit(&mut self, mtu: u16) {
+        self.mtu = self.mtu.min(mtu);
+        self.segment_mtu = self.segment_mtu.min(mtu);
+    }
+
     /// Whether a flag is set.
     #[inline]
     pub const fn has(&self, flag: u16) -> bool {

@@ -1,7 +1,10 @@
-//! Flow tables, of which each lane has its own, and the node's connections.
+//! Flow tables, of which each lane has its own, and the node's connections and
+//! narrow paths.
 
 pub mod connection;
 #[cfg(not(loom))]
 pub mod flow;
+#[cfg(not(loom))]
+pub mod paths;
 #[cfg(not(loom))]
 mod prefetch;

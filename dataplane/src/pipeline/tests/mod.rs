@@ -5,6 +5,7 @@ mod coalesce;
 mod datagrams;
 mod fragments;
 mod masquerade;
+mod narrow;
 mod overlay;
 mod plain;
 mod segments;

@@ -2,7 +2,7 @@
 //! must come out.
 
 use crate::drops::DropReason;
-use crate::frame::Verdict;
+use crate::frame::{Awaited, Verdict};
 use crate::pipeline::world::*;
 
 pub(super) struct Case<'a> {
@@ -51,7 +51,7 @@ pub(super) fn words(verdict: Verdict) -> String {
         Verdict::Reply { dropped: None } => "reply".to_owned(),
         Verdict::Reply { dropped: Some(r) } => format!("reply {}", r.name()),
         Verdict::Drop(reason) => format!("drop {}", reason.name()),
-        Verdict::Wait { next_hop } => format!("wait {}", next_hop.0),
+        Verdict::Wait(Awaited::NextHop(next_hop)) => format!("wait {}", next_hop.0),
         Verdict::Flood { segment, .. } => format!("flood {}", segment.0),
         other => format!("{other:?}"),
     }

@@ -53,6 +53,8 @@ mod words;
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
+#[cfg(not(loom))]
+use crate::tables::paths::Paths;
 use crate::types::PortId;
 use crate::wire::protocol;
 use echoes::Echoes;
@@ -197,6 +199,8 @@ pub struct Connections {
     holders: Holders,
     echoes: Echoes,
     pods: Words,
+    #[cfg(not(loom))]
+    paths: Paths,
 }
 
 #[cfg(not(loom))]
@@ -244,7 +248,16 @@ impl Connections {
             holders: Holders::new(seed.rotate_left(32)),
             echoes: Echoes::new(),
             pods: Words::new(PODS),
+            #[cfg(not(loom))]
+            paths: Paths::default(),
         }
+    }
+
+    /// What is known of paths by those whose address nobody translates.
+    #[cfg(not(loom))]
+    #[inline]
+    pub fn paths(&self) -> &Paths {
+        &self.paths
     }
 
     /// Connections that fit.

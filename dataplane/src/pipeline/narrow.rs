@@ -1,0 +1,221 @@
+//! What receivers and paths say of the longest packet, read off the packets
+//! that say it: the MSS option of a SYN, and fragmentation-needed or
+//! packet-too-big.
+//!
+//! Senders obey by themselves, but a super-frame does not say how its sender
+//! wants it cut. For flows that nobody translates, [`Lane::narrowed`] keeps the
+//! limit between two addresses in `tables::paths`, and flows that are decided
+//! anew obey it. A SYN that leaves the node installs no flow, so that the next
+//! packet asks again and hears what the answer said. An ICMP error has all
+//! flows ask again, at most once in [`EPOCH_MS`].
+
+use std::net::IpAddr;
+
+use zerocopy::FromBytes;
+
+use super::classify::{Ingress, RoutedKey};
+use super::masquerade::tcp_flags;
+use super::parse::{Headers, Part};
+use super::{Lane, Round};
+use crate::frame::Batch;
+use crate::snapshot::Role;
+use crate::tables::flow::Actions;
+use crate::wire::icmpv4::{self, Icmpv4Header};
+use crate::wire::icmpv6::{self, Icmpv6Header};
+use crate::wire::ipv4::Ipv4Header;
+use crate::wire::ipv6::Ipv6Header;
+use crate::wire::protocol;
+use crate::wire::tcp::flags;
+
+/// Least time between two epochs that a lane begins, in milliseconds.
+const EPOCH_MS: u32 = 10;
+
+/// What a lane still has to say of narrower paths.
+#[derive(Debug, Default)]
+pub(super) struct News {
+    is_pending: bool,
+    told_ms: u32,
+}
+
+impl Lane {
+    /// Learns from a packet that is forwarded as it is, by `actions`, and makes
+    /// those obey what is known. Whether later packets of its flow may get the
+    /// same unasked.
+    pub(super) fn narrowed<K: RoutedKey>(
+        &mut self,
+        round: &Round<'_>,
+        batch: &Batch,
+        (index, headers, key): (usize, &Headers, &K),
+        actions: &mut Actions,
+    ) -> bool {
+        let bytes = round.umem.bytes(batch.head(index));
+        let paths = round.connections.paths();
+        let (source, destination) = (key.source(), key.destination());
+        if headers.protocol != protocol::TCP {
+            self.learn::<K>(round, bytes, headers, (destination, actions));
+            return true;
+        }
+        let now_ms = round.millis();
+        let tcp_flags = tcp_flags(bytes, headers);
+        if tcp_flags & flags::SYN != 0 && is_from_beyond(round, key) {
+            let longest = accepted::<K>(bytes, headers).filter(|mtu| *mtu < actions.mtu);
+            paths.accept(destination, source, longest, now_ms);
+        }
+        // What takes super-frames whole needs no cutting.
+        if actions.has(Actions::SUPER_FRAMES) {
+            return true;
+        }
+        if let Some(mtu) = paths.limit(source, destination, now_ms) {
+            actions.limit(mtu);
+        }
+        tcp_flags & (flags::SYN | flags::ACK) != flags::SYN
+    }
+
+    /// Learns from an ICMP error to somebody on this node.
+    fn learn<K: RoutedKey>(
+        &mut self,
+        round: &Round<'_>,
+        bytes: &[u8],
+        headers: &Headers,
+        (sender, actions): (IpAddr, &Actions),
+    ) {
+        if headers.part != Part::Whole || actions.leaves_node() {
+            return;
+        }
+        let Some((_, quoted)) = too_big::<K>(bytes, headers) else {
+            return;
+        };
+        let mtu = passes::<K>(bytes, headers).filter(|mtu| *mtu < actions.mtu);
+        if let Some(mtu) = mtu.filter(|_| quoted.source == sender) {
+            let paths = round.connections.paths();
+            self.news.is_pending |= paths.narrow(sender, quoted.destination, mtu, round.millis());
+        }
+    }
+
+    /// Has flows ask again when a path became narrower.
+    pub(super) fn tell_narrowed(&mut self, round: &Round<'_>) {
+        let news = &mut self.news;
+        if news.is_pending && round.now_ms.wrapping_sub(news.told_ms) >= EPOCH_MS {
+            *news = News {
+                is_pending: false,
+                told_ms: round.now_ms,
+            };
+            round.connections.paths().begin_epoch();
+        }
+    }
+}
+
+/// Whether a packet does not come from a pod of this node.
+fn is_from_beyond<K: RoutedKey>(round: &Round<'_>, key: &K) -> bool {
+    match Ingress::of(round.snapshot, key.upper().in_port) {
+        Some(Ingress::Port(port)) => port.role != Role::Pod,
+        Some(Ingress::Overlay(_)) => true,
+        None => false,
+    }
+}
+
+/// Least MTU that is believed: what every link carries (RFC 8200, section 5),
+/// or every IPv4 host takes (RFC 791).
+const fn least_mtu(is_v6: bool) -> u16 {
+    match is_v6 {
+        true => 1280,
+        false => 576,
+    }
+}
+
+/// The longest packet that the sender of a SYN accepts, by its MSS option (RFC
+/// 9293, section 3.7.1). A super-frame does not say how its sender would cut
+/// it, and that must not be longer.
+pub(super) fn accepted<K: RoutedKey>(bytes: &[u8], headers: &Headers) -> Option<u16> {
+    if tcp_flags(bytes, headers) & flags::SYN == 0 {
+        return None;
+    }
+    let transport = bytes.get(usize::from(headers.transport)..)?;
+    let end = usize::from(transport.get(12)? >> 4) * 4;
+    let mut options = transport.get(20..end)?;
+    loop {
+        let (&kind, rest) = options.split_first()?;
+        let len = match kind {
+            0 => return None,
+            1 => 1,
+            _ => usize::from(*rest.first()?).max(2),
+        };
+        if let (2, 4, &[_, _, high, low, ..]) = (kind, len, options) {
+            let fixed = if K::IS_V6 { 60 } else { 40 };
+            let mtu = u16::from_be_bytes([high, low]).saturating_add(fixed);
+            return Some(mtu.max(least_mtu(K::IS_V6)));
+        }
+        options = options.get(len..)?;
+    }
+}
+
+/// What fragmentation-needed or packet-too-big says that passes (RFC 1191, RFC
+/// 8201).
+pub(super) fn passes<K: RoutedKey>(bytes: &[u8], headers: &Headers) -> Option<u16> {
+    let message = bytes.get(usize::from(headers.transport)..)?;
+    let &[kind, code, _, _, a, b, c, d, ..] = message else {
+        return None;
+    };
+    let is_too_big = match K::IS_V6 {
+        true => kind == icmpv6::kind::PACKET_TOO_BIG && (a, b) == (0, 0),
+        false => {
+            (kind, code)
+                == (
+                    icmpv4::kind::UNREACHABLE,
+                    icmpv4::unreachable::FRAGMENTATION_NEEDED,
+                )
+        }
+    };
+    let mtu = u16::from_be_bytes([c, d]);
+    (is_too_big && mtu > 0).then(|| mtu.max(least_mtu(K::IS_V6)))
+}
+
+/// The TCP packet that an ICMP error quotes.
+pub(super) struct Quoted {
+    pub(super) len: u32,
+    pub(super) source: IpAddr,
+    pub(super) destination: IpAddr,
+}
+
+/// What fragmentation-needed or packet-too-big says of a TCP packet: the MTU,
+/// 0 when it names none, and the packet.
+pub(super) fn too_big<K: RoutedKey>(bytes: &[u8], headers: &Headers) -> Option<(u32, Quoted)> {
+    let message = bytes.get(usize::from(headers.transport)..)?;
+    match (K::IS_V6, headers.protocol) {
+        (false, protocol::ICMP) => quoted_v4(message),
+        (true, protocol::ICMPV6) => quoted_v6(message),
+        _ => None,
+    }
+}
+
+fn quoted_v4(message: &[u8]) -> Option<(u32, Quoted)> {
+    let (icmp, quote) = Icmpv4Header::ref_from_prefix(message).ok()?;
+    let (header, _) = Ipv4Header::ref_from_prefix(quote).ok()?;
+    let wanted = (
+        icmpv4::kind::UNREACHABLE,
+        icmpv4::unreachable::FRAGMENTATION_NEEDED,
+    );
+    let is_tcp = header.version() == 4 && header.protocol == protocol::TCP;
+    ((icmp.kind, icmp.code) == wanted && is_tcp).then(|| {
+        let quoted = Quoted {
+            len: u32::from(header.total_length.get()),
+            source: header.source().into(),
+            destination: header.destination().into(),
+        };
+        (u32::from(icmp.sequence.get()), quoted)
+    })
+}
+
+fn quoted_v6(message: &[u8]) -> Option<(u32, Quoted)> {
+    let (icmp, quote) = Icmpv6Header::ref_from_prefix(message).ok()?;
+    let (header, _) = Ipv6Header::ref_from_prefix(quote).ok()?;
+    let is_tcp = header.version() == 6 && header.next_header == protocol::TCP;
+    (icmp.kind == icmpv6::kind::PACKET_TOO_BIG && is_tcp).then(|| {
+        let quoted = Quoted {
+            len: u32::from(header.payload_length.get()) + 40,
+            source: header.source().into(),
+            destination: header.destination().into(),
+        };
+        (icmp.body.get(), quoted)
+    })
+}
