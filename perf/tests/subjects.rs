@@ -22,7 +22,8 @@ const RUN: Run = Run {
 /// (`.ci/packages bench`) that has to be there.
 fn may_be_missing(kind: Kind) -> bool {
     let in_ci = std::env::var("CI").is_ok_and(|value| value == "true");
-    kind == Kind::AfxdpCrate || (kind == Kind::TestpmdAfxdp && !in_ci)
+    let more = [Kind::TestpmdAfxdp, Kind::NftMasquerade];
+    kind == Kind::AfxdpCrate || (more.contains(&kind) && !in_ci)
 }
 
 #[test]
@@ -61,10 +62,14 @@ fn pods_reach_each_other_through_every_subject() {
             Scenario::Frames64,
             Scenario::VxlanEncap,
             Scenario::VxlanDecap,
+            Scenario::NewUdp,
+            Scenario::NewTcp,
         ];
         for scenario in generated.into_iter().filter(|s| s.suits(*kind)) {
             for v6 in [false, true] {
                 let run = Run { v6, ..RUN };
+                subject.forget_connections().unwrap();
+                subject.reach().unwrap();
                 scenario
                     .measure(subject.as_ref(), &run, &Stop::new())
                     .unwrap_or_else(|error| panic!("{} {}: {error}", kind.name(), scenario.name()));

@@ -13,6 +13,7 @@ use spinlane_perf::generator::socket::{SocketGenerator, SocketOptions};
 use spinlane_perf::generator::xdp::{MAX_LIVE_FRAME_BYTES, XdpGenerator};
 use spinlane_perf::generator::{Limit, Sent};
 use spinlane_perf::packet::{MAX_FRAME_BYTES, Mac, Protocol, Sizes, Template, Traffic, Tunnel};
+use spinlane_perf::sink::distinct::FlowSink;
 use spinlane_perf::sink::socket::SocketSink;
 use spinlane_perf::sink::tc::TcSink;
 use spinlane_perf::sink::tracking::TrackingSink;
@@ -128,6 +129,40 @@ fn expect(counted: u64, mut count: impl FnMut() -> u64) {
         (count() >= counted).then_some(())
     });
     assert_eq!(count(), counted);
+}
+
+#[test]
+fn flows_count_once_each() {
+    if !root_or_skip("flows_count_once_each") {
+        return;
+    }
+    let (left, right) = two_ends();
+    for protocol in [Protocol::Udp, Protocol::TcpSyn] {
+        let filter = Filter {
+            protocol,
+            ..UDP_TO_9
+        };
+        let sink = right
+            .enter(|| FlowSink::attach(if_nametoindex("eth0").unwrap(), &filter).unwrap())
+            .unwrap();
+        let mut traffic = traffic(false);
+        traffic.protocol = protocol;
+        traffic.source_ports = "5000-5999".parse().unwrap();
+        traffic.flows = 1000;
+        // 700 flows, then all of them more than twice.
+        generate(&left, Engine::Xdp, &traffic, count(700));
+        expect(700, || sink.burst().unwrap().flows);
+        let first = sink.burst().unwrap();
+        generate(&left, Engine::Xdp, &traffic, count(2500));
+        expect(1000, || sink.burst().unwrap().flows);
+        let whole = sink.burst().unwrap();
+        assert!(first.seconds > 0.0 && whole.seconds > first.seconds);
+        assert!((whole.rate() * whole.seconds - 999.0).abs() < 1e-6);
+        // What carries no stamp is of no flow.
+        traffic.stamps = false;
+        generate(&left, Engine::Xdp, &traffic, count(100));
+        assert_eq!(sink.burst().unwrap(), whole);
+    }
 }
 
 #[test]

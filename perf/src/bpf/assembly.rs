@@ -248,6 +248,12 @@ impl Assembler {
         self.push(0xdb, base, value, offset, 0xf1);
     }
 
+    /// `value = *(base + offset)`, of which the bits of `value` are then set.
+    /// On 64 bits, atomically.
+    pub fn atomic_fetch_or(&mut self, value: Register, base: Register, offset: i16) {
+        self.push(0xdb, base, value, offset, 0x41);
+    }
+
     /// `r0 =` the packet's bytes at `offset`, in host byte order. Wants the
     /// context in [`R6`], loses [`R1`] to [`R5`] and ends the program with 0
     /// when the packet is shorter.
@@ -348,6 +354,7 @@ mod tests {
         program.jump_if_register(R1, Condition::AtLeast, R2, end);
         program.set_wide(R4, 0x1_0000_0002);
         program.atomic_exchange(R2, R7, 8);
+        program.atomic_fetch_or(R2, R7, 8);
         program.place(end);
         program.call(Helper::Redirect);
         let bytes: Vec<[u8; 8]> = program
@@ -365,10 +372,11 @@ mod tests {
         assert_eq!(bytes[3], [0x62, 0x07, 4, 0, 0xfe, 0xff, 0xff, 0xff]);
         assert_eq!(bytes[4], [0x97, 0x03, 0, 0, 12, 0, 0, 0]);
         assert_eq!(bytes[5], [0x7f, 0x93, 0, 0, 0, 0, 0, 0]);
-        assert_eq!(bytes[6], [0x3d, 0x21, 3, 0, 0, 0, 0, 0]);
+        assert_eq!(bytes[6], [0x3d, 0x21, 4, 0, 0, 0, 0, 0]);
         assert_eq!(bytes[7], [0x18, 0x04, 0, 0, 2, 0, 0, 0]);
         assert_eq!(bytes[8], [0x00, 0x00, 0, 0, 1, 0, 0, 0]);
         assert_eq!(bytes[9], [0xdb, 0x27, 8, 0, 0xf1, 0, 0, 0]);
-        assert_eq!(bytes[10], [0x85, 0x00, 0, 0, 23, 0, 0, 0]);
+        assert_eq!(bytes[10], [0xdb, 0x27, 8, 0, 0x41, 0, 0, 0]);
+        assert_eq!(bytes[11], [0x85, 0x00, 0, 0, 23, 0, 0, 0]);
     }
 }

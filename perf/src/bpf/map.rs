@@ -177,6 +177,30 @@ impl<const N: usize> Record<N> {
     }
 }
 
+/// A row of bits, which a program finds by the number of their 64-bit word.
+#[derive(Debug)]
+pub struct Bits {
+    map: OwnedFd,
+}
+
+impl Bits {
+    /// At least `count` bits, none of them set.
+    ///
+    /// # Errors
+    /// When the kernel refuses the map.
+    pub fn new(count: u32) -> Result<Bits, BpfError> {
+        Ok(Bits {
+            map: create(MAP_TYPE_ARRAY, 1, count.div_ceil(u64::BITS), 0)?,
+        })
+    }
+
+    /// The descriptor for [`super::assembly::Assembler::load_map`].
+    #[must_use]
+    pub fn descriptor(&self) -> i32 {
+        self.map.as_raw_fd()
+    }
+}
+
 /// A hash table of `N` words a key, filled by a program.
 #[derive(Debug)]
 pub struct Table<const N: usize> {

@@ -12,7 +12,7 @@ use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use self::assembly::Instruction;
-pub use map::{Counters, Record, Table};
+pub use map::{Bits, Counters, Record, Table};
 
 const PROG_LOAD: libc::c_long = 5;
 const PROG_TEST_RUN: libc::c_long = 10;

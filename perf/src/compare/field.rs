@@ -216,12 +216,16 @@ fn measure(
     stop: &Stop,
 ) -> Result<Sample, MeasureError> {
     subject.resume();
-    let measured = || {
+    let opens = scenario.opens_connections(subject.kind());
+    let mut measured = || {
+        if opens {
+            subject.forget_connections()?;
+        }
         if !subject.pids().is_empty() {
             thread::sleep(SETTLE);
             subject.reach()?;
         }
-        scenario.measure(subject, run, stop)
+        scenario.measure(&*subject, run, stop)
     };
     let result = measured();
     subject.pause();
@@ -276,6 +280,18 @@ fn method(plan: &Plan) -> Vec<String> {
             ]
             .map(str::to_owned),
         );
+    }
+    if plan
+        .subjects()
+        .iter()
+        .any(|k| k.topology() == Topology::Outside)
+    {
+        notes.push(format!(
+            "New connections by masquerade are {} flows of one packet each, sent at full speed to \
+             subjects that have just forgotten all others; the host outside counts each flow once, \
+             from the first to the last that comes.",
+            crate::scenario::BURST
+        ));
     }
     notes
 }

@@ -43,6 +43,9 @@ const TUNNELLED: [Kind; 4] = [
     Kind::LinuxVxlanOffload,
 ];
 
+/// To a host outside.
+const MASQUERADED: [Kind; 2] = [Kind::SpinlaneMasquerade, Kind::NftMasquerade];
+
 impl Plan {
     /// Every subject by every scenario that suits it.
     #[must_use]
@@ -65,30 +68,34 @@ impl Plan {
     /// rest by those that bars are about.
     #[must_use]
     pub fn standard() -> Vec<Entry> {
-        let whole: Vec<Kind> = CORE.into_iter().chain(FURTHER).chain(TUNNELLED).collect();
-        let mut entries = Self::crossed(
-            &whole,
-            &[Scenario::Frames64, Scenario::Tcp, Scenario::UdpRr],
-        );
-        entries.extend(Self::crossed(
-            &TUNNELLED,
-            &[Scenario::VxlanEncap, Scenario::VxlanDecap],
-        ));
-        let with_tunnels: Vec<Kind> = CORE.into_iter().chain(TUNNELLED).collect();
-        entries.extend(Self::crossed(&with_tunnels, &[Scenario::TcpRr]));
-        entries.extend(Self::crossed(
-            &CORE,
-            &[
-                Scenario::UdpRrLoad,
-                Scenario::TcpRrLoad,
-                Scenario::Crr,
-                Scenario::Frames512,
-                Scenario::Frames1400,
-                Scenario::Frames64Flows,
-                Scenario::Frames64FiftyThousandFlows,
-                Scenario::Churn,
-            ],
-        ));
+        let of = |groups: &[&[Kind]]| groups.concat();
+        let whole = of(&[&CORE, &FURTHER, &TUNNELLED]);
+        let groups: [(Vec<Kind>, &[Scenario]); 6] = [
+            (whole, &[Scenario::Frames64, Scenario::Tcp, Scenario::UdpRr]),
+            (of(&[&CORE, &TUNNELLED]), &[Scenario::TcpRr]),
+            (
+                of(&[&CORE]),
+                &[
+                    Scenario::UdpRrLoad,
+                    Scenario::TcpRrLoad,
+                    Scenario::Frames512,
+                    Scenario::Frames1400,
+                    Scenario::Frames64Flows,
+                    Scenario::Frames64FiftyThousandFlows,
+                    Scenario::Churn,
+                ],
+            ),
+            (of(&[&CORE, &MASQUERADED]), &[Scenario::Crr]),
+            (of(&[&MASQUERADED]), &[Scenario::NewUdp, Scenario::NewTcp]),
+            (
+                of(&[&TUNNELLED]),
+                &[Scenario::VxlanEncap, Scenario::VxlanDecap],
+            ),
+        ];
+        let mut entries: Vec<Entry> = groups
+            .iter()
+            .flat_map(|(subjects, scenarios)| Self::crossed(subjects, scenarios))
+            .collect();
         entries.extend(Self::crossed(
             &[Kind::Spinlane, Kind::LinuxBridge],
             &[Scenario::Pods],
@@ -146,6 +153,7 @@ mod tests {
                         let ours = match peer.topology() {
                             Topology::OneNode => Kind::Spinlane,
                             Topology::TwoNodes => Kind::SpinlaneVxlan,
+                            Topology::Outside => Kind::SpinlaneMasquerade,
                             Topology::Service => panic!("{figure:?} has a bar against {peer:?}"),
                         };
                         assert!(takes_part(*scenario, ours), "{figure:?} {ours:?}");

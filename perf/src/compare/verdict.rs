@@ -10,7 +10,7 @@ use crate::subject::{Kind, Topology};
 /// proxy is held against `linux-routed`, which is the same without its rules.
 fn couples(subjects: &[Kind]) -> Vec<(Kind, Kind)> {
     let mut couples = Vec::new();
-    for topology in [Topology::OneNode, Topology::TwoNodes] {
+    for topology in [Topology::OneNode, Topology::TwoNodes, Topology::Outside] {
         let alike: Vec<Kind> = subjects
             .iter()
             .copied()

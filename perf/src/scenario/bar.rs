@@ -44,6 +44,7 @@ impl Scenario {
             (Scenario::VxlanEncap, VALUE, Kind::OvsAfxdpVxlan) => 2.2,
             (Scenario::VxlanDecap, VALUE, Kind::LinuxVxlan) => 1.8,
             (Scenario::VxlanDecap, VALUE, Kind::OvsAfxdpVxlan) => 2.0,
+            (Scenario::NewUdp | Scenario::NewTcp, VALUE, Kind::NftMasquerade) => 1.5,
             (Scenario::UdpRr | Scenario::TcpRr, "p99_us", Kind::LinuxBridge) => 0.9,
             _ => return None,
         };

@@ -2,6 +2,7 @@
 
 mod bar;
 mod connections;
+mod flows;
 mod frames;
 mod pods;
 mod sockets;
@@ -15,11 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::cpu::{self, Busy};
 use crate::measure::{MeasureError, io_error};
+use crate::packet::Protocol;
 use crate::rr::Transport;
 use crate::stop::Stop;
 use crate::subject::{Kind, SENDER_CORE, Subject, Topology};
 
 pub use bar::Bar;
+pub use flows::BURST;
 pub use sockets::LOAD_PER_SECOND;
 
 /// A thing to do to a subject.
@@ -72,6 +75,11 @@ pub enum Scenario {
     VxlanEncap,
     /// 64-byte frames of one flow in the tunnel, from its far end to a pod.
     VxlanDecap,
+    /// A burst of UDP flows, one packet each, that a masquerading switch opens
+    /// connections for.
+    NewUdp,
+    /// The same of TCP SYN.
+    NewTcp,
     /// Pods added and removed by the subject's CNI plugin.
     Pods,
     /// Nothing: what the switch's processes use.
@@ -129,6 +137,8 @@ impl Scenario {
             Scenario::Crr => "crr",
             Scenario::VxlanEncap => "vxlan-encap",
             Scenario::VxlanDecap => "vxlan-decap",
+            Scenario::NewUdp => "new-udp",
+            Scenario::NewTcp => "new-tcp",
             Scenario::Pods => "pods",
             Scenario::Idle => "idle",
         }
@@ -155,6 +165,8 @@ impl Scenario {
             Scenario::Crr => "TCP connections",
             Scenario::VxlanEncap => "VXLAN encapsulation, 64-byte frames",
             Scenario::VxlanDecap => "VXLAN decapsulation, 64-byte frames",
+            Scenario::NewUdp => "new connections, UDP",
+            Scenario::NewTcp => "new connections, TCP SYN",
             Scenario::Pods => "pods added and removed",
             Scenario::Idle => "idle processes",
         }
@@ -166,7 +178,7 @@ impl Scenario {
         match self {
             Scenario::Tcp | Scenario::TcpStreams => "bit/s",
             Scenario::UdpRr | Scenario::TcpRr | Scenario::UdpRrLoad | Scenario::TcpRrLoad => "us",
-            Scenario::Crr => "connections/s",
+            Scenario::Crr | Scenario::NewUdp | Scenario::NewTcp => "connections/s",
             Scenario::Pods => "pods/s",
             Scenario::Idle => "% of a core",
             _ => "packets/s",
@@ -227,9 +239,18 @@ impl Scenario {
             // A service leads only what is sent to its own ports.
             Scenario::Churn => kind.topology() != Topology::Service,
             Scenario::VxlanEncap | Scenario::VxlanDecap => kind.topology() == Topology::TwoNodes,
+            Scenario::NewUdp | Scenario::NewTcp => kind.topology() == Topology::Outside,
             Scenario::Pods => kind.has_plugin(),
             _ => true,
         }
+    }
+
+    /// Whether it counts new connections, so that a subject which follows them
+    /// has to forget earlier ones first.
+    #[must_use]
+    pub fn opens_connections(self, kind: Kind) -> bool {
+        kind.topology() == Topology::Outside
+            && matches!(self, Scenario::NewUdp | Scenario::NewTcp | Scenario::Crr)
     }
 
     /// Does it to a subject that is set up and not paused.
@@ -262,11 +283,15 @@ impl Scenario {
             Scenario::Crr => connections::of(subject, run, stop)?,
             Scenario::VxlanEncap => tunnel::into(subject, run, stop)?,
             Scenario::VxlanDecap => tunnel::out_of(subject, run, stop)?,
+            Scenario::NewUdp => flows::of(subject, run, Protocol::Udp, stop)?,
+            Scenario::NewTcp => flows::of(subject, run, Protocol::TcpSyn, stop)?,
             Scenario::Pods => pods::of(subject, run, stop)?,
             Scenario::Idle => idle(subject, run, stop)?,
         };
         let busy: f64 = sample.cores_busy.iter().sum();
-        if self.better() == Better::Higher && busy > 0.0 {
+        // A burst is shorter than the time that cores are watched for.
+        let is_burst = matches!(self, Scenario::NewUdp | Scenario::NewTcp);
+        if self.better() == Better::Higher && busy > 0.0 && !is_burst {
             let rate = sample.value / busy;
             sample.details.insert(PER_CPU_SECOND.to_owned(), rate);
         }

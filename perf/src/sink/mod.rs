@@ -1,5 +1,6 @@
 //! Sinks: what counts. A rate is what a sink saw, nothing else.
 
+pub mod distinct;
 pub mod flow;
 pub mod latency;
 mod program;

@@ -10,7 +10,7 @@ use crate::bpf::assembly::{
     Assembler, Condition, Helper, Instruction, Label, Operation, R0, R1, R2, R3, R4, R5, R6, R7,
     R8, R9, R10, Register, Width,
 };
-use crate::packet::{MAGIC, Protocol, STAMP_BYTES};
+use crate::packet::{FLOW_BITS, MAGIC, Protocol, STAMP_BYTES};
 use crate::sink::Filter;
 use crate::sink::flow::{self, SLOTS};
 use crate::sink::latency::{BUCKETS, SUB_BUCKET_BITS};
@@ -27,6 +27,12 @@ pub(crate) const HISTOGRAM: usize = 8;
 pub(crate) const TRACKING_WORDS: usize = HISTOGRAM + BUCKETS;
 /// Words when it only counts.
 pub(crate) const COUNTING_WORDS: usize = 2;
+/// Different flows, and when the first and the last came, in nanoseconds.
+pub(crate) const DISTINCT: usize = 3;
+pub(crate) const FIRST: usize = 4;
+pub(crate) const LAST: usize = 5;
+/// Words when it counts flows.
+pub(crate) const FLOW_WORDS: usize = 6;
 
 /// Where the program sits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +41,17 @@ pub enum Hook {
     Tc,
     /// XDP: earlier, but the device then works in another way.
     Xdp,
+}
+
+/// What a sink does with a packet beside counting it.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Look {
+    /// Nothing.
+    Away,
+    /// Counts flows, each once; the descriptor of a bit for each.
+    AtFlows(i32),
+    /// Reads the whole stamp.
+    AtStamps(Tracking),
 }
 
 /// Descriptors of the maps of a sink that tracks.
@@ -80,12 +97,7 @@ fn word(index: usize) -> i16 {
 }
 
 /// The program; `counters` is a per-CPU map.
-pub(crate) fn code(
-    hook: Hook,
-    filter: &Filter,
-    counters: i32,
-    tracking: Option<Tracking>,
-) -> Vec<Instruction> {
+pub(crate) fn code(hook: Hook, filter: &Filter, counters: i32, look: Look) -> Vec<Instruction> {
     let mut program = Assembler::new();
     let pass = program.label();
     let done = program.label();
@@ -97,8 +109,10 @@ pub(crate) fn code(
     };
     writer.match_packet(filter);
     writer.count(counters);
-    if let Some(tracking) = tracking {
-        writer.track(tracking);
+    match look {
+        Look::Away => {}
+        Look::AtFlows(bits) => writer.count_flows(bits),
+        Look::AtStamps(tracking) => writer.track(tracking),
     }
     let (drop_it, pass_it) = match hook {
         Hook::Tc => (TCX_DROP, TCX_NEXT),
@@ -244,10 +258,7 @@ impl Writer<'_> {
         add_to(program, R9, SUPER_FRAMES, R8);
         program.jump_to(done);
         program.place(single);
-        self.load(STAMP, STAMP_BYTES as i32, unstamped);
-        let program = &mut *self.program;
-        program.load(Width::Half, R1, R10, STAMP);
-        program.jump_if(R1, Condition::NotEqual, MAGIC.to_be().into(), unstamped);
+        self.load_stamp(unstamped);
         self.measure_latency();
         self.find_flow(maps, untracked);
         self.track_order(untracked);
@@ -258,6 +269,48 @@ impl Writer<'_> {
             add_to(program, R9, counter, R1);
             program.jump_to(done);
         }
+    }
+
+    fn load_stamp(&mut self, unstamped: Label) {
+        self.load(STAMP, STAMP_BYTES as i32, unstamped);
+        let program = &mut *self.program;
+        program.load(Width::Half, R1, R10, STAMP);
+        program.jump_if(R1, Condition::NotEqual, MAGIC.to_be().into(), unstamped);
+    }
+
+    /// Counts the packet's flow unless it came before, and keeps the time.
+    fn count_flows(&mut self, bits: i32) {
+        let done = self.done;
+        let [unstamped, later] = std::array::from_fn(|_| self.program.label());
+        self.load_stamp(unstamped);
+        let program = &mut *self.program;
+        program.load(Width::Word, R1, R10, STAMP_STREAM);
+        program.to_big_endian(R1, 32);
+        program.compute(Operation::And, R1, (1 << FLOW_BITS) - 1);
+        program.copy(R7, R1);
+        program.compute(Operation::And, R7, 63);
+        program.compute(Operation::ShiftRight, R1, 6);
+        program.store(Width::Word, R1, R10, KEY);
+        self.look_up(bits, done);
+        let program = &mut *self.program;
+        program.set(R1, 1);
+        program.compute_register(Operation::ShiftLeft, R1, R7);
+        program.copy(R2, R1);
+        program.atomic_fetch_or(R2, R0, 0);
+        program.compute_register(Operation::And, R2, R1);
+        program.jump_if(R2, Condition::NotEqual, 0, done);
+        program.set(R1, 1);
+        add_to(program, R9, DISTINCT, R1);
+        program.call(Helper::Time);
+        program.store(Width::Double, R0, R9, word(LAST));
+        program.load(Width::Double, R1, R9, word(FIRST));
+        program.jump_if(R1, Condition::NotEqual, 0, later);
+        program.store(Width::Double, R0, R9, word(FIRST));
+        program.place(later);
+        program.jump_to(done);
+        program.place(unstamped);
+        program.set(R1, 1);
+        add_to(program, R9, UNSTAMPED, R1);
     }
 
     /// Adds the packet's latency to the histogram, unless it is of the future.

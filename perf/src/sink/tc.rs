@@ -6,7 +6,7 @@
 
 use crate::bpf::{Attachment, BpfError, Counters, Program, ProgramType};
 use crate::packet::{PortRange, Protocol};
-use crate::sink::program::{BYTES, COUNTING_WORDS, Hook, PACKETS, code};
+use crate::sink::program::{BYTES, COUNTING_WORDS, Hook, Look, PACKETS, code};
 use crate::sink::{Count, Filter};
 
 /// A counting, dropping sink; dropping it takes it off the device.
@@ -40,7 +40,7 @@ impl TcSink {
     /// When the kernel refuses.
     pub fn attach_for(ifindex: u32, filter: &Filter) -> Result<TcSink, BpfError> {
         let counters = Counters::new()?;
-        let code = code(Hook::Tc, filter, counters.descriptor(), None);
+        let code = code(Hook::Tc, filter, counters.descriptor(), Look::Away);
         let program = Program::load(ProgramType::Tc, "sink", &code)?;
         let attachment = program.attach_ingress(ifindex)?;
         Ok(TcSink {

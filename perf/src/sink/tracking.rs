@@ -5,7 +5,7 @@ use crate::bpf::{Attachment, BpfError, Counters, Program, ProgramType, Record, T
 use crate::sink::flow::{self, Order};
 use crate::sink::latency::Latencies;
 use crate::sink::program::{
-    BYTES, HISTOGRAM, Hook, MAX_LATENCY, PACKETS, SUPER_FRAMES, TRACKING_WORDS, Tracking,
+    BYTES, HISTOGRAM, Hook, Look, MAX_LATENCY, PACKETS, SUPER_FRAMES, TRACKING_WORDS, Tracking,
     UNSTAMPED, UNTRACKED, code,
 };
 use crate::sink::{Count, Filter, Stamps};
@@ -38,7 +38,12 @@ impl TrackingSink {
             flows: flows.descriptor(),
             blank: blank.descriptor(),
         };
-        let code = code(hook, filter, counters.descriptor(), Some(tracking));
+        let code = code(
+            hook,
+            filter,
+            counters.descriptor(),
+            Look::AtStamps(tracking),
+        );
         let (program, attachment) = match hook {
             Hook::Tc => {
                 let program = Program::load(ProgramType::Tc, "sink", &code)?;

@@ -3,7 +3,9 @@
 use serde::Serialize;
 
 use crate::measure::MeasureError;
-use crate::subject::{Spinlane, Subject, bridge, forwarder, ovs, proxy, redirect, routed, testpmd};
+use crate::subject::{
+    Spinlane, Subject, bridge, forwarder, masquerade, ovs, proxy, redirect, routed, testpmd,
+};
 
 /// Which switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, clap::ValueEnum)]
@@ -38,6 +40,10 @@ pub enum Kind {
     LinuxVxlanOffload,
     /// Open vSwitch's userspace datapath on AF_XDP with VXLAN, two nodes.
     OvsAfxdpVxlan,
+    /// Spinlane as shipped, a node with an uplink to a host outside.
+    SpinlaneMasquerade,
+    /// `linux-routed` with nftables' masquerade, to a host outside.
+    NftMasquerade,
 }
 
 /// What frames have to cross: only like is compared with like.
@@ -50,6 +56,8 @@ pub enum Topology {
     TwoNodes,
     /// From a pod to a service's address on one node.
     Service,
+    /// From a pod to a host that knows of no pods.
+    Outside,
 }
 
 impl Kind {
@@ -71,6 +79,8 @@ impl Kind {
             Kind::LinuxVxlan => "linux-vxlan",
             Kind::LinuxVxlanOffload => "linux-vxlan-offload",
             Kind::OvsAfxdpVxlan => "ovs-afxdp-vxlan",
+            Kind::SpinlaneMasquerade => "spinlane-masquerade",
+            Kind::NftMasquerade => "nft-masquerade",
         }
     }
 
@@ -83,6 +93,7 @@ impl Kind {
             | Kind::LinuxVxlan
             | Kind::LinuxVxlanOffload
             | Kind::OvsAfxdpVxlan => Topology::TwoNodes,
+            Kind::SpinlaneMasquerade | Kind::NftMasquerade => Topology::Outside,
             _ => Topology::OneNode,
         }
     }
@@ -92,7 +103,7 @@ impl Kind {
     pub fn is_ours(self) -> bool {
         matches!(
             self,
-            Kind::Spinlane | Kind::SpinlaneBusy | Kind::SpinlaneVxlan
+            Kind::Spinlane | Kind::SpinlaneBusy | Kind::SpinlaneVxlan | Kind::SpinlaneMasquerade
         )
     }
 
@@ -117,7 +128,10 @@ impl Kind {
     /// a step fails.
     pub fn set_up(self, services: usize) -> Result<Box<dyn Subject>, MeasureError> {
         let peer = match self {
-            Kind::Spinlane | Kind::SpinlaneBusy | Kind::SpinlaneVxlan => {
+            Kind::Spinlane
+            | Kind::SpinlaneBusy
+            | Kind::SpinlaneVxlan
+            | Kind::SpinlaneMasquerade => {
                 let subject = Spinlane::set_up(self)?;
                 subject.reach()?;
                 return Ok(Box::new(subject));
@@ -132,6 +146,7 @@ impl Kind {
             Kind::IptablesProxy => proxy::set_up_iptables(services)?,
             Kind::LinuxVxlan | Kind::LinuxVxlanOffload => bridge::set_up_vxlan(self)?,
             Kind::OvsAfxdpVxlan => ovs::set_up_vxlan()?,
+            Kind::NftMasquerade => masquerade::set_up_nft()?,
         };
         peer.reach()?;
         Ok(Box::new(peer))

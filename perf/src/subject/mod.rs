@@ -7,6 +7,7 @@
 mod bridge;
 mod forwarder;
 mod kind;
+mod masquerade;
 mod ovs;
 mod peer;
 mod proxy;
@@ -140,6 +141,14 @@ pub trait Subject {
 
     /// What a reader has to know of the way it was run, in order.
     fn settings(&self) -> &[(String, String)];
+
+    /// Forgets the connections that it follows, as if just set up.
+    ///
+    /// # Errors
+    /// When a step fails.
+    fn forget_connections(&mut self) -> Result<(), MeasureError> {
+        Ok(())
+    }
 
     /// Stops its processes until [`Subject::resume`].
     fn pause(&mut self);

@@ -12,7 +12,7 @@ use spinlane_tests::{Namespace, Process, lab_dir};
 use crate::measure::MeasureError;
 use crate::subject::redirect::Redirection;
 use crate::subject::veth::{Addressing, VethPod};
-use crate::subject::{Kind, Pod, ServiceAddress, Subject, Wire};
+use crate::subject::{Kind, Pod, ServiceAddress, Subject, Wire, masquerade};
 
 /// A peer that is set up. Fields go in this order: processes before the
 /// namespaces that they run in.
@@ -77,7 +77,7 @@ impl Peer {
         Ok(peer)
     }
 
-    fn of(kind: Kind, nodes: Vec<Namespace>, pods: [VethPod; 2]) -> Peer {
+    pub(super) fn of(kind: Kind, nodes: Vec<Namespace>, pods: [VethPod; 2]) -> Peer {
         Peer {
             kind,
             forwarding: Vec::new(),
@@ -185,6 +185,13 @@ impl Subject for Peer {
             }
         };
         cycle(&self.nodes[0], plugin)
+    }
+
+    fn forget_connections(&mut self) -> Result<(), MeasureError> {
+        match self.kind {
+            Kind::NftMasquerade => masquerade::forget(&self.nodes[0]),
+            _ => Ok(()),
+        }
     }
 
     fn pause(&mut self) {

@@ -8,21 +8,24 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use serde_json::json;
 use spinlane_api::view::{PortKind, XdpMode};
-use spinlane_tests::cluster::{Families, Underlay};
+use spinlane_tests::cluster::{Families, UPLINK, Underlay};
 use spinlane_tests::{Cluster, Namespace, Node, NodeConfig, program};
 
 use crate::measure::MeasureError;
 use crate::path::Path as Route;
 use crate::subject::peer::{UPLINK_SETTING, uplinks_without_tunnel_offload};
+use crate::subject::veth::VethPod;
 use crate::subject::{
-    Kind, LANE_CORE, Pod, SENDER_CORE, Subject, Wire, feature, on_off, setting, signal,
+    Kind, LANE_CORE, Pod, SENDER_CORE, Subject, Wire, feature, masquerade, on_off, setting, signal,
 };
 
 /// An agent with two pods.
 #[derive(Debug)]
 pub struct Spinlane {
     kind: Kind,
-    pods: [AttachedPod; 2],
+    pods: Vec<AttachedPod>,
+    /// Where pods send to, when not to each other.
+    outside: Option<VethPod>,
     nodes: Nodes,
     host_end: String,
     settings: Vec<(String, String)>,
@@ -60,6 +63,16 @@ impl Nodes {
             "busy".clone_into(&mut config.poll);
         }
         Ok(Nodes::One(Box::new(Node::start(&config)?)))
+    }
+
+    /// A node that masquerades, and a host outside.
+    fn start_with_uplink() -> Result<(Nodes, Option<VethPod>), MeasureError> {
+        let mut config = NodeConfig::new("masquerade");
+        UPLINK.clone_into(&mut config.uplink);
+        let mut node = Node::prepare(&config)?;
+        let outside = masquerade::outside_of(node.namespace())?;
+        node.start_agent()?;
+        Ok((Nodes::One(Box::new(node)), Some(outside)))
     }
 
     fn all(&self) -> &[Node] {
@@ -127,11 +140,14 @@ impl Spinlane {
                 reason: error.to_string(),
             })?;
         }
-        let nodes = Nodes::start(kind)?;
-        let pods = [
-            AttachedPod::attach(nodes.first(), "pod1")?,
-            AttachedPod::attach(nodes.last(), "pod2")?,
-        ];
+        let (nodes, outside) = match kind {
+            Kind::SpinlaneMasquerade => Nodes::start_with_uplink()?,
+            _ => (Nodes::start(kind)?, None),
+        };
+        let mut pods = vec![AttachedPod::attach(nodes.first(), "pod1")?];
+        if outside.is_none() {
+            pods.push(AttachedPod::attach(nodes.last(), "pod2")?);
+        }
         let host_end = nodes
             .first()
             .ports()?
@@ -145,6 +161,7 @@ impl Spinlane {
         let mut subject = Spinlane {
             kind,
             pods,
+            outside,
             nodes,
             host_end,
             settings: Vec::new(),
@@ -155,8 +172,8 @@ impl Spinlane {
 
     /// How long the plugin took to attach each pod, process start included.
     #[must_use]
-    pub fn attach_times(&self) -> [Duration; 2] {
-        [self.pods[0].took, self.pods[1].took]
+    pub fn attach_times(&self) -> Vec<Duration> {
+        self.pods.iter().map(|pod| pod.took).collect()
     }
 
     /// What the shipped default came to here.
@@ -207,7 +224,11 @@ impl Subject for Spinlane {
     }
 
     fn pods(&self) -> [Pod<'_>; 2] {
-        [self.pods[0].pod(), self.pods[1].pod()]
+        let receiver = match &self.outside {
+            Some(host) => host.pod(),
+            None => self.pods[1].pod(),
+        };
+        [self.pods[0].pod(), receiver]
     }
 
     fn node(&self) -> &Namespace {
@@ -255,6 +276,18 @@ impl Subject for Spinlane {
         let removing = removed.elapsed;
         removed.success("DEL of a pod")?;
         Ok([adding, removing])
+    }
+
+    fn forget_connections(&mut self) -> Result<(), MeasureError> {
+        match &mut self.nodes {
+            Nodes::One(node) => node.restart()?,
+            Nodes::Two(cluster) => {
+                for node in cluster.nodes_mut() {
+                    node.restart()?;
+                }
+            }
+        }
+        Ok(())
     }
 
     fn pause(&mut self) {
