@@ -15,6 +15,7 @@ pub mod capture;
 pub mod cluster;
 pub mod cni;
 mod error;
+pub mod lan;
 mod namespace;
 mod node;
 pub mod plain;

@@ -12,8 +12,8 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use spinlane_api::view;
 use spinlane_dataplane::drops::DropReason;
 use spinlane_dataplane::engine::{
-    Attached, Capture, CaptureSpec, CapturedPacket, Direction, Engine, EngineConfig, PollMode,
-    PortError, PortSpec, UplinkSpec, XdpChoice, XdpMode,
+    Attached, Capture, CaptureSpec, CapturedPacket, Direction, Engine, EngineConfig, HostSide,
+    PollMode, PortError, PortSpec, UplinkSpec, XdpChoice, XdpMode,
 };
 use spinlane_dataplane::event::Event;
 use spinlane_dataplane::pipeline::{FlowRecord, protocol_name};
@@ -23,6 +23,7 @@ use spinlane_dataplane::types::PortId;
 
 use crate::config::{self, Config};
 use crate::node::Node;
+use crate::node::host_port::HOST_SIDE;
 use crate::node::switch::{Binding, Switch, SwitchError, WayOut};
 use crate::views::{Packet, Packets, Views};
 
@@ -82,7 +83,10 @@ impl Switch for Lanes {
                 false => XdpChoice::Native,
             },
             is_bridged: way_out.is_bridged,
-            host_side: None,
+            host_side: way_out.host.map(|host| HostSide {
+                port_ifindex: host.port.ifindex,
+                far_end: HOST_SIDE.to_owned(),
+            }),
         });
         attached.map(binding).map_err(failure)
     }

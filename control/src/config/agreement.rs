@@ -1,11 +1,13 @@
 //! What keys of different tables must agree on, and which keys change nothing
 //! in this version.
 
+use std::net::IpAddr;
+
 use super::document::{Document, Step};
 use super::place::{At, Checked, at};
 use super::raw::RawConfig;
 use super::validate::{SMALLEST_MTU, overlap};
-use super::{Config, Mode};
+use super::{Config, Mode, Uplink};
 
 /// What keys of different tables must agree on.
 pub(super) fn agree(config: &Config, document: &Document<'_>) -> Checked<()> {
@@ -31,23 +33,55 @@ pub(super) fn agree(config: &Config, document: &Document<'_>) -> Checked<()> {
             network.mode.name()
         )));
     }
-    agree_on_gateway(config, document)?;
+    agree_on_shared_segment(config, document)?;
     agree_on_mtu(config, document)
 }
 
-fn agree_on_gateway(config: &Config, document: &Document<'_>) -> Checked<()> {
+/// What mode `l2` needs: an uplink, and pods and gateways in its networks.
+fn agree_on_shared_segment(config: &Config, document: &Document<'_>) -> Checked<()> {
     let (node, network) = (&config.node, &config.network);
-    let Some(gateway) = network.gateway.filter(|_| network.mode == Mode::L2) else {
+    if network.mode != Mode::L2 {
+        return Ok(());
+    }
+    if node.uplink == Uplink::None {
+        return Err(at!(document, "node", "uplink").complain(
+            "mode \"l2\" joins pods to the uplink's network: name an interface".to_owned(),
+        ));
+    }
+    // An uplink that is not there yet may have any network.
+    let Some(uplink) = &config.underlay else {
         return Ok(());
     };
-    let mut ranges = node
+    let networks = &uplink.networks;
+    let strange = node.pod_cidrs.iter();
+    let mut strange = strange.filter_map(|range| network.is_beyond_link(range, networks));
+    if let Some(why) = strange.next() {
+        return Err(at!(document, "node", "pod-cidrs").complain(why));
+    }
+    let ranges: Vec<_> = node
         .pod_cidrs
         .iter()
         .chain(&network.cluster_cidrs)
-        .peekable();
-    if ranges.peek().is_some() && !ranges.any(|range| range.contains(&gateway)) {
-        return Err(at!(document, "network", "gateway").complain(format!(
-            "{gateway} is neither in node.pod-cidrs nor in network.cluster-cidrs: pods could not reach it on their link"
+        .chain(&uplink.networks)
+        .collect();
+    let is_on_link = |gateway: &IpAddr| match gateway {
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => true,
+        _ => ranges.is_empty() || ranges.iter().any(|range| range.contains(gateway)),
+    };
+    let key = match at!(document, "network", "gateway").is_set() {
+        true => "gateway",
+        false => "gateways",
+    };
+    if let Some(gateway) = network.gateways.iter().find(|g| !is_on_link(g)) {
+        return Err(at!(document, "network", key).complain(format!(
+            "{gateway} is in no network of {}, nor in node.pod-cidrs or network.cluster-cidrs: pods could not reach it on their link",
+            uplink.name
+        )));
+    }
+    if let Some(own) = network.gateways.iter().find(|g| node.addresses.contains(g)) {
+        return Err(at!(document, "network", key).complain(format!(
+            "{own} is the node's own address: name the router of {}'s network",
+            uplink.name
         )));
     }
     Ok(())
@@ -72,7 +106,7 @@ fn agree_on_mtu(config: &Config, document: &Document<'_>) -> Checked<()> {
 }
 
 /// Keys that are read, checked, and change nothing in this version.
-const NOT_IN_FORCE: &[&[&str]] = &[&["network", "service-cidrs"], &["network", "gateway"]];
+const NOT_IN_FORCE: &[&[&str]] = &[&["network", "service-cidrs"]];
 
 pub(super) fn warnings(raw: &RawConfig, document: &Document<'_>) -> Vec<String> {
     let mut warnings = Vec::new();
@@ -81,9 +115,6 @@ pub(super) fn warnings(raw: &RawConfig, document: &Document<'_>) -> Vec<String> 
             "{what} is accepted but not yet in force in this version"
         ));
     };
-    if raw.network.mode.as_deref() == Some("l2") {
-        warn("network.mode = \"l2\" (pods of this node are routed)");
-    }
     if raw.source.kind.as_deref() == Some("kubernetes") {
         warn("source.kind = \"kubernetes\"");
     }
@@ -95,6 +126,13 @@ pub(super) fn warnings(raw: &RawConfig, document: &Document<'_>) -> Vec<String> 
         };
         if at.is_set() {
             warn(&at.name());
+        }
+    }
+    let mode = raw.network.mode.as_deref().unwrap_or("vxlan");
+    for key in ["gateway", "gateways"] {
+        let at = at!(document, "network", key);
+        if mode != "l2" && at.is_set() {
+            warnings.push(format!("{} changes nothing in mode {mode:?}", at.name()));
         }
     }
     warnings

@@ -8,6 +8,7 @@
 use std::fs;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use spinlane_dataplane::types::is_routable;
 
 use crate::node::link;
@@ -37,6 +38,8 @@ pub struct Interface {
     pub default_route: bool,
     /// Its addresses that others may know it by.
     pub addresses: Vec<IpAddr>,
+    /// Networks whose stations are its neighbours.
+    pub networks: Vec<IpNet>,
 }
 
 impl Environment {
@@ -79,8 +82,9 @@ fn read_interfaces() -> Result<Vec<Interface>, NetlinkError> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
     let addresses = netlink.addresses()?;
-    let ways_out: Vec<_> = link::routes(&mut netlink)?
-        .into_iter()
+    let routes = link::routes(&mut netlink)?;
+    let ways_out: Vec<_> = routes
+        .iter()
         .filter(|route| route.to.prefix_len() == 0)
         .filter_map(|route| route.oif)
         .collect();
@@ -91,6 +95,11 @@ fn read_interfaces() -> Result<Vec<Interface>, NetlinkError> {
             .iter()
             .filter(|(index, address, _)| *index == link.index && is_global(*address))
             .map(|(_, address, _)| *address)
+            .collect(),
+        networks: routes
+            .iter()
+            .filter(|route| route.is_network_of(link.index))
+            .map(|route| route.to)
             .collect(),
         name: link.name,
     });

@@ -38,6 +38,9 @@ pub const VXLAN_OVERHEAD_V4: u32 = 50;
 pub const VXLAN_OVERHEAD_V6: u32 = 70;
 /// Underlay MTU when no uplink says otherwise.
 pub const DEFAULT_UNDERLAY_MTU: u32 = 1500;
+/// The segment that pods, node and uplink share in l2 mode; a `[[segments]]`
+/// table of that name sets its guard and its static stations.
+pub const SHARED_SEGMENT: &str = "l2";
 
 /// A configuration that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -221,8 +224,9 @@ pub struct Network {
     pub egress_addresses: Vec<IpAddr>,
     /// VXLAN towards nodes in other subnets, routes towards the rest.
     pub cross_subnet: bool,
-    /// The pods' gateway in l2 mode.
-    pub gateway: Option<IpAddr>,
+    /// The pods' gateways in l2 mode, at most one a family; the kernel's
+    /// default routes by the uplink name those that are absent.
+    pub gateways: Vec<IpAddr>,
 }
 
 impl Network {
@@ -278,6 +282,22 @@ impl Network {
         held.filter(|_| self.mode != Mode::L2).map(|address| {
             format!(
                 "{cidr} covers the node's own address {address}: pods need a range of their own"
+            )
+        })
+    }
+
+    /// Why a range is not on the uplink's link in mode `l2`, whose networks
+    /// are these; nothing while none is known.
+    pub fn is_beyond_link(&self, cidr: &IpNet, networks: &[IpNet]) -> Option<String> {
+        let mut on_link = networks.iter().chain(&self.cluster_cidrs);
+        let is_fine = self.mode != Mode::L2
+            || networks.is_empty()
+            || on_link.any(|network| network.contains(cidr));
+        (!is_fine).then(|| {
+            let names: Vec<_> = networks.iter().map(ToString::to_string).collect();
+            format!(
+                "{cidr} is in no network of the uplink ({}), whose addresses pods get in mode \"l2\": choose a range inside, or name its whole network in network.cluster-cidrs",
+                names.join(", ")
             )
         })
     }

@@ -81,6 +81,7 @@ table! {
         "egress-addresses" egress_addresses: Option<Vec<String>>,
         "cross-subnet" cross_subnet: Option<bool>,
         "gateway" gateway: Option<String>,
+        "gateways" gateways: Option<Vec<String>>,
     }
 }
 

@@ -20,6 +20,9 @@ fn machine() -> Environment {
                 addresses: ["192.0.2.7", "192.0.2.8", "2001:db8::7"]
                     .map(|a| a.parse().unwrap())
                     .to_vec(),
+                networks: ["192.0.2.0/24", "2001:db8::/64"]
+                    .map(|net| net.parse().unwrap())
+                    .to_vec(),
             },
         ],
     }
@@ -87,7 +90,10 @@ fn the_whole_file_is_read() {
             last: 65535
         }
     );
-    assert_eq!(network.gateway, Some("172.31.0.254".parse().unwrap()));
+    assert_eq!(
+        network.gateways,
+        ["172.31.0.254".parse::<IpAddr>().unwrap()]
+    );
     assert_eq!(config.path_mtu(), 9000 - VXLAN_OVERHEAD_V4);
     let lanes = config.lanes();
     assert_eq!((lanes.cores.as_slice(), lanes.frames), (&[3][..], 16384));
@@ -114,7 +120,8 @@ fn the_shipped_file_holds_and_shows_every_key() {
     let root = RawConfig::SHAPE;
     for table in root.keys().filter(|table| *table != "source") {
         for key in root.get(table).unwrap().keys() {
-            let shown = key == "addresses" || SHIPPED.contains(&format!("{key} = "));
+            let shown =
+                ["addresses", "gateways"].contains(&key) || SHIPPED.contains(&format!("{key} = "));
             assert!(shown, "{table}.{key} is not shown");
         }
     }
@@ -283,7 +290,31 @@ fn errors_name_the_line_and_the_way_out() {
         ),
         (
             "[network]\nmode = 'l2'\ncluster-cidrs = ['10.0.0.0/24']\ngateway = '10.0.1.1'",
-            "t.toml:4: network.gateway: 10.0.1.1 is neither in node.pod-cidrs nor in network.cluster-cidrs: pods could not reach it on their link",
+            "t.toml:4: network.gateway: 10.0.1.1 is in no network of eth0, nor in node.pod-cidrs or network.cluster-cidrs: pods could not reach it on their link",
+        ),
+        (
+            "network.mode = 'l2'\nnetwork.gateways = ['fe80::1', '192.0.2.7']",
+            "t.toml:2: network.gateways: 192.0.2.7 is the node's own address: name the router of eth0's network",
+        ),
+        (
+            "network.mode = 'l2'\nnetwork.gateways = ['192.0.2.1', '192.0.2.2']",
+            "t.toml:2: network.gateways: 192.0.2.1 and 192.0.2.2 are of one family: give at most one address a family",
+        ),
+        (
+            "network.gateway = '192.0.2.1'\nnetwork.gateways = []",
+            "t.toml:1: network.gateway: give either gateway or gateways, not both",
+        ),
+        (
+            "network.mode = 'l2'\nnode.uplink = 'none'",
+            "t.toml:2: node.uplink: mode \"l2\" joins pods to the uplink's network: name an interface",
+        ),
+        (
+            "network.mode = 'l2'\nnode.pod-cidrs = ['10.244.1.0/24']",
+            "t.toml:2: node.pod-cidrs: 10.244.1.0/24 is in no network of the uplink (192.0.2.0/24, 2001:db8::/64), whose addresses pods get in mode \"l2\": choose a range inside, or name its whole network in network.cluster-cidrs",
+        ),
+        (
+            "network.mode = 'l2'\n[[segments]]\nname = 'l2'\nvni = 3",
+            "t.toml:4: segments[0].vni: has no meaning in segment \"l2\", which is the uplink's own network in mode \"l2\": remove it, node.pod-cidrs says which addresses pods get there",
         ),
         (
             "network.gateway = '10.0.1.'",
@@ -438,16 +469,23 @@ fn keys_without_effect_draw_one_warning_each() {
     let keys: Vec<_> = config
         .warnings()
         .iter()
-        .map(|line| {
-            assert!(
-                line.ends_with("is accepted but not yet in force in this version"),
-                "{line}"
-            );
-            line.split(' ').next().unwrap()
-        })
+        .map(|line| line.split(' ').next().unwrap())
         .collect();
     let expected = ["network.service-cidrs", "network.gateway"];
     assert_eq!(keys, expected);
+    let ends = [
+        "is accepted but not yet in force in this version",
+        "changes nothing in mode \"vxlan\"",
+    ];
+    for (line, end) in config.warnings().iter().zip(ends) {
+        assert!(line.ends_with(end), "{line}");
+    }
+    let shared = "network.mode = 'l2'\nnetwork.gateway = '192.0.2.1'\n\
+                  node.pod-cidrs = ['192.0.2.64/27', '2001:db8::/64']\n\
+                  [[segments]]\nname = 'l2'\nstatic = [{mac = '02:00:00:00:00:01', port = 'eth0'}]";
+    let config = parsed(shared).unwrap();
+    assert_eq!(config.warnings(), [""; 0]);
+    assert!(config.segments()[0].guard, "by default");
     let quiet = "node.uplink = 'none'\nnode.pod-cidrs = ['10.244.1.0/24']\nnetwork.mode = 'routed'\n\
                  network.mtu = 1500\nlanes.poll = 'busy'\nmetrics.listen = 'none'\nsegments = [{name = 'a'}]";
     assert_eq!(parsed(quiet).unwrap().warnings(), [""; 0]);

@@ -16,7 +16,7 @@ use super::place::{At, Checked, at};
 use super::raw::{RawConfig, RawLanes, RawMetrics, RawNetwork, RawNode, RawSegment, RawSource};
 use super::{
     Config, Environment, Interface, Lanes, Metrics, Mode, Mtu, Network, Node, Offloads, PollMode,
-    PortRange, Segment, Source, Station, StationPlace, Uplink, XdpMode,
+    PortRange, SHARED_SEGMENT, Segment, Source, Station, StationPlace, Uplink, XdpMode,
 };
 
 /// Frames of 4 KiB with `lanes.frames = "auto"`: 64 MiB.
@@ -43,6 +43,7 @@ pub(super) fn validate(
     environment: &Environment,
 ) -> Checked<Config> {
     let network = network(&raw.network, document)?;
+    let mode = network.mode;
     let uplink = uplink(&raw.node, document)?;
     let underlay = underlay(&uplink, environment);
     let node = node(&raw.node, uplink, underlay.as_ref(), document, environment)?;
@@ -50,7 +51,7 @@ pub(super) fn validate(
         node,
         network,
         lanes: lanes(&raw.lanes, document, environment)?,
-        segments: segments(&raw.segments, document)?,
+        segments: segments(&raw.segments, mode, document)?,
         source: source(&raw.source, document)?,
         metrics: metrics(&raw.metrics, document)?,
         underlay,
@@ -84,9 +85,9 @@ fn node(
             return Err(at.complain("give either address or addresses, not both".to_owned()));
         }
         (Some(one), None) => {
-            node_addresses(std::slice::from_ref(one), at!(document, "node", "address"))?
+            one_a_family(std::slice::from_ref(one), at!(document, "node", "address"))?
         }
-        (None, Some(several)) => node_addresses(several, at!(document, "node", "addresses"))?,
+        (None, Some(several)) => one_a_family(several, at!(document, "node", "addresses"))?,
         (None, None) => first_of_each_family(underlay),
     };
     let at = at!(document, "node", "pod-cidrs");
@@ -108,7 +109,7 @@ fn is_object_name(name: &str) -> bool {
         && name.bytes().any(|c| c.is_ascii_alphanumeric())
 }
 
-fn node_addresses(texts: &[String], at: At<'_>) -> Checked<Vec<IpAddr>> {
+fn one_a_family(texts: &[String], at: At<'_>) -> Checked<Vec<IpAddr>> {
     let mut addresses = Vec::new();
     for text in texts {
         let address = address(text, at)?;
@@ -199,11 +200,20 @@ fn network(raw: &RawNetwork, document: &Document<'_>) -> Checked<Network> {
         .flatten()
         .map(|text| address(text, at!(document, "network", "egress-addresses")))
         .collect::<Checked<_>>()?;
-    let gateway = raw
-        .gateway
-        .as_deref()
-        .map(|text| address(text, at!(document, "network", "gateway")))
-        .transpose()?;
+    let gateways = match (&raw.gateway, &raw.gateways) {
+        (Some(_), Some(_)) => {
+            let at = at!(document, "network", "gateway");
+            return Err(at.complain("give either gateway or gateways, not both".to_owned()));
+        }
+        (Some(one), None) => one_a_family(
+            std::slice::from_ref(one),
+            at!(document, "network", "gateway"),
+        )?,
+        (None, several) => one_a_family(
+            several.as_deref().unwrap_or_default(),
+            at!(document, "network", "gateways"),
+        )?,
+    };
     Ok(Network {
         mode,
         cluster_cidrs: cidrs(
@@ -228,7 +238,7 @@ fn network(raw: &RawNetwork, document: &Document<'_>) -> Checked<Network> {
         },
         egress_addresses,
         cross_subnet: raw.cross_subnet.unwrap_or(false),
-        gateway,
+        gateways,
     })
 }
 
@@ -443,12 +453,12 @@ fn frames(raw: Option<&Value>, at: At<'_>) -> Checked<usize> {
     }
 }
 
-fn segments(raw: &[RawSegment], document: &Document<'_>) -> Checked<Vec<Segment>> {
+fn segments(raw: &[RawSegment], mode: Mode, document: &Document<'_>) -> Checked<Vec<Segment>> {
     let mut names = HashSet::new();
     let mut vnis = HashSet::new();
     let mut segments = Vec::new();
     for (index, raw) in raw.iter().enumerate() {
-        let segment = segment(raw, index, document)?;
+        let segment = segment(raw, index, mode, document)?;
         if !names.insert(segment.name.clone()) {
             return Err(at!(document, "segments", index, "name").complain(format!(
                 "two segments are named {:?}: give each a name of its own",
@@ -465,7 +475,12 @@ fn segments(raw: &[RawSegment], document: &Document<'_>) -> Checked<Vec<Segment>
     Ok(segments)
 }
 
-fn segment(raw: &RawSegment, index: usize, document: &Document<'_>) -> Checked<Segment> {
+fn segment(
+    raw: &RawSegment,
+    index: usize,
+    mode: Mode,
+    document: &Document<'_>,
+) -> Checked<Segment> {
     let at = at!(document, "segments", index, "name");
     let name = raw
         .name
@@ -475,6 +490,14 @@ fn segment(raw: &RawSegment, index: usize, document: &Document<'_>) -> Checked<S
         return Err(at.complain(format!(
             "{name:?} is no name of a segment: write 1 to 63 letters, digits, '-' or '.'"
         )));
+    }
+    let is_shared = mode == Mode::L2 && name == SHARED_SEGMENT;
+    for (key, is_set) in [("vni", raw.vni.is_some()), ("cidrs", raw.cidrs.is_some())] {
+        if is_shared && is_set {
+            return Err(at!(document, "segments", index, key).complain(format!(
+                "has no meaning in segment {name:?}, which is the uplink's own network in mode \"l2\": remove it, node.pod-cidrs says which addresses pods get there"
+            )));
+        }
     }
     let mut stations: Vec<Station> = Vec::new();
     for (entry, raw) in raw.stations.iter().flatten().enumerate() {
@@ -492,7 +515,8 @@ fn segment(raw: &RawSegment, index: usize, document: &Document<'_>) -> Checked<S
             raw.cidrs.as_deref(),
             at!(document, "segments", index, "cidrs"),
         )?,
-        guard: raw.guard.unwrap_or(false),
+        // On the node's own network pods are held to what is theirs.
+        guard: raw.guard.unwrap_or(is_shared),
         stations,
     })
 }

@@ -3,7 +3,8 @@
 //!
 //! A routed pod has host addresses (/32, /128) and the switch as the gateway,
 //! whatever a delegated plugin says of gateways. A pod in a segment has the
-//! segment's prefix, and what the plugin says stands.
+//! segment's prefix, and what the plugin says stands. A pod in the segment that
+//! is the uplink's own network has that network's prefix and gateway.
 
 use std::net::IpAddr;
 
@@ -17,6 +18,7 @@ use super::ipam::{Ipam, Lease, ScopeName};
 use super::link::host_prefix_len;
 use super::plan::GATEWAY_LINK_LOCAL;
 use super::setup::Setup;
+use super::shared::OnLink;
 
 /// Gateway of a routed pod whose node has no IPv4 range: any address that
 /// nobody else uses does, the switch answers for it.
@@ -26,16 +28,21 @@ const FALLBACK_GATEWAY_V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(169, 254,
 pub(crate) fn choose_addresses(
     ipam: &mut Ipam,
     setup: &Setup,
-    request: &AddRequest,
+    (request, on_link): (&AddRequest, Option<&OnLink>),
     now_s: u64,
 ) -> Result<Vec<Address>, AttachError> {
     let mut chosen: Vec<Address> = Vec::new();
+    if let Some(on_link) = on_link {
+        ipam.set_taken(&request.segment, on_link.taken.clone());
+    }
     if let Err(error) = hold_addresses(ipam, request, now_s, &mut chosen) {
         give_back(ipam, &request.segment, &chosen);
         return Err(error);
     }
-    if request.segment.is_none() {
-        set_gateways(&mut chosen, setup);
+    match on_link {
+        Some(on_link) => set_on_link(&mut chosen, request, on_link),
+        None if request.segment.is_none() => set_gateways(&mut chosen, setup),
+        None => {}
     }
     Ok(chosen)
 }
@@ -44,6 +51,18 @@ pub(crate) fn choose_addresses(
 pub(crate) fn give_back(ipam: &mut Ipam, scope: &ScopeName, addresses: &[Address]) {
     for address in addresses {
         ipam.release(scope, address.address, 0);
+    }
+}
+
+/// The shared network's own prefix and gateway, but for what a delegated plugin
+/// said.
+fn set_on_link(addresses: &mut [Address], request: &AddRequest, on_link: &OnLink) {
+    for address in addresses {
+        if request.delegated.is_none() {
+            address.prefix_len = on_link.prefix_len(address.address, address.prefix_len);
+        }
+        let gateway = on_link.gateway(address.address.is_ipv6());
+        address.gateway = address.gateway.or(gateway);
     }
 }
 
@@ -133,7 +152,11 @@ fn parse_ip(text: &str) -> Result<(IpAddr, u8), AttachError> {
 }
 
 /// The routes that a pod gets.
-pub(crate) fn pod_routes(addresses: &[Address], request: &AddRequest, mtu: u32) -> Vec<PodRoute> {
+pub(crate) fn pod_routes(
+    addresses: &[Address],
+    (request, is_shared): (&AddRequest, bool),
+    mtu: u32,
+) -> Vec<PodRoute> {
     let mut routes: Vec<PodRoute> = Vec::new();
     let mut push = |to: IpNet, via: Option<IpAddr>| {
         if !routes.iter().any(|r| r.to == to) {
@@ -180,10 +203,17 @@ pub(crate) fn pod_routes(addresses: &[Address], request: &AddRequest, mtu: u32) 
         };
         push(to.trunc(), via);
     }
+    // In the shared network there is a way out, whoever gave the address.
+    for address in addresses.iter().filter(|_| is_shared) {
+        if address.gateway.is_some() {
+            push(default_net(address.address.is_ipv6()), address.gateway);
+        }
+    }
     routes
 }
 
-fn default_net(v6: bool) -> IpNet {
+/// The default route's destination.
+pub(crate) fn default_net(v6: bool) -> IpNet {
     if v6 {
         IpNet::V6(ipnet::Ipv6Net::default())
     } else {
@@ -235,16 +265,25 @@ mod tests {
 
     /// Addresses and routes as text: `ADDRESS/LEN via GATEWAY`, `TO via HOP`.
     fn decide(setup: &Setup, request: &AddRequest) -> Result<(Vec<String>, Vec<String>), String> {
+        decide_on(setup, request, None)
+    }
+
+    fn decide_on(
+        setup: &Setup,
+        request: &AddRequest,
+        on_link: Option<&OnLink>,
+    ) -> Result<(Vec<String>, Vec<String>), String> {
         let blue = (
             Some("blue".to_owned()),
             vec!["10.50.0.0/24".parse().unwrap()],
         );
         let wire = (Some("wire".to_owned()), vec![]);
-        let mut ipam = Ipam::new([(None, setup.pod_cidrs.clone()), blue, wire]);
+        let shared = (Some("l2".to_owned()), setup.pod_cidrs.clone());
+        let mut ipam = Ipam::new([(None, setup.pod_cidrs.clone()), blue, wire, shared]);
         let addresses =
-            choose_addresses(&mut ipam, setup, request, 0).map_err(|e| e.to_string())?;
+            choose_addresses(&mut ipam, setup, (request, on_link), 0).map_err(|e| e.to_string())?;
         let via = |hop: Option<IpAddr>| hop.map_or(String::new(), |hop| format!(" via {hop}"));
-        let routes = pod_routes(&addresses, request, 1450)
+        let routes = pod_routes(&addresses, (request, on_link.is_some()), 1450)
             .iter()
             .map(|r| format!("{}{}", r.to, via(r.via)))
             .collect();
@@ -390,6 +429,60 @@ mod tests {
         }
     }
 
+    /// The node's network as the kernel has it: pods get some of its addresses.
+    fn on_link() -> OnLink {
+        let address = |text: &str| text.parse::<IpAddr>().unwrap();
+        OnLink {
+            networks: vec!["172.31.0.0/24".parse().unwrap()],
+            gateways: vec![address("172.31.0.254"), address("fe80::9")],
+            taken: [address("172.31.0.66"), address("172.31.0.67")].into(),
+        }
+    }
+
+    #[test]
+    fn pods_of_the_shared_network_have_its_prefix_and_gateways() {
+        let setup = setup(&["172.31.0.64/27", "fd31::/64"]);
+        let mut ask = request();
+        ask.segment = Some("l2".into());
+        let decided = |ask: &AddRequest| decide_on(&setup, ask, Some(&on_link())).unwrap();
+        let (addresses, routes) = decided(&ask);
+        assert_eq!(
+            addresses,
+            ["172.31.0.68/24 via 172.31.0.254", "fd31::2/64 via fe80::9"]
+        );
+        assert_eq!(
+            routes,
+            [
+                "172.31.0.0/24",
+                "fd31::/64",
+                "0.0.0.0/0 via 172.31.0.254",
+                "::/0 via fe80::9"
+            ]
+        );
+        let delegated = |address: &str, gateway: Option<&str>, routes: &[_]| {
+            let mut given = host_local(address, "172.31.0.1", routes);
+            given.addresses[0].gateway = gateway.map(|gateway| gateway.parse().unwrap());
+            AddRequest {
+                delegated: Some(given),
+                ..ask.clone()
+            }
+        };
+        let (addresses, routes) = decided(&delegated("172.31.0.9/16", None, &[]));
+        assert_eq!(addresses, ["172.31.0.9/16 via 172.31.0.254"]);
+        assert_eq!(routes, ["172.31.0.0/16", "0.0.0.0/0 via 172.31.0.254"]);
+        let own = [("10.0.0.0/8", None), ("0.0.0.0/0", Some("172.31.0.253"))];
+        let (_, routes) = decided(&delegated("172.31.0.9/24", Some("172.31.0.1"), &own));
+        let expect = [
+            "172.31.0.0/24",
+            "10.0.0.0/8 via 172.31.0.1",
+            "0.0.0.0/0 via 172.31.0.253",
+        ];
+        assert_eq!(routes, expect);
+        ask.ips = vec!["172.31.0.66".into()];
+        let refused = decide_on(&setup, &ask, Some(&on_link())).unwrap_err();
+        assert!(refused.contains("another station"), "{refused}");
+    }
+
     #[test]
     fn what_cannot_be_is_refused_by_name() {
         let mut ask = request();
@@ -413,8 +506,8 @@ mod tests {
         let mut ipam = Ipam::new([(None, setup.pod_cidrs.clone())]);
         let mut ask = request();
         ask.ips = vec!["10.244.1.9".into(), "10.244.1.1".into()];
-        assert!(choose_addresses(&mut ipam, &setup, &ask, 100).is_err());
+        assert!(choose_addresses(&mut ipam, &setup, (&ask, None), 100).is_err());
         ask.ips = vec!["10.244.1.9".into()];
-        assert!(choose_addresses(&mut ipam, &setup, &ask, 100).is_ok());
+        assert!(choose_addresses(&mut ipam, &setup, (&ask, None), 100).is_ok());
     }
 }

@@ -22,6 +22,7 @@ use super::link::{self, LinkError, SUPER_FRAME_MTU, Veth};
 use super::netlink::{Netlink, delete_link};
 use super::netns::{self, NetnsError};
 use super::setup::pod_mac;
+use super::shared::OnLink;
 use super::steering;
 use super::store::Change;
 use super::{Core, announce, unix_s};
@@ -37,6 +38,10 @@ impl Core {
             return Err(AttachError::Stopping);
         }
         validate(&request.attachment)?;
+        let request = &AddRequest {
+            segment: self.setup().segment_of(request.segment.as_ref()),
+            ..request.clone()
+        };
         let _held = self.locks.lock(&request.attachment);
         self.clear_leftovers(&request.attachment)?;
         let endpoint = self.take_addresses(request)?;
@@ -111,7 +116,16 @@ impl Core {
                 "the mac capability asks for a group or zero address: give a unicast one".into(),
             ));
         }
-        let addresses = choose_addresses(&mut inventory.ipam, &setup, request, unix_s())?;
+        let is_shared = scope.is_some() && scope == setup.segment_of(None);
+        let on_link = is_shared.then(|| OnLink::of(&setup, &inventory));
+        let addresses = choose_addresses(
+            &mut inventory.ipam,
+            &setup,
+            (request, on_link.as_ref()),
+            unix_s(),
+        )?;
+        // Without routes of ours only the device says how long packets may be.
+        let is_self_configured = is_shared && addresses.is_empty();
         if mtu < 1280 && addresses.iter().any(|a| a.address.is_ipv6()) {
             give_back(&mut inventory.ipam, &scope, &addresses);
             return Err(AttachError::Invalid(format!(
@@ -122,7 +136,7 @@ impl Core {
         let ips = addresses.iter().map(|a| a.address);
         let mac = mac.unwrap_or_else(|| pod_mac(ips, identity.as_bytes()));
         let offloads = setup.offloads;
-        let super_frames = offloads && request.super_frames.unwrap_or(true);
+        let super_frames = offloads && !is_self_configured && request.super_frames.unwrap_or(true);
         let endpoint = Endpoint {
             attachment: request.attachment.clone(),
             pod: request.pod.clone(),
@@ -131,7 +145,7 @@ impl Core {
             netns_path: request.netns_path.clone(),
             segment: scope,
             mac: mac.to_string(),
-            routes: pod_routes(&addresses, request, mtu),
+            routes: pod_routes(&addresses, (request, is_shared), mtu),
             addresses,
             delegated: request.delegated.is_some(),
             device_mtu: if super_frames { SUPER_FRAME_MTU } else { mtu },
@@ -140,6 +154,7 @@ impl Core {
             offloads,
             super_frames,
             segment_mtu: mtu,
+            is_self_configured,
         };
         inventory.endpoints.insert(
             request.attachment.clone(),
@@ -413,9 +428,9 @@ impl Core {
                 "segment {name:?} is not in spinlane.toml: add it there or correct the name"
             )));
         }
-        let scope: ScopeName = segment.cloned();
+        let scope: ScopeName = self.setup().segment_of(segment);
         let mut inventory = self.inventory();
-        if delegated || (segment.is_some() && !inventory.ipam.has_ranges(&scope)) {
+        if delegated || (scope.is_some() && !inventory.ipam.has_ranges(&scope)) {
             return Ok(());
         }
         inventory

@@ -83,8 +83,10 @@ impl Beyond {
         let mut draft = Draft::new(inputs, self);
         draft.overlay();
         draft.nodes();
-        draft.cluster();
-        draft.kernel_routes();
+        if inputs.setup.network.mode != Mode::L2 {
+            draft.cluster();
+            draft.kernel_routes();
+        }
         let Draft {
             targets,
             vteps,
@@ -246,10 +248,11 @@ impl<'a, 'b> Draft<'a, 'b> {
 
     /// This node's own end.
     fn overlay(&mut self) {
+        let setup = self.inputs.setup;
+        self.underlay.segment = setup.shared_segment();
         let Some(uplink) = self.inputs.uplink else {
             return;
         };
-        let setup = self.inputs.setup;
         let network = &setup.network;
         let own = self.inputs.nodes.iter().find(|n| n.name == setup.name);
         let underlay = &mut self.underlay;
@@ -473,12 +476,9 @@ impl<'a, 'b> Draft<'a, 'b> {
 
     /// What of the cluster's ranges nobody has is nowhere.
     fn cluster(&mut self) {
-        let network = &self.inputs.setup.network;
-        if network.mode != Mode::L2 {
-            for net in &network.cluster_cidrs {
-                let nowhere = RouteTarget::Unreachable;
-                self.targets.entry(*net).or_insert(nowhere);
-            }
+        for net in &self.inputs.setup.network.cluster_cidrs {
+            let nowhere = RouteTarget::Unreachable;
+            self.targets.entry(*net).or_insert(nowhere);
         }
     }
 

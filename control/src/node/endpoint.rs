@@ -67,6 +67,10 @@ pub struct Endpoint {
     pub super_frames: bool,
     /// Longest packet after segmentation, in bytes.
     pub segment_mtu: u32,
+    /// Whether the pod finds addresses and routes by itself, by DHCP and from
+    /// routers, on the network that it shares with the node.
+    #[serde(default)]
+    pub is_self_configured: bool,
 }
 
 impl Endpoint {

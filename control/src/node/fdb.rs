@@ -17,6 +17,8 @@ pub const AGEING_S: f64 = 300.0;
 /// Stations that one port may hold, so that a pod that invents addresses
 /// fills its own share only.
 pub const PORT_LIMIT: usize = 1024;
+/// The same for the uplink, which leads to a whole network.
+pub const WIDE_LIMIT: usize = 16_384;
 
 /// A station that moves so often within so many seconds is held, for so long.
 pub const MOVES_LIMIT: u32 = 5;
@@ -51,6 +53,8 @@ pub struct Fdb {
     held: HashMap<Location, usize>,
     /// Stations that moved lately.
     moves: HashMap<(SegmentId, MacAddr), Moves>,
+    /// The port that leads to a whole network.
+    wide: Option<Location>,
 }
 
 impl Fdb {
@@ -61,13 +65,15 @@ impl Fdb {
         }
         let known = self.stations.get(&(segment, mac)).copied();
         match known {
-            Some(station) if station.is_static => return false,
             Some(station) if station.at == at => {
                 self.refresh((segment, mac), now_s);
                 return false;
             }
             Some(station) if station.is_held => return false,
-            Some(station) if self.moves_too_often((segment, mac), now_s) => {
+            Some(station) if station.is_static && !self.moves_too_often((segment, mac), now_s) => {
+                return false;
+            }
+            Some(station) if station.is_static || self.moves_too_often((segment, mac), now_s) => {
                 let held = Station {
                     is_held: true,
                     seen_s: now_s,
@@ -76,7 +82,7 @@ impl Fdb {
                 self.insert((segment, mac), held);
                 return true;
             }
-            _ if self.held_by(at) >= PORT_LIMIT => return false,
+            _ if self.held_by(at) >= self.limit_of(at) => return false,
             _ => {}
         }
         self.insert(
@@ -89,6 +95,28 @@ impl Fdb {
             },
         );
         true
+    }
+
+    /// Lets more stations be behind a port that leads to a whole network.
+    pub fn set_wide(&mut self, at: Option<Location>) {
+        self.wide = at;
+    }
+
+    fn limit_of(&self, at: Location) -> usize {
+        match self.wide == Some(at) {
+            true => WIDE_LIMIT,
+            false => PORT_LIMIT,
+        }
+    }
+
+    /// Where a station is.
+    pub fn place(&self, segment: SegmentId, mac: MacAddr) -> Option<Location> {
+        Some(self.stations.get(&(segment, mac))?.at)
+    }
+
+    /// Stations that are held at this moment.
+    pub fn held_count(&self) -> usize {
+        self.stations.values().filter(|s| s.is_held).count()
     }
 
     fn refresh(&mut self, key: (SegmentId, MacAddr), now_s: f64) {

@@ -5,6 +5,10 @@
 //! Routes name the switch as the next hop, so strict reverse-path filtering
 //! finds the packets of pods coming from where it would send to them. The
 //! next hop's neighbour entry is permanent: the switch's MAC is known.
+//!
+//! In mode `l2` the node is a station of the pods' segment by the uplink's
+//! addresses, and nothing is routed here: programs at tc pass frames between
+//! the uplink and this pair (`bpf/uplink.bpf.c` of the data path).
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -114,12 +118,22 @@ impl Core {
             }
             self.inventory().ids.give_back(host.port.id);
         }
-        self.start_host_port()
+        self.start_host_port()?;
+        if self.setup().shared_segment().is_some() {
+            // It knows the host port's interfaces.
+            self.release_uplink();
+            self.follow_kernel()?;
+        }
+        Ok(())
     }
 
     fn set_up_host_side(&self, netlink: &mut Netlink, ifindex: u32) -> Result<(), HostPortError> {
         let ipv6 = netns::has_ipv6(HOST_SIDE);
-        if ipv6 {
+        if self.setup().shared_segment().is_some() {
+            if ipv6 {
+                netns::set(&format!("ipv6/conf/{HOST_SIDE}/disable_ipv6"), "1")?;
+            }
+        } else if ipv6 {
             for (key, value) in [
                 ("disable_ipv6", "0"),
                 ("accept_dad", "0"),
@@ -149,7 +163,8 @@ impl Core {
             format!("ipv6/conf/{HOST_SIDE}/mtu"),
             setup.path_mtu.to_string(),
         );
-        if ipv6 && setup.path_mtu >= 1280 && netns::get(&key).ok().as_ref() != Some(&mtu) {
+        let is_v6_used = ipv6 && setup.shared_segment().is_none();
+        if is_v6_used && setup.path_mtu >= 1280 && netns::get(&key).ok().as_ref() != Some(&mtu) {
             netns::set(&key, &mtu)?;
         }
         let held = netlink.addresses()?;
@@ -157,7 +172,12 @@ impl Core {
             let mut held = held.iter();
             held.any(|(index, address, _)| *index != ifindex && address == wanted)
         };
-        let own = setup.addresses.iter().copied();
+        let own = match setup.shared_segment() {
+            // The node is there by the uplink's addresses.
+            Some(_) => &[][..],
+            None => &setup.addresses,
+        };
+        let own = own.iter().copied();
         let wanted: BTreeSet<IpAddr> = own
             .filter(|address| (ipv6 || address.is_ipv4()) && !is_elsewhere(address))
             .collect();

@@ -81,9 +81,13 @@ impl Core {
     }
 
     /// Routes to pods of this node, of the cluster, and of nodes in none of
-    /// the cluster's ranges. In layer 2 the pods are on the node's own link.
+    /// the cluster's ranges. In mode `l2` the kernel has pods on the uplink's
+    /// own link.
     fn host_routes(&self, host: u32, ipv6: bool) -> Vec<HostRoute> {
         let setup = self.setup();
+        if setup.network.mode == Mode::L2 {
+            return Vec::new();
+        }
         let (nodes, uplink, strangers) = {
             let inventory = self.inventory();
             let surroundings = &inventory.surroundings;
@@ -114,9 +118,6 @@ impl Core {
         let gateway = |net: &IpNet| self.gateway_to(net);
         for own in &setup.pod_cidrs {
             add(own, gateway(own), host);
-        }
-        if setup.network.mode == Mode::L2 {
-            return routes;
         }
         for stranger in strangers {
             let alone = IpNet::from(stranger);

@@ -123,6 +123,14 @@ impl Inventory {
             .map(|live| live.endpoint.host_ifname.clone())
     }
 
+    /// Name of the port that a station is behind.
+    pub fn place_name(&self, at: Location) -> Option<String> {
+        match at {
+            Location::Port(id) => self.port_name(id),
+            Location::Vtep(_) => None,
+        }
+    }
+
     /// Name of the uplink, when it is attached.
     pub fn uplink_name(&self) -> Option<String> {
         let uplink = self.surroundings.uplink?;
@@ -136,8 +144,9 @@ impl Inventory {
         Some(SegmentId(position as u16))
     }
 
-    /// Sets the static stations that configuration puts behind a port of
-    /// that endpoint: named by its interface, its pod, or namespace and pod.
+    /// Sets the static stations behind a port of that endpoint: its own where
+    /// a guard holds it to that, and those that configuration puts there by
+    /// the name of the interface, the pod, or namespace and pod.
     pub fn fix_stations(&mut self, setup: &Setup, attachment: &Attachment, now_s: f64) {
         let Some(Live {
             endpoint,
@@ -158,7 +167,14 @@ impl Inventory {
         let Some(segment) = Inventory::segment_id(setup, &name) else {
             return;
         };
-        for station in &setup.segments[segment.index()].stations {
+        let segment_setup = &setup.segments[segment.index()];
+        if segment_setup.guard
+            && let Ok(mac) = endpoint.mac.parse()
+        {
+            // It sends as nothing else, and nobody else as it.
+            self.fdb.fix(segment, mac, Location::Port(id), now_s);
+        }
+        for station in &segment_setup.stations {
             if let StationPlace::Port(place) = &station.at
                 && names.contains(place)
             {
@@ -168,14 +184,44 @@ impl Inventory {
         }
     }
 
+    /// Sets what is known of the segment that pods share with the uplink: the
+    /// node is behind the host port with the uplink's MAC address, and what
+    /// configuration puts behind the uplink.
+    pub fn fix_node_stations(&mut self, setup: &Setup, now_s: f64) {
+        let (Some(segment), Some(uplink)) = (setup.shared_segment(), self.surroundings.uplink)
+        else {
+            return;
+        };
+        let beyond = Location::Port(uplink.port.id);
+        self.fdb.set_wide(Some(beyond));
+        if let Some(host) = self.host {
+            let at = Location::Port(host.port.id);
+            self.fdb.remove(at);
+            self.fdb.fix(segment, uplink.mac, at, now_s);
+        }
+        let name = self.uplink_name();
+        for station in &setup.segments[segment.index()].stations {
+            if let StationPlace::Port(place) = &station.at
+                && name.as_ref() == Some(place)
+            {
+                self.fdb.fix(segment, station.mac, beyond, now_s);
+            }
+        }
+    }
+
     /// What the snapshot should say.
     pub fn desired(&self, setup: &Setup) -> Desired {
-        let mut gateways: BTreeSet<IpAddr> = setup
-            .pod_cidrs
-            .iter()
-            .map(super::ipam::first_address)
-            .collect();
-        gateways.insert(GATEWAY_LINK_LOCAL.into());
+        let shared = setup.shared_segment();
+        // In the uplink's own network the switch is no gateway.
+        let pod_cidrs = match shared {
+            Some(_) => Vec::new(),
+            None => setup.pod_cidrs.clone(),
+        };
+        let mut gateways: BTreeSet<IpAddr> =
+            pod_cidrs.iter().map(super::ipam::first_address).collect();
+        if shared.is_none() {
+            gateways.insert(GATEWAY_LINK_LOCAL.into());
+        }
         let mut pods = Vec::new();
         for live in self.endpoints.values() {
             let Some(port) = live.port else { continue };
@@ -222,13 +268,15 @@ impl Inventory {
         Desired {
             gateway_mac: setup.gateway_mac(),
             gateways,
-            pod_cidrs: setup.pod_cidrs.clone(),
+            pod_cidrs,
             pods,
+            shared,
             host: self.host.map(|host| HostPort {
                 id: host.port.id,
                 mac: host.mac,
                 mtu: setup.path_mtu,
-                super_frames: setup.offloads,
+                // There the kernel may pass it on, and needs to know where to cut.
+                super_frames: setup.offloads && shared.is_none(),
                 device_mtu: setup.device_mtu(),
             }),
             uplink: self.surroundings.uplink,

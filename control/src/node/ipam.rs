@@ -42,6 +42,9 @@ pub enum IpamError {
         /// The scope's ranges.
         ranges: String,
     },
+    /// Another station of the network has it.
+    #[error("address {0} belongs to another station of the uplink's network: ask for another")]
+    Taken(IpAddr),
     /// Network, gateway or broadcast address.
     #[error("address {0} is its range's network, gateway or broadcast address: ask for another")]
     Reserved(IpAddr),
@@ -79,6 +82,8 @@ struct Scope {
     resting: HashMap<IpAddr, u64>,
     /// Given last, of ranges that are not there yet.
     early: Vec<IpAddr>,
+    /// Addresses that others have.
+    taken: HashSet<IpAddr>,
 }
 
 /// All scopes.
@@ -174,11 +179,23 @@ impl Ipam {
             return Err(IpamError::Reserved(address));
         }
         let range = range.net;
-        if !scope.held.insert(address) {
+        if scope.held.contains(&address) {
             return Err(IpamError::InUse(address));
         }
+        if scope.taken.contains(&address) {
+            return Err(IpamError::Taken(address));
+        }
+        scope.held.insert(address);
         scope.resting.remove(&address);
         Ok(Lease { address, range })
+    }
+
+    /// Says which addresses others have on the scope's network: these are
+    /// neither given nor granted.
+    pub fn set_taken(&mut self, scope: &ScopeName, taken: HashSet<IpAddr>) {
+        if let Some(scope) = self.scopes.get_mut(scope) {
+            scope.taken = taken;
+        }
     }
 
     /// Holds an address that somebody else chose (a delegated plugin, the
@@ -259,11 +276,14 @@ impl Scope {
         for range in self.ranges.iter_mut().filter(|r| is_v6(&r.net) == v6) {
             let Some(size) = range.size() else { continue };
             // Among so many neighbours at least one is free, if any is.
-            let busy = (self.held.len() + self.resting.len()) as u128;
+            let busy = (self.held.len() + self.resting.len() + self.taken.len()) as u128;
             for step in 1..=size.min(busy + 1) {
                 let offset = (range.cursor - range.first + step) % size;
                 let address = address(range.first + offset, v6);
-                if !self.held.contains(&address) && !self.resting.contains_key(&address) {
+                let is_busy = self.held.contains(&address)
+                    || self.resting.contains_key(&address)
+                    || self.taken.contains(&address);
+                if !is_busy {
                     range.cursor = range.first + offset;
                     self.held.insert(address);
                     let range = range.net;
@@ -295,7 +315,7 @@ impl Scope {
         };
         self.resting
             .iter()
-            .filter(|(address, _)| address.is_ipv6() == v6)
+            .filter(|(address, _)| address.is_ipv6() == v6 && !self.taken.contains(address))
             .filter_map(|(&address, &at_s)| Some((at_s, address, usable(address)?)))
             .min_by_key(|&(at_s, address, _)| (at_s, address))
             .map(|(_, _, lease)| lease)

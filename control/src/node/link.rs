@@ -334,7 +334,7 @@ fn is_v6(net: &IpNet) -> bool {
 pub fn settings(endpoint: &Endpoint) -> Vec<(String, String)> {
     let name = &endpoint.attachment.ifname;
     let mut settings = Vec::new();
-    if netns::has_ipv6(name) {
+    if netns::has_ipv6(name) && !endpoint.is_self_configured {
         let mut set = |key: &str, value: &str| {
             settings.push((format!("ipv6/conf/{name}/{key}"), value.to_owned()));
         };
@@ -397,6 +397,19 @@ pub struct KernelRoute {
     pub hops: Vec<(Option<IpAddr>, u32)>,
     /// Made by [`add_host_route`].
     pub is_ours: bool,
+}
+
+impl KernelRoute {
+    /// Whether it leads to a network that the interface is in: its stations are
+    /// neighbours there.
+    pub fn is_network_of(&self, ifindex: u32) -> bool {
+        let is_link_local = matches!(self.to, IpNet::V6(net) if net.addr().is_unicast_link_local());
+        self.oif == Some(ifindex)
+            && self.via.is_none()
+            && !self.is_ours
+            && !is_link_local
+            && (1..host_prefix_len(self.to.addr())).contains(&self.to.prefix_len())
+    }
 }
 
 /// Unicast routes of the main table, both families.

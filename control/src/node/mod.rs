@@ -42,6 +42,7 @@ pub mod plan;
 pub mod reconcile;
 mod reserved_ports;
 pub mod setup;
+pub mod shared;
 pub mod steering;
 pub mod store;
 pub mod switch;
@@ -191,6 +192,7 @@ impl Node {
         core.align_pods();
         core.publish();
         core.sync_host_routes()?;
+        core.follow_gateways();
         core.refresh_neighbours(false);
         core.carry_out_pending_deletions();
         let server = cni_server::Server::bind(Arc::clone(&core))?;
@@ -317,6 +319,7 @@ impl Core {
         if let Err(error) = self.mend_host_side() {
             tracing::error!(%error, "nodes and pods do not reach each other");
         }
+        self.follow_gateways();
     }
 
     /// The snapshot in force.

@@ -14,6 +14,8 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use ipnet::IpNet;
+
 use super::Core;
 use super::attach::in_pod;
 use super::endpoint::{Endpoint, State};
@@ -44,12 +46,16 @@ impl Setup {
         if self.follows_pod_cidrs
             && let Some(own) = own
         {
-            let refused = |cidr: &ipnet::IpNet| now.network.refuses_pods(cidr, &now.addresses);
+            let networks = known.networks();
+            let refused = |cidr: &IpNet| {
+                let why = now.network.refuses_pods(cidr, &now.addresses);
+                why.or_else(|| now.network.is_beyond_link(cidr, &networks))
+            };
             let ranges = own.pod_cidrs.iter();
             let good: Vec<_> = ranges.filter(|c| refused(c).is_none()).copied().collect();
             now.refusals = own.pod_cidrs.iter().filter_map(refused).collect();
             if !good.is_empty() {
-                now.pod_cidrs = good;
+                now.set_pod_cidrs(good);
             }
         }
         let underlay = match (&self.uplink, uplink) {
@@ -89,6 +95,16 @@ impl Known<'_> {
                 .or_else(|| at_last().filter(|_| self.uplink.is_none()))
         };
         [false, true].into_iter().filter_map(one).collect()
+    }
+
+    /// Networks that the uplink is in.
+    fn networks(&self) -> Vec<IpNet> {
+        let routes = self.kernel.routes.iter();
+        let own = routes.filter(|route| {
+            let mut uplink = self.uplink.into_iter();
+            uplink.any(|link| route.is_network_of(link.index))
+        });
+        own.map(|route| route.to).collect()
     }
 
     fn told(&self) -> impl Iterator<Item = IpAddr> {
@@ -135,7 +151,8 @@ impl Core {
                 return false;
             }
             // Under the lock, so that an ADD sees one or the other.
-            inventory.ipam.set_ranges(&None, &now.pod_cidrs);
+            let scope = now.segment_of(None);
+            inventory.ipam.set_ranges(&scope, &now.pod_cidrs);
             self.setup.store(Arc::new(now.clone()));
             inventory.surroundings.version += 1;
             inventory.touch();

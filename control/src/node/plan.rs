@@ -90,6 +90,8 @@ pub struct Desired {
     pub local: BTreeSet<IpAddr>,
     /// Segments by [`SegmentId`].
     pub segments: Vec<SegmentState>,
+    /// The one that the host port and the uplink are members of.
+    pub shared: Option<SegmentId>,
 }
 
 /// The next snapshot, sharing with `before` what did not change.
@@ -256,11 +258,15 @@ fn segments(
             .map(|(&mac, &target)| (mac, target))
             .chain(remote(state, beyond))
             .collect();
-        let members: Vec<PortId> = desired
-            .pods
-            .iter()
-            .filter(|pod| pod.segment == Some(id))
+        let pods = desired.pods.iter().filter(|pod| pod.segment == Some(id));
+        let node = [
+            desired.host.map(|host| host.id),
+            desired.uplink.map(|uplink| uplink.port.id),
+        ];
+        let node = node.into_iter().flatten();
+        let members: Vec<PortId> = pods
             .map(|pod| pod.id)
+            .chain(node.filter(|_| desired.shared == Some(id)))
             .collect();
         let vteps = beyond.segment_vteps.get(&id).cloned().unwrap_or_default();
         let old = before.get(index).and_then(Option::as_ref);
@@ -359,6 +365,7 @@ mod tests {
             }),
             local: ["192.0.2.7".parse().unwrap()].into(),
             segments: vec![SegmentState::default()],
+            shared: None,
         }
     }
 

@@ -281,6 +281,7 @@ mod tests {
             offloads: true,
             super_frames: true,
             segment_mtu: 0,
+            is_self_configured: false,
         }
     }
 

@@ -4,13 +4,15 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
-use spinlane_dataplane::types::MacAddr;
+use spinlane_dataplane::types::{MacAddr, SegmentId};
 
 use super::endpoint::fnv1a;
 use super::ipam::first_address;
 use super::link::SUPER_FRAME_MTU;
 use super::steering;
-use crate::config::{Config, Network, Offloads, Segment, Uplink, allowed_cores};
+use crate::config::{
+    Config, Mode, Network, Offloads, SHARED_SEGMENT, Segment, Uplink, allowed_cores,
+};
 
 /// The settings of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,22 +50,60 @@ pub struct Setup {
 impl Setup {
     /// The node's share of a configuration.
     pub fn new(config: &Config, run_dir: &Path, state_dir: &Path) -> Setup {
-        Setup {
+        let mut segments = config.segments().to_vec();
+        let is_shared = |segment: &Segment| segment.name == SHARED_SEGMENT;
+        if config.network().mode == Mode::L2 && !segments.iter().any(is_shared) {
+            segments.push(Segment {
+                name: SHARED_SEGMENT.to_owned(),
+                vni: None,
+                cidrs: Vec::new(),
+                guard: true,
+                stations: Vec::new(),
+            });
+        }
+        let mut setup = Setup {
             name: config.node().name.clone(),
             addresses: config.node().addresses.clone(),
             follows_addresses: !config.node().names_addresses,
-            pod_cidrs: config.node().pod_cidrs.clone(),
+            pod_cidrs: Vec::new(),
             follows_pod_cidrs: config.node().pod_cidrs.is_empty(),
             refusals: Vec::new(),
             uplink: config.node().uplink.clone(),
             network: config.network().clone(),
-            segments: config.segments().to_vec(),
+            segments,
             path_mtu: config.path_mtu(),
             offloads: config.lanes().offloads == Offloads::Auto,
             receive_cpus: steering::receive_cpus(&allowed_cores(), &config.lanes().cores),
             run_dir: run_dir.to_path_buf(),
             state_dir: state_dir.to_path_buf(),
+        };
+        let ranges = config.node().pod_cidrs.clone();
+        setup.set_pod_cidrs(ranges);
+        setup
+    }
+
+    /// Sets the ranges that pods get addresses from.
+    pub fn set_pod_cidrs(&mut self, ranges: Vec<IpNet>) {
+        if let Some(shared) = self.shared_segment() {
+            self.segments[shared.index()].cidrs.clone_from(&ranges);
         }
+        self.pod_cidrs = ranges;
+    }
+
+    /// The segment that pods, node and uplink share; in mode `l2`.
+    pub fn shared_segment(&self) -> Option<SegmentId> {
+        if self.network.mode != Mode::L2 {
+            return None;
+        }
+        let mut segments = self.segments.iter();
+        let at = segments.position(|segment| segment.name == SHARED_SEGMENT)?;
+        Some(SegmentId(at as u16))
+    }
+
+    /// The segment that a network configuration means which names this one.
+    pub fn segment_of(&self, named: Option<&String>) -> Option<String> {
+        let shared = self.shared_segment().map(|_| SHARED_SEGMENT.to_owned());
+        named.cloned().or(shared)
     }
 
     /// MTU of the devices that super-frames may reach, or the path's where

@@ -345,6 +345,7 @@ mod tests {
             offloads: true,
             super_frames: true,
             segment_mtu: 1450,
+            is_self_configured: false,
         }
     }
 

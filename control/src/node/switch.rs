@@ -7,6 +7,8 @@ use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::Snapshot;
 use spinlane_dataplane::types::PortId;
 
+use super::inventory::BoundHost;
+
 /// How a port is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Binding {
@@ -31,6 +33,8 @@ pub struct WayOut<'a> {
     pub is_veth: bool,
     /// Pods and uplink share a segment.
     pub is_bridged: bool,
+    /// The port by which the node takes part in that segment.
+    pub host: Option<BoundHost>,
 }
 
 /// The data path did not do it.

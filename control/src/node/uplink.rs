@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use spinlane_dataplane::snapshot::Location;
 use spinlane_dataplane::types::{MacAddr, NextHopId};
 
 use super::Core;
@@ -16,7 +17,7 @@ use super::kernel::{self, Kernel};
 use super::netlink::{Link, Netlink, NetlinkError};
 use super::setup::Setup;
 use super::switch::WayOut;
-use crate::config::{Mode, Uplink};
+use crate::config::Uplink;
 use crate::source;
 
 /// How long news of a path's MTU holds (RFC 1191, section 6.3).
@@ -147,6 +148,10 @@ impl Core {
             inventory.touch();
         }
         let is_new = self.take_kernel(kernel);
+        if has_moved {
+            let setup = self.setup();
+            self.inventory().fix_node_stations(&setup, self.now_s());
+        }
         Ok(self.follow_own() || has_moved || is_new)
     }
 
@@ -248,14 +253,19 @@ impl Core {
 
     fn bind_uplink(&self, link: &Link, queues: u32) -> Result<BoundUplink, String> {
         let name = &link.name;
-        let id = self.inventory().ids.take();
+        let (id, host) = {
+            let mut inventory = self.inventory();
+            (inventory.ids.take(), inventory.host)
+        };
         let id = id.ok_or_else(|| format!("cannot attach the uplink {name}: no port is free"))?;
+        let is_shared = self.setup().shared_segment().is_some();
         let way_out = WayOut {
             ifindex: link.index,
             name,
             queues,
             is_veth: link.is_veth,
-            is_bridged: self.setup().network.mode == Mode::L2,
+            is_bridged: is_shared,
+            host: host.filter(|_| is_shared),
         };
         match self.switch.attach_uplink(id, way_out) {
             Ok(binding) => {
@@ -291,6 +301,9 @@ impl Core {
         let gone = {
             let mut inventory = self.inventory();
             let gone = inventory.surroundings.uplink.take();
+            if let Some(uplink) = gone {
+                inventory.fdb.remove(Location::Port(uplink.port.id));
+            }
             inventory.surroundings.version += 1;
             inventory.touch();
             gone

@@ -137,10 +137,7 @@ impl Node {
                 Some(FdbEntry {
                     segment: name.clone(),
                     mac: mac.to_string(),
-                    port: match station.at {
-                        Location::Port(id) => inventory.port_name(id),
-                        Location::Vtep(_) => None,
-                    },
+                    port: inventory.place_name(station.at),
                     vtep: match station.at {
                         Location::Port(_) => None,
                         Location::Vtep(id) => snapshot.vtep(id).map(|v| v.address.to_string()),

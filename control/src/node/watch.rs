@@ -106,12 +106,15 @@ impl Watch {
                             let uplink = inventory.surroundings.uplink;
                             inventory.by_port(port).is_some()
                                 || uplink.is_some_and(|uplink| uplink.port.id == port)
+                                || inventory.host.is_some_and(|host| host.port.id == port)
                         }
                         Location::Vtep(_) => true,
                     };
                     if exists && inventory.fdb.learn(segment, mac, at, now_s) {
                         if inventory.fdb.is_held(segment, mac) {
-                            tracing::warn!(%mac, "a station moves to and fro, a loop or an address used twice; it is held where it is for a minute");
+                            let port = inventory.fdb.place(segment, mac);
+                            let port = port.and_then(|at| inventory.place_name(at));
+                            tracing::warn!(%mac, port, "a station moves to and fro, a loop or an address used twice; it is held where it is for a minute");
                         }
                         inventory.touch();
                         changed = true;
