@@ -65,6 +65,8 @@ pub enum XdpChoice {
     Generic,
     /// Native first, generic where the driver refuses.
     Native,
+    /// Native or not at all.
+    NativeOnly,
 }
 
 /// How XDP is attached.
@@ -82,6 +84,7 @@ impl XdpChoice {
             XdpChoice::Auto => &[XdpMode::Generic, XdpMode::Native],
             XdpChoice::Generic => &[XdpMode::Generic],
             XdpChoice::Native => &[XdpMode::Native, XdpMode::Generic],
+            XdpChoice::NativeOnly => &[XdpMode::Native],
         }
     }
 }
@@ -262,6 +265,8 @@ pub(crate) struct PortHandle {
     /// Keeps the XDP program attached.
     pub(crate) program: Program,
     pub(crate) sockets: Vec<Arc<OwnedFd>>,
+    /// The device reads and writes the frame memory by itself.
+    pub(crate) zero_copy: bool,
     /// Its queues as the owner table knows them, lane by lane.
     pub(crate) tags: Vec<OwnerTag>,
     pub(crate) counters: Vec<Arc<CachePadded<PortCounters>>>,
@@ -274,6 +279,7 @@ impl PortHandle {
             spec,
             program,
             sockets: queues.iter().map(|q| Arc::clone(q.shared_fd())).collect(),
+            zero_copy: false,
             tags: queues.iter().map(Queue::tag).collect(),
             counters: Vec::new(),
         }
@@ -292,8 +298,10 @@ impl PortHandle {
         sum
     }
 
-    pub(crate) fn any_socket(&self) -> Option<Arc<OwnedFd>> {
-        self.sockets.first().cloned()
+    /// One of its sockets, for another port that copies to share the memory
+    /// with.
+    pub(crate) fn copying_socket(&self) -> Option<Arc<OwnedFd>> {
+        self.sockets.first().filter(|_| !self.zero_copy).cloned()
     }
 }
 
@@ -316,6 +324,11 @@ pub struct UplinkSpec {
     pub port: PortSpec,
     /// Receive queues of the device; one socket is bound to each.
     pub queues: u32,
+    /// Descriptors of each of its receive rings; 0 where it has none.
+    pub receive_ring: u32,
+    /// Whether to let it read and write the frame memory by itself, if its
+    /// driver can.
+    pub zero_copy: bool,
     /// XDP modes to try.
     pub xdp: XdpChoice,
     /// Whether the switch wants frames to other MAC addresses than the

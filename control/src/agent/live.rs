@@ -78,6 +78,8 @@ impl Switch for Lanes {
                 name: way_out.name.to_owned(),
             },
             queues: way_out.queues,
+            receive_ring: way_out.receive_ring,
+            zero_copy: !way_out.is_veth,
             xdp: match way_out.is_veth {
                 true => XdpChoice::Auto,
                 false => XdpChoice::Native,

@@ -176,7 +176,7 @@ fn driver(link: &Link, facts: &Facts) -> Item {
         ),
         (_, true, zero_copy) => {
             let copies = match zero_copy {
-                true => "frames are copied (the driver could share them; this version does not)",
+                true => "without copies",
                 false => "frames are copied",
             };
             item(name, State::Ok, format!("native mode, {copies}; {buffers}"))

@@ -29,6 +29,8 @@ pub struct WayOut<'a> {
     pub name: &'a str,
     /// Receive queues in use.
     pub queues: u32,
+    /// Descriptors of each of its receive rings; 0 where it has none.
+    pub receive_ring: u32,
     /// A veth: what it carries may lack checksums and be longer than its MTU.
     pub is_veth: bool,
     /// Pods and uplink share a segment.

@@ -12,6 +12,7 @@ use spinlane_dataplane::types::{MacAddr, NextHopId};
 
 use super::Core;
 use super::beyond::Inputs;
+use super::device;
 use super::inventory::{BoundHost, BoundPort, BoundUplink};
 use super::kernel::{self, Kernel};
 use super::netlink::{Link, Netlink, NetlinkError};
@@ -263,6 +264,7 @@ impl Core {
             ifindex: link.index,
             name,
             queues,
+            receive_ring: device::rings(name).map_or(0, |rings| rings.rx),
             is_veth: link.is_veth,
             is_bridged: is_shared,
             host: host.filter(|_| is_shared),

@@ -5,6 +5,7 @@
 //! a socket closes); publishing takes microseconds. Lanes are only told over
 //! queues; no lock is shared with them.
 
+mod bind;
 mod capture;
 mod closing;
 mod error;
@@ -16,7 +17,7 @@ mod uplink;
 
 use std::collections::HashMap;
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -40,7 +41,6 @@ use crate::types::{Generation, LaneId, PortId};
 use crate::umem::{Depot, FramePool, OwnerTable, Umem};
 use crate::uplink::Filter;
 use crate::xsk::queue::{FILL_MIN, Queue};
-use crate::xsk::socket::{Memory, Socket};
 
 pub use crate::lane::{CaptureSpec, CapturedPacket, Direction, PollMode};
 pub use capture::Capture;
@@ -51,11 +51,6 @@ pub use crate::port::{Attached, HostSide, PortSpec, UplinkSpec, XdpChoice, XdpMo
 
 /// Events that wait for control at most, for each lane.
 const EVENT_QUEUE: usize = 4096;
-
-/// Just after another socket of the queue was closed the kernel still refuses
-/// to bind; it does so for a moment.
-const BIND_RETRIES: u32 = 100;
-const BIND_PAUSE: Duration = Duration::from_millis(2);
 
 /// Threads that close sockets side by side; each close waits for the kernel's
 /// readers.
@@ -470,7 +465,7 @@ impl Inner {
         }
         let attached = Attached {
             xdp_mode,
-            zero_copy: false,
+            zero_copy: handle.zero_copy,
             lanes: parts.len(),
         };
         handle.counters = parts
@@ -580,45 +575,6 @@ impl Inner {
             });
         }
         Ok(())
-    }
-
-    /// Binds a socket. It shares the frame memory with any live socket; the
-    /// first one, and the first after all were lost, registers it.
-    fn bind(&self, spec: &PortSpec, queue: u32) -> Result<Queue, PortError> {
-        let mut tries = 0;
-        loop {
-            match self.bind_once(spec.ifindex, queue) {
-                Ok(socket) => return Ok(Queue::new(socket)),
-                Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries < BIND_RETRIES => {
-                    tries += 1;
-                    std::thread::sleep(BIND_PAUSE);
-                }
-                Err(source) => {
-                    return Err(PortError::Bind {
-                        port: spec.name.clone(),
-                        queue,
-                        source,
-                    });
-                }
-            }
-        }
-    }
-
-    fn bind_once(&self, ifindex: u32, queue: u32) -> io::Result<Socket> {
-        // Copies: binding waits for the kernel, and statistics must not wait
-        // along. `changes` is held, so no port is closed meanwhile.
-        let sockets: Vec<_> = lock(&self.ports)
-            .values()
-            .filter_map(PortHandle::any_socket)
-            .collect();
-        for shared in &sockets {
-            match Socket::bind(ifindex, queue, Memory::Share(shared.as_fd())) {
-                // That socket's device is gone.
-                Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
-                answer => return answer,
-            }
-        }
-        Socket::bind(ifindex, queue, Memory::Register(&self.umem))
     }
 
     fn change_captures(&self, change: impl FnOnce(&mut Vec<Arc<CaptureQueue>>)) {

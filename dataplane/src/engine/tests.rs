@@ -238,19 +238,23 @@ fn a_port_without_chunks_on_a_lane_is_refused_by_name() {
 
 #[test]
 fn lanes_that_started_end_when_a_later_one_does_not_start() {
+    // Descriptors are the process's: a fresh one with few of them does it.
+    const FEW: &str = "SPINLANE_TEST_FEW_DESCRIPTORS";
+    if std::env::var_os(FEW).is_some() {
+        return start_with_few_descriptors();
+    }
     let few = Program::new("prlimit")
         .arg("--nofile=24:24")
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", "engine::tests::few_descriptors", "--ignored"])
+        .args(["--exact", std::thread::current().name().unwrap()])
+        .env(FEW, "1")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&few.stdout);
     assert!(few.status.success() && said.contains("1 passed"), "{said}");
 }
 
-#[test]
-#[ignore = "run by the test above, with few file descriptors"]
-fn few_descriptors() {
+fn start_with_few_descriptors() {
     let config = EngineConfig {
         cores: vec![0; 60],
         poll: PollMode::Interrupt,
@@ -269,6 +273,41 @@ fn few_descriptors() {
             std::fs::read_to_string(name).is_ok_and(|name| name.starts_with("lane-"))
         });
     assert_eq!(lanes.count(), 0);
+}
+
+/// Chunks posted on an uplink of one lane, whose device has a receive ring of
+/// that size.
+fn posted(frames: usize, receive_ring: u32) -> u32 {
+    let engine = engine(1, frames);
+    let port = veth(&format!("u{frames}"), 0);
+    let id = port.id;
+    let uplink = UplinkSpec {
+        port,
+        queues: 1,
+        receive_ring,
+        zero_copy: false,
+        xdp: XdpChoice::Auto,
+        is_bridged: false,
+        host_side: None,
+    };
+    engine.attach_uplink(uplink).unwrap();
+    let posted = on_lane(&engine, 0, move |lane| {
+        lane.ports.get(id).unwrap().queue.posted()
+    });
+    engine.detach(id).unwrap();
+    wait_until("every frame is home", || is_all_home(&engine));
+    posted
+}
+
+#[test]
+fn an_uplink_posts_what_its_device_fills_at_once() {
+    in_namespace(|| {
+        // As long as the device's ring, which may be longer than a pod's,
+        assert_eq!(posted(32_768, 4000), 4000);
+        // up to a share of the frames, and not less than a pod's port.
+        assert_eq!(posted(4096, 4000), 512);
+        assert_eq!(posted(512, 0), FILL_MIN);
+    });
 }
 
 #[test]

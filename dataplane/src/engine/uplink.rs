@@ -1,15 +1,43 @@
 //! The uplink's way into the engine: an existing interface of the node.
 
-use super::{Attached, Inner, PortError, UplinkSpec, lock};
+use super::{Attached, Inner, PortError, UplinkSpec, XdpChoice, lock};
 use crate::port::{Kind, PortHandle};
 use crate::types::PortId;
 use crate::uplink::{Filter, echoes};
-use crate::xsk::queue::Queue;
+use crate::xsk::socket::Transfer;
+
+/// The ways of moving frames to try, best first.
+fn transfers(spec: &UplinkSpec) -> &'static [Transfer] {
+    match spec.zero_copy {
+        true => &[
+            Transfer::ZeroCopy { chains: true },
+            Transfer::ZeroCopy { chains: false },
+            Transfer::Copy,
+        ],
+        false => &[Transfer::Copy],
+    }
+}
 
 impl Inner {
     pub(super) fn attach_uplink(&self, spec: UplinkSpec) -> Result<Attached, PortError> {
         self.admit(&spec.port)?;
-        let queues = self.bind_uplink(&spec)?;
+        let mut refused = None;
+        for &transfer in transfers(&spec) {
+            match self.attach_uplink_by(&spec, transfer) {
+                Ok(attached) => return Ok(attached),
+                // The last one is what every device can do.
+                Err(error) => refused = Some(error),
+            }
+        }
+        Err(refused.unwrap_or(PortError::Id(spec.port.id)))
+    }
+
+    fn attach_uplink_by(
+        &self,
+        spec: &UplinkSpec,
+        transfer: Transfer,
+    ) -> Result<Attached, PortError> {
+        let queues = self.bind_uplink(spec, transfer)?;
         let failed = |source| PortError::program(&spec.port, source);
         let mut program = self.loader.load(Kind::Uplink, &queues).map_err(failed)?;
         // Told what to take before it takes anything.
@@ -20,13 +48,17 @@ impl Inner {
         let shared = echoes(&mut program).map_err(failed)?;
         self.connections.show_echoes(shared);
         *lock(&self.uplink) = Some((spec.clone(), wanted));
-        let mode = program
-            .attach(spec.port.ifindex, spec.xdp)
-            .map_err(failed)?;
+        let choice = match transfer {
+            Transfer::Copy => spec.xdp,
+            // A program in the stack would never see the device's frames.
+            Transfer::ZeroCopy { .. } => XdpChoice::NativeOnly,
+        };
+        let mode = program.attach(spec.port.ifindex, choice).map_err(failed)?;
         if let Some(host) = spec.host_side.as_ref().filter(|_| spec.is_bridged) {
             program.join_node(&spec.port, host).map_err(failed)?;
         }
-        let handle = PortHandle::new(spec.port.clone(), program, &queues);
+        let mut handle = PortHandle::new(spec.port.clone(), program, &queues);
+        handle.zero_copy = transfer != Transfer::Copy;
         let attached = self.join(handle, queues, mode)?;
         // A snapshot may have been published meanwhile.
         self.filter_uplink();
@@ -44,31 +76,6 @@ impl Inner {
     pub(super) fn forget_uplink(&self, id: PortId) {
         let mut uplink = lock(&self.uplink);
         uplink.take_if(|(spec, _)| spec.port.id == id);
-    }
-
-    /// One socket for each queue that the device really has.
-    fn bind_uplink(&self, spec: &UplinkSpec) -> Result<Vec<Queue>, PortError> {
-        let mut queues = Vec::new();
-        for queue in 0..spec.queues.clamp(1, MAX_QUEUES) {
-            match self.bind(&spec.port, queue) {
-                Ok(bound) => queues.push(bound),
-                // Fewer are in use than the device could have.
-                Err(PortError::Bind { source, .. })
-                    if queue > 0 && source.raw_os_error() == Some(libc::EINVAL) =>
-                {
-                    break;
-                }
-                Err(error) => return Err(error),
-            }
-        }
-        match queues.len() < self.lanes.len() {
-            true => Err(PortError::Queues {
-                port: spec.port.name.clone(),
-                queues: queues.len(),
-                lanes: self.lanes.len(),
-            }),
-            false => Ok(queues),
-        }
     }
 
     /// Tells the uplink's program what the snapshot in force takes.
@@ -104,6 +111,3 @@ impl Inner {
         })
     }
 }
-
-/// Sockets that the program's map has room for.
-const MAX_QUEUES: u32 = 64;

@@ -206,8 +206,11 @@ impl LanePorts {
     /// that would make it try again.
     pub(super) fn refill_all(&mut self, pool: &mut FramePool, owners: &OwnerTable) {
         for port in self.by_id.iter_mut().flatten() {
-            port.queues_mut()
-                .for_each(|queue| queue.refill(pool, owners, true));
+            for queue in port.queues_mut() {
+                queue.refill(pool, owners, true);
+                // It may have run out just after the last look.
+                queue.wake_receiver();
+            }
         }
     }
 

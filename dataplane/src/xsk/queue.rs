@@ -15,7 +15,7 @@ use crate::drops::DropReason;
 use crate::frame::{Batch, FRAME_SIZE, Frame, MAX_CHAIN, TX_METADATA_BYTES, TxChecksum};
 use crate::types::PortId;
 use crate::umem::{FramePool, OwnerTable, OwnerTag, Umem};
-use crate::xsk::socket::{RING_SIZE, Socket};
+use crate::xsk::socket::Socket;
 
 /// Chunks that an idle port keeps posted: three super-frames' worth, or the
 /// 47 fragments of the longest datagram on a path of 1450 bytes, and some.
@@ -29,9 +29,6 @@ const FILL_STREAM: u32 = 16 * MAX_CHAIN as u32;
 /// Chunks that may be missing before a port is topped up: an idle one still
 /// holds the fragments of a longest datagram then.
 const REFILL_LOT: u32 = 16;
-
-/// Chunks that the busiest port keeps posted.
-pub(crate) const FILL_MAX: u32 = RING_SIZE;
 
 /// Never reused, so that a late look at [`OwnerTable`] cannot confuse queues.
 static NEXT_TAG: AtomicU32 = AtomicU32::new(1);
@@ -65,6 +62,8 @@ pub(crate) struct Queue {
     /// Level that the fill ring is kept at; follows use. 0 before the first
     /// fill, which empties nothing.
     fill_target: u32,
+    /// Level that it does not sink below.
+    fill_floor: u32,
     /// A packet of several chunks came since the last refill.
     streaming: bool,
     /// Chunks sent and not yet completed.
@@ -78,8 +77,10 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    pub(crate) fn new(socket: Socket) -> Queue {
+    /// A queue that keeps `fill_floor` chunks posted at least.
+    pub(crate) fn new(socket: Socket, fill_floor: u32) -> Queue {
         Queue {
+            fill_floor: fill_floor.clamp(FILL_MIN, socket.ring_size),
             socket,
             tag: next_tag(),
             posted: 0,
@@ -134,7 +135,7 @@ impl Queue {
     /// brought below a quarter doubles, unless frames are short.
     pub(crate) fn refill(&mut self, pool: &mut FramePool, owners: &OwnerTable, frames_short: bool) {
         let is_first = self.fill_target == 0;
-        self.fill_target = self.fill_target.max(FILL_MIN);
+        self.fill_target = self.fill_target.max(self.fill_floor);
         if std::mem::take(&mut self.streaming) && !frames_short {
             self.fill_target = self.fill_target.max(FILL_STREAM);
         }
@@ -143,7 +144,7 @@ impl Queue {
         }
         let left = self.posted - self.waiting.min(self.posted);
         if left * 4 < self.fill_target && !is_first && !frames_short {
-            self.fill_target = (self.fill_target * 2).min(FILL_MAX);
+            self.fill_target = (self.fill_target * 2).min(self.socket.ring_size);
         }
         let before = self.posted;
         while self.posted < self.fill_target && self.socket.fill.room(1) > 0 {
@@ -155,13 +156,33 @@ impl Queue {
         }
         if self.posted != before {
             self.socket.fill.publish();
+            self.wake_receiver();
+        }
+    }
+
+    /// Tells a device that ran out of chunks that there are some again. Only
+    /// one that shares the frame memory asks for it.
+    pub(crate) fn wake_receiver(&self) {
+        if self.socket.fill.needs_wakeup() {
+            // SAFETY: plain system call on a live descriptor, without a
+            // buffer. What it answers says nothing that the rings do not.
+            unsafe {
+                libc::recvfrom(
+                    self.socket.fd.as_raw_fd(),
+                    std::ptr::null_mut(),
+                    0,
+                    libc::MSG_DONTWAIT,
+                    std::ptr::null_mut(),
+                    std::ptr::null_mut(),
+                )
+            };
         }
     }
 
     /// Lets an idle port's level sink by half; the chunks come back as they
     /// are received.
     pub(crate) fn relax(&mut self) {
-        self.fill_target = (self.fill_target / 2).max(FILL_MIN);
+        self.fill_target = (self.fill_target / 2).max(self.fill_floor);
     }
 
     /// Moves up to `max` whole packets from the receive ring into `batch`.

@@ -63,6 +63,8 @@ impl<T: Copy> Slot<T> {
 struct Shared<T> {
     producer: NonNull<AtomicU32>,
     consumer: NonNull<AtomicU32>,
+    /// Written by the kernel.
+    flags: NonNull<AtomicU32>,
     entries: NonNull<Slot<T>>,
     mask: u32,
     _map: Option<RingMap>,
@@ -107,6 +109,7 @@ impl<T: Copy> Shared<T> {
         Ok(Shared {
             producer: at(offsets.producer).cast(),
             consumer: at(offsets.consumer).cast(),
+            flags: at(offsets.flags).cast(),
             entries: at(offsets.desc).cast(),
             mask: size - 1,
             _map: Some(RingMap { base, len }),
@@ -122,6 +125,11 @@ impl<T: Copy> Shared<T> {
     fn consumer(&self) -> &AtomicU32 {
         // SAFETY: see producer().
         unsafe { self.consumer.as_ref() }
+    }
+
+    fn flags(&self) -> &AtomicU32 {
+        // SAFETY: see producer().
+        unsafe { self.flags.as_ref() }
     }
 
     #[inline]
@@ -207,6 +215,13 @@ impl<T: Copy> Producer<T> {
         self.head = self.head.wrapping_add(1);
     }
 
+    /// Whether the kernel waits for a system call before it goes on with this
+    /// ring.
+    pub(crate) fn needs_wakeup(&self) -> bool {
+        // Relaxed: a hint that is looked at again and again.
+        self.shared.flags().load(Ordering::Relaxed) & libc::XDP_RING_NEED_WAKEUP != 0
+    }
+
     /// Makes the written entries visible to the kernel.
     #[inline]
     pub(crate) fn publish(&mut self) {
@@ -278,6 +293,7 @@ mod tests {
     struct Memory {
         producer: Box<AtomicU32>,
         consumer: Box<AtomicU32>,
+        flags: Box<AtomicU32>,
         entries: Vec<u64>,
     }
 
@@ -286,6 +302,7 @@ mod tests {
             Memory {
                 producer: Box::new(AtomicU32::new(cursor)),
                 consumer: Box::new(AtomicU32::new(cursor)),
+                flags: Box::new(AtomicU32::new(0)),
                 entries: vec![0; size],
             }
         }
@@ -294,6 +311,7 @@ mod tests {
             let shared = |memory: &mut Memory| Shared {
                 producer: NonNull::from(&*memory.producer),
                 consumer: NonNull::from(&*memory.consumer),
+                flags: NonNull::from(&*memory.flags),
                 entries: NonNull::from(memory.entries.as_mut_slice()).cast(),
                 mask: memory.entries.len() as u32 - 1,
                 _map: None,
@@ -360,6 +378,7 @@ mod loom_tests {
     struct Memory {
         producer: Box<AtomicU32>,
         consumer: Box<AtomicU32>,
+        flags: Box<AtomicU32>,
         slots: Box<[Slot<Entry>]>,
     }
 
@@ -369,6 +388,7 @@ mod loom_tests {
             Memory {
                 producer: Box::new(AtomicU32::new(cursor)),
                 consumer: Box::new(AtomicU32::new(cursor)),
+                flags: Box::new(AtomicU32::new(0)),
                 slots: (0..SIZE).map(slot).collect(),
             }
         }
@@ -378,6 +398,7 @@ mod loom_tests {
             let shared = || Shared {
                 producer: NonNull::from(&*self.producer),
                 consumer: NonNull::from(&*self.consumer),
+                flags: NonNull::from(&*self.flags),
                 entries: NonNull::from(&*self.slots).cast(),
                 mask: SIZE as u32 - 1,
                 _map: None,

@@ -9,13 +9,11 @@ use crate::frame::{FRAME_SIZE, TX_METADATA_BYTES};
 use crate::umem::Umem;
 use crate::xsk::ring::{Consumer, Producer};
 
-/// Entries of the receive, transmit and fill rings.
+/// Entries of the receive, transmit and fill rings, where a device has no
+/// longer ones. The completion ring is twice as long: a frame is sent (its
+/// transmit entry free again) before it is completed, so more can be out than
+/// the transmit ring holds.
 pub(crate) const RING_SIZE: u32 = 2048;
-
-/// Entries of the completion ring: a frame is sent (its transmit entry free
-/// again) before it is completed, so more can be out than the transmit ring
-/// holds.
-pub(crate) const COMPLETION_RING_SIZE: u32 = 4096;
 
 /// Descriptors that one `sendto` handles (`XDP_MAX_TX_SKB_BUDGET`, Linux 6.18;
 /// the default is 32). libc lacks the option's number.
@@ -29,6 +27,8 @@ const SEND_BUFFER_BYTES: libc::c_int = 32 << 20;
 #[derive(Debug)]
 pub(crate) struct Socket {
     pub(crate) fd: Arc<OwnedFd>,
+    /// Entries of the receive, transmit and fill rings.
+    pub(crate) ring_size: u32,
     pub(crate) rx: Consumer<libc::xdp_desc>,
     pub(crate) tx: Producer<libc::xdp_desc>,
     pub(crate) fill: Producer<u64>,
@@ -37,16 +37,45 @@ pub(crate) struct Socket {
 
 /// Where the frame memory comes from.
 pub(crate) enum Memory<'a> {
-    /// Registered by this socket.
-    Register(&'a Umem),
+    /// Registered by this socket. Sharers follow it in how frames move.
+    Register(&'a Umem, Transfer),
     /// Shared from a bound socket.
     Share(BorrowedFd<'a>),
 }
 
+/// How frames move between a device and the frame memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Transfer {
+    /// Copied by the kernel, in chains of descriptors.
+    Copy,
+    /// The device reads and writes the frame memory itself.
+    ZeroCopy {
+        /// Whether packets may take several frames.
+        chains: bool,
+    },
+}
+
+impl Transfer {
+    fn flags(self) -> u16 {
+        let how = match self {
+            Transfer::Copy => libc::XDP_COPY | libc::XDP_USE_SG,
+            Transfer::ZeroCopy { chains: true } => libc::XDP_ZEROCOPY | libc::XDP_USE_SG,
+            Transfer::ZeroCopy { chains: false } => libc::XDP_ZEROCOPY,
+        };
+        how | libc::XDP_USE_NEED_WAKEUP
+    }
+}
+
 impl Socket {
-    /// Opens a socket and binds it to queue `queue` of device `ifindex`, in
-    /// copy mode with chains of descriptors.
-    pub(crate) fn bind(ifindex: u32, queue: u32, memory: Memory<'_>) -> io::Result<Socket> {
+    /// Opens a socket with rings of `ring_size` entries and binds it to queue
+    /// `queue` of device `ifindex`.
+    pub(crate) fn bind(
+        ifindex: u32,
+        queue: u32,
+        memory: Memory<'_>,
+        ring_size: u32,
+    ) -> io::Result<Socket> {
+        let completions = ring_size * 2;
         // SAFETY: plain system call.
         let fd = unsafe { libc::socket(libc::AF_XDP, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
         if fd < 0 {
@@ -54,23 +83,23 @@ impl Socket {
         }
         // SAFETY: socket() just made the descriptor; nobody else has it.
         let fd = unsafe { OwnedFd::from_raw_fd(fd) };
-        if let Memory::Register(umem) = &memory {
+        if let Memory::Register(umem, _) = &memory {
             register(fd.as_fd(), umem)?;
         }
         set(
             fd.as_fd(),
             libc::SOL_XDP,
             libc::XDP_UMEM_FILL_RING,
-            &RING_SIZE,
+            &ring_size,
         )?;
         set(
             fd.as_fd(),
             libc::SOL_XDP,
             libc::XDP_UMEM_COMPLETION_RING,
-            &COMPLETION_RING_SIZE,
+            &completions,
         )?;
-        set(fd.as_fd(), libc::SOL_XDP, libc::XDP_RX_RING, &RING_SIZE)?;
-        set(fd.as_fd(), libc::SOL_XDP, libc::XDP_TX_RING, &RING_SIZE)?;
+        set(fd.as_fd(), libc::SOL_XDP, libc::XDP_RX_RING, &ring_size)?;
+        set(fd.as_fd(), libc::SOL_XDP, libc::XDP_TX_RING, &ring_size)?;
         set(
             fd.as_fd(),
             libc::SOL_SOCKET,
@@ -81,22 +110,19 @@ impl Socket {
         let _ = set(fd.as_fd(), libc::SOL_XDP, XDP_MAX_TX_SKB_BUDGET, &TX_BUDGET);
         let offsets = offsets(fd.as_fd())?;
         let at = fd.as_fd();
-        let rx = Consumer::map(at, libc::XDP_PGOFF_RX_RING as u64, &offsets.rx, RING_SIZE)?;
-        let tx = Producer::map(at, libc::XDP_PGOFF_TX_RING as u64, &offsets.tx, RING_SIZE)?;
-        let fill = Producer::map(at, libc::XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, RING_SIZE)?;
+        let rx = Consumer::map(at, libc::XDP_PGOFF_RX_RING as u64, &offsets.rx, ring_size)?;
+        let tx = Producer::map(at, libc::XDP_PGOFF_TX_RING as u64, &offsets.tx, ring_size)?;
+        let fill = Producer::map(at, libc::XDP_UMEM_PGOFF_FILL_RING, &offsets.fr, ring_size)?;
         let completion = Consumer::map(
             at,
             libc::XDP_UMEM_PGOFF_COMPLETION_RING,
             &offsets.cr,
-            COMPLETION_RING_SIZE,
+            completions,
         )?;
         let (flags, shared) = match memory {
             // Sharers inherit mode and chains from the first socket.
             Memory::Share(fd) => (libc::XDP_SHARED_UMEM, fd.as_raw_fd() as u32),
-            Memory::Register(_) => (
-                libc::XDP_COPY | libc::XDP_USE_NEED_WAKEUP | libc::XDP_USE_SG,
-                0,
-            ),
+            Memory::Register(_, transfer) => (transfer.flags(), 0),
         };
         let address = libc::sockaddr_xdp {
             sxdp_family: libc::AF_XDP as u16,
@@ -118,6 +144,7 @@ impl Socket {
         }
         Ok(Socket {
             fd: Arc::new(fd),
+            ring_size,
             rx,
             tx,
             fill,

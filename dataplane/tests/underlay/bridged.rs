@@ -84,6 +84,8 @@ fn the_node_is_a_station_of_the_segment_by_the_uplinks_address() {
     let uplink = UplinkSpec {
         port: spec(UPLINK, "up0"),
         queues: 4,
+        receive_ring: 0,
+        zero_copy: false,
         xdp: XdpChoice::Auto,
         is_bridged: true,
         host_side: Some(host_side),

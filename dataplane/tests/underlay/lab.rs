@@ -46,18 +46,20 @@ pub(crate) struct Lab {
 
 impl Lab {
     pub(crate) fn new(name: &str) -> Lab {
-        Lab::with_queues(name, 1)
+        Lab::with_queues(name, 1, 1)
     }
 
-    /// With so many queues on each link.
-    pub(crate) fn with_queues(name: &str, queues: u32) -> Lab {
+    /// With so many queues on the uplink, and on the pod's and later links.
+    pub(crate) fn with_queues(name: &str, uplink: u32, pod: u32) -> Lab {
         let prefix = format!("sl{}-{name}", std::process::id());
-        let lab = Lab { prefix, queues };
+        let queues = uplink;
+        let mut lab = Lab { prefix, queues };
         for end in ["node", "pod", "peer"] {
             lab.run(&format!("ip netns add {}-{end}", lab.prefix));
             lab.ip(end, "link set lo up");
         }
         lab.veth("node", "up0", UPLINK_MAC, ("peer", "eth0", PEER_MAC));
+        lab.queues = pod;
         lab.veth("node", "p0", GATEWAY_MAC, ("pod", "eth0", POD_MAC));
         lab.ip("node", "address add 172.31.0.1/24 dev up0");
         lab.ip("peer", "address add 172.31.0.2/24 dev eth0");
@@ -270,6 +272,15 @@ pub(crate) fn attach(
     (lanes, queues): (usize, u32),
     is_bridged: bool,
 ) -> (Engine, Result<Attached, PortError>) {
+    attach_as(lab, (lanes, queues), |spec| spec.is_bridged = is_bridged)
+}
+
+/// As [`attach`]; `change` has the last word on how the uplink is taken.
+pub(crate) fn attach_as(
+    lab: &Lab,
+    (lanes, queues): (usize, u32),
+    change: impl FnOnce(&mut UplinkSpec),
+) -> (Engine, Result<Attached, PortError>) {
     let engine = start(lab, lanes);
     let spec = |id, device: &str| PortSpec {
         id,
@@ -277,12 +288,16 @@ pub(crate) fn attach(
         name: device.to_owned(),
     };
     engine.attach(spec(POD, "p0")).unwrap();
-    let attached = engine.attach_uplink(UplinkSpec {
+    let mut uplink = UplinkSpec {
         port: spec(UPLINK, "up0"),
         queues,
+        receive_ring: 0,
+        zero_copy: false,
         xdp: XdpChoice::Auto,
-        is_bridged,
+        is_bridged: false,
         host_side: None,
-    });
+    };
+    change(&mut uplink);
+    let attached = engine.attach_uplink(uplink);
     (engine, attached)
 }

@@ -13,7 +13,7 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 
 use spinlane_dataplane::drops::DropReason;
-use spinlane_dataplane::engine::Engine;
+use spinlane_dataplane::engine::{Engine, XdpChoice, XdpMode};
 use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::{
     FdbTarget, Location, Masquerade, Network, NextHop, Role, RouteTable, RouteTarget, Segment,
@@ -523,26 +523,8 @@ fn the_uplink_takes_what_is_the_switchs_and_nothing_else() {
     engine.stop();
 }
 
-#[test]
-fn lanes_share_the_queues_of_the_uplink() {
-    if !is_root() {
-        return;
-    }
-    let lab = Lab::with_queues("lanes", 3);
-    let (engine, refused) = attach(&lab, (2, 1), false);
-    // Each lane sends by a queue of its own.
-    let refused = refused.unwrap_err().to_string();
-    assert!(
-        refused.contains("1 queues are too few for 2 lanes"),
-        "{refused}"
-    );
-    engine.stop();
-    let (engine, attached) = attach(&lab, (2, 4), false);
-    assert_eq!(attached.unwrap().lanes, 2);
-    engine.publish(with_routes(snapshot(), Some(PEER_MAC)));
-    linux_router(&lab);
-    converse(&lab, 1500);
-    let flows = "timeout 20 iperf3 -c 10.244.2.2 -n 20M -P 8";
+/// Many flows from the pod to the peer; each is whole when this returns.
+fn many_flows(lab: &Lab) {
     let mut server = Command::new("ip")
         .args([
             "netns",
@@ -556,12 +538,73 @@ fn lanes_share_the_queues_of_the_uplink() {
         .spawn()
         .unwrap();
     std::thread::sleep(std::time::Duration::from_millis(300));
-    lab.succeeds("pod", flows);
+    lab.succeeds("pod", "timeout 60 iperf3 -c 10.244.2.2 -n 20M -P 8");
     server.wait().unwrap();
-    let lanes = engine.stats().lanes;
-    assert!(lanes.iter().all(|lane| lane.rx_packets > 0), "{lanes:?}");
+}
+
+/// Detaches both ports; every frame is home then.
+fn ends_with_all_frames(engine: &Engine) {
     engine.detach(UPLINK).unwrap();
     engine.detach(POD).unwrap();
     assert_eq!(engine.stats().frames.in_use, 0);
     engine.stop();
+}
+
+#[test]
+fn lanes_share_the_queues_of_the_uplink() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::with_queues("few", 3, 3);
+    let (engine, refused) = attach(&lab, (2, 1), false);
+    // Each lane sends by a queue of its own.
+    let refused = refused.unwrap_err().to_string();
+    assert!(
+        refused.contains("1 queues are too few for 2 lanes"),
+        "{refused}"
+    );
+    engine.stop();
+    drop(lab);
+    // One lane reads several queues, two share an odd number of them.
+    for (lanes, pod_queues) in [(1, 1), (2, 3)] {
+        let lab = Lab::with_queues(&format!("lanes{lanes}"), 3, pod_queues);
+        linux_router(&lab);
+        let (engine, attached) = attach(&lab, (lanes, 4), false);
+        assert_eq!(attached.unwrap().lanes, lanes);
+        engine.publish(with_routes(snapshot(), Some(PEER_MAC)));
+        converse(&lab, 1500);
+        many_flows(&lab);
+        let lanes = engine.stats().lanes;
+        assert!(lanes.iter().all(|lane| lane.rx_packets > 0), "{lanes:?}");
+        ends_with_all_frames(&engine);
+    }
+}
+
+#[test]
+fn an_uplink_is_taken_in_the_best_way_that_its_driver_has() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::with_queues("modes", 2, 3);
+    linux_router(&lab);
+    // A veth shares no frames, so they are copied; its driver runs programs.
+    for (xdp, mode) in [
+        (XdpChoice::Auto, XdpMode::Generic),
+        (XdpChoice::Native, XdpMode::Native),
+    ] {
+        let (engine, attached) = attach_as(&lab, (2, 2), |uplink| {
+            uplink.zero_copy = true;
+            uplink.receive_ring = 4096;
+            uplink.xdp = xdp;
+        });
+        let attached = attached.unwrap();
+        assert!(!attached.zero_copy);
+        assert_eq!(attached.xdp_mode, mode);
+        engine.publish(with_routes(snapshot(), Some(PEER_MAC)));
+        // The kernel goes on using it, and pods use it too.
+        lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 172.31.0.1");
+        converse(&lab, 1500);
+        many_flows(&lab);
+        ends_with_all_frames(&engine);
+    }
 }

@@ -1,0 +1,131 @@
+//! Binding a port's sockets: which memory they share, how frames move, how
+//! long the rings are.
+//!
+//! The kernel ties every sharer of a registration of the frame memory to the
+//! first one's way of moving frames. The same memory is therefore registered
+//! twice: once for all ports that copy, and once for the queues of an uplink
+//! whose device reads and writes it by itself. Offsets agree, so a frame goes
+//! from one to the other by its descriptor.
+
+use std::io;
+use std::os::fd::AsFd;
+use std::time::Duration;
+
+use super::{Inner, PortError, PortSpec, UplinkSpec, lock};
+use crate::port::PortHandle;
+use crate::xsk::queue::{FILL_MIN, Queue};
+use crate::xsk::socket::{Memory, RING_SIZE, Socket, Transfer};
+
+/// Just after another socket of the queue was closed the kernel still refuses
+/// to bind; it does so for a moment.
+const BIND_RETRIES: u32 = 100;
+const BIND_PAUSE: Duration = Duration::from_millis(2);
+
+/// Sockets that the uplink's program has room for in its map.
+const MAX_QUEUES: u32 = 64;
+
+/// Longest rings of a socket.
+const LONGEST_RING: u32 = 8192;
+
+impl Inner {
+    /// Binds a socket of a port that copies. It shares the frame memory with
+    /// any live one; the first, and the first after all were lost, registers
+    /// it.
+    pub(super) fn bind(&self, spec: &PortSpec, queue: u32) -> Result<Queue, PortError> {
+        let socket = patiently(spec, queue, || {
+            self.bind_copying(spec.ifindex, queue, RING_SIZE)
+        })?;
+        Ok(Queue::new(socket, FILL_MIN))
+    }
+
+    fn bind_copying(&self, ifindex: u32, queue: u32, ring_size: u32) -> io::Result<Socket> {
+        // Copies: binding waits for the kernel, and statistics must not wait
+        // along. `changes` is held, so no port is closed meanwhile.
+        let sockets: Vec<_> = lock(&self.ports)
+            .values()
+            .filter_map(PortHandle::copying_socket)
+            .collect();
+        for shared in &sockets {
+            match Socket::bind(ifindex, queue, Memory::Share(shared.as_fd()), ring_size) {
+                // That socket's device is gone.
+                Err(error) if error.raw_os_error() == Some(libc::EBADF) => continue,
+                answer => return answer,
+            }
+        }
+        let memory = Memory::Register(&self.umem, Transfer::Copy);
+        Socket::bind(ifindex, queue, memory, ring_size)
+    }
+
+    /// One socket for each queue that the uplink's device really has, all
+    /// moving frames in the same way.
+    pub(super) fn bind_uplink(
+        &self,
+        spec: &UplinkSpec,
+        transfer: Transfer,
+    ) -> Result<Vec<Queue>, PortError> {
+        let wanted = spec.queues.clamp(1, MAX_QUEUES);
+        let ring_size = spec
+            .receive_ring
+            .next_power_of_two()
+            .clamp(RING_SIZE, LONGEST_RING);
+        // What the device fills at once, as far as the others can spare it.
+        let share = self.config.frames as u32 / 8 / wanted;
+        let fill_floor = spec.receive_ring.min(share);
+        let mut queues: Vec<Queue> = Vec::new();
+        for queue in 0..wanted {
+            let bound = patiently(&spec.port, queue, || {
+                let memory = match (transfer, queues.first()) {
+                    (Transfer::Copy, _) => {
+                        return self.bind_copying(spec.port.ifindex, queue, ring_size);
+                    }
+                    (_, Some(first)) => Memory::Share(first.fd()),
+                    (_, None) => Memory::Register(&self.umem, transfer),
+                };
+                Socket::bind(spec.port.ifindex, queue, memory, ring_size)
+            });
+            match bound {
+                Ok(socket) => queues.push(Queue::new(socket, fill_floor)),
+                // Fewer are in use than the device could have.
+                Err(PortError::Bind { source, .. })
+                    if queue > 0 && source.raw_os_error() == Some(libc::EINVAL) =>
+                {
+                    break;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        match queues.len() < self.lanes.len() {
+            true => Err(PortError::Queues {
+                port: spec.port.name.clone(),
+                queues: queues.len(),
+                lanes: self.lanes.len(),
+            }),
+            false => Ok(queues),
+        }
+    }
+}
+
+/// Tries again while the kernel is still busy with a socket that was closed.
+fn patiently(
+    spec: &PortSpec,
+    queue: u32,
+    bind: impl Fn() -> io::Result<Socket>,
+) -> Result<Socket, PortError> {
+    let mut tries = 0;
+    loop {
+        match bind() {
+            Ok(socket) => return Ok(socket),
+            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries < BIND_RETRIES => {
+                tries += 1;
+                std::thread::sleep(BIND_PAUSE);
+            }
+            Err(source) => {
+                return Err(PortError::Bind {
+                    port: spec.name.clone(),
+                    queue,
+                    source,
+                });
+            }
+        }
+    }
+}
