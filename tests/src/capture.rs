@@ -1,10 +1,67 @@
 //! Reading captures with tshark: an opinion about bytes that is not ours.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
-use crate::error::Result;
-use crate::process::run;
+use crate::error::{LabError, Result};
+use crate::namespace::Namespace;
+use crate::process::{Process, run};
+use crate::{PATIENCE, wait_for};
+
+/// Packets that tcpdump writes to a file.
+#[derive(Debug)]
+pub struct Recording {
+    process: Process,
+    file: PathBuf,
+}
+
+impl Recording {
+    /// Starts tcpdump on an interface of a namespace and waits until it
+    /// listens; `options` go before the filter (`-Q in`, `-s 128`).
+    ///
+    /// # Errors
+    /// When it cannot be started or does not come to listen.
+    pub fn start(
+        on: (&Namespace, &str),
+        options: &[&str],
+        filter: &str,
+        file: &Path,
+    ) -> Result<Self> {
+        let (namespace, interface) = on;
+        let file_name = file.display().to_string();
+        let mut argv = vec!["tcpdump", "--immediate-mode", "-U", "-B", "16384"];
+        argv.extend(["-Z", "root", "-i", interface, "-w", &file_name]);
+        argv.extend(options);
+        argv.push(filter);
+        let process = namespace.spawn(&argv)?;
+        // The file's header is written once the socket takes packets.
+        wait_for("tcpdump to listen", PATIENCE, || {
+            file.metadata().ok().filter(|meta| meta.len() >= 24)
+        })?;
+        let file = file.to_owned();
+        Ok(Self { process, file })
+    }
+
+    /// Ends the recording once tcpdump has no more to write.
+    ///
+    /// # Errors
+    /// When tcpdump fails.
+    pub fn stop(self) -> Result<()> {
+        let len = || self.file.metadata().map_or(0, |meta| meta.len());
+        let mut last = 0;
+        while last != len() {
+            last = len();
+            std::thread::sleep(Duration::from_millis(300));
+        }
+        let output = self.process.interrupt(PATIENCE)?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        Err(LabError::unexpected("tcpdump", complaint))
+    }
+}
 
 /// Fields of every packet in a capture file that matches `filter` (all when
 /// empty), one row a packet; a field that occurs several times is joined by

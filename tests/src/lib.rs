@@ -62,15 +62,21 @@ pub fn root_or_skip(test_name: &str) -> bool {
     false
 }
 
+/// How long whatever is bound to come may take at least, on a machine that
+/// does much else: nothing fails because it is slow.
+pub const PATIENCE: Duration = Duration::from_secs(30);
+
 /// Calls `probe` every few milliseconds until it answers `Some`.
 ///
 /// # Errors
-/// [`LabError::Timeout`] naming `what` when `timeout` has passed.
+/// [`LabError::Timeout`] naming `what` when `timeout`, and [`PATIENCE`], have
+/// passed.
 pub fn wait_for<T>(
     what: &str,
     timeout: Duration,
     mut probe: impl FnMut() -> Option<T>,
 ) -> Result<T> {
+    let timeout = timeout.max(PATIENCE);
     let deadline = Instant::now() + timeout;
     loop {
         if let Some(found) = probe() {

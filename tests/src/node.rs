@@ -15,11 +15,7 @@ use crate::error::{LabError, Result};
 use crate::namespace::Namespace;
 use crate::process::{self, wait_child};
 use crate::programs::{lab_dir, program};
-
-/// How long an agent may take to print `ready`.
-const READY_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long an agent may take to leave before it is killed.
-const STOP_TIMEOUT: Duration = Duration::from_secs(10);
+use crate::{PATIENCE, wait_for};
 
 /// What goes into a node's `spinlane.toml`.
 #[derive(Debug, Clone)]
@@ -210,7 +206,7 @@ impl Node {
         })?;
         let began = Instant::now();
         let _ = kill(Pid::from_raw(child.id().cast_signed()), Signal::SIGTERM);
-        let status = wait_child(&mut child, STOP_TIMEOUT)?;
+        let status = wait_child(&mut child, PATIENCE)?;
         Ok((status, began.elapsed()))
     }
 
@@ -296,25 +292,23 @@ impl Node {
         decoded("spinlane ports", self.cli(&["ports"])?)
     }
 
-    /// The frames in use once nothing moves: waits until two looks in a row
-    /// agree, and checks that free and used ones add up to all.
+    /// The frames once nothing moves: waits until every one of them is free
+    /// or with the kernel to be filled.
     ///
     /// # Errors
-    /// When they never agree, do not add up, or the agent does not answer.
+    /// When some stay in use, or the agent does not answer.
     pub fn settled_frames(&self) -> Result<spinlane_api::view::Frames> {
         let mut last = None;
-        for _ in 0..50 {
-            let frames = self.status()?.frames;
-            if last == Some(frames) && frames.free + frames.in_use == frames.total {
-                return Ok(frames);
-            }
-            last = Some(frames);
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        Err(LabError::unexpected(
-            format!("frames of {}", self.namespace.name()),
-            format!("they do not settle or do not add up: {last:?}"),
-        ))
+        wait_for("frames to come home", PATIENCE, || {
+            last = self.status().ok().map(|status| status.frames);
+            last.filter(|frames| frames.in_use == 0 && frames.free == frames.total)
+        })
+        .map_err(|error| {
+            LabError::unexpected(
+                format!("frames of {}", self.namespace.name()),
+                format!("{error}: {last:?}"),
+            )
+        })
     }
 
     /// Interfaces in the node's namespace but loopback, by name.
@@ -454,11 +448,11 @@ fn ready_line(child: &mut Child) -> std::result::Result<(), String> {
             }
         }
     });
-    match receiver.recv_timeout(READY_TIMEOUT) {
+    match receiver.recv_timeout(PATIENCE) {
         Ok(()) => Ok(()),
         Err(mpsc::RecvTimeoutError::Timeout) => Err(format!(
             "it did not print `ready` within {} s",
-            READY_TIMEOUT.as_secs()
+            PATIENCE.as_secs()
         )),
         Err(mpsc::RecvTimeoutError::Disconnected) => Err(match child.wait() {
             Ok(status) => format!("it ended before `ready` with {status}"),

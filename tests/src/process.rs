@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::PATIENCE;
 use crate::error::{LabError, Result};
 
 /// A running program whose output is collected. Dropping it kills it.
@@ -63,7 +64,8 @@ impl Process {
     /// Waits for the end and hands over the output.
     ///
     /// # Errors
-    /// [`LabError::Timeout`] when it still runs after `timeout` (it is killed).
+    /// [`LabError::Timeout`] when it still runs after `timeout` and
+    /// [`PATIENCE`] (it is killed).
     pub fn wait(mut self, timeout: Duration) -> Result<Output> {
         let status = wait_child(&mut self.child, timeout).map_err(|error| match error {
             LabError::Timeout { seconds, .. } => LabError::Timeout {
@@ -99,6 +101,7 @@ impl Drop for Process {
 
 /// Waits for a child, looking often.
 pub(crate) fn wait_child(child: &mut Child, timeout: Duration) -> Result<ExitStatus> {
+    let timeout = timeout.max(PATIENCE);
     let deadline = Instant::now() + timeout;
     loop {
         match child.try_wait() {

@@ -1,11 +1,10 @@
 //! Everybody talks to everybody.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use crate::error::{LabError, Result};
 use crate::site::{Kind, Station};
-use crate::{traffic, wait_for};
+use crate::traffic;
 
 /// Bytes that TCP carries each way.
 const TCP_BYTES: usize = 200 << 10;
@@ -65,10 +64,7 @@ fn seen(stations: &[Station<'_>], from: &Station<'_>, to: Kind, v6: bool) -> Vec
 }
 
 fn pair(from: &Station<'_>, to: &Station<'_>, address: IpAddr, own: &[IpAddr]) -> Result<()> {
-    wait_for("a ping", Duration::from_secs(5), || {
-        let pings = traffic::ping(from.namespace, address, 1);
-        pings.ok().filter(traffic::Pings::all)
-    })?;
+    traffic::reach(from.namespace, address)?;
     let source = traffic::tcp_seen_from(from.namespace, to.namespace, address)?;
     if !own.contains(&source) {
         let detail = format!("{source}, not {own:?}");

@@ -5,13 +5,20 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use crate::error::{LabError, Result};
 use crate::namespace::Namespace;
+use crate::{PATIENCE, wait_for};
 
 /// A peer that says nothing for this long has failed the transfer.
-const SILENCE: Duration = Duration::from_secs(10);
+const SILENCE: Duration = PATIENCE;
+/// After this long a datagram is lost.
+const LOST_AFTER: Duration = Duration::from_secs(5);
+/// How often a thread that waits for packets looks whether it may end.
+const LOOK: Duration = Duration::from_millis(50);
 /// Bytes that the transfers write at once.
 const CHUNK_BYTES: usize = 64 * 1024;
 
@@ -34,12 +41,38 @@ impl Pings {
     }
 }
 
-/// Pings `to` from inside `from`, five times a second.
+/// Pings `to` from inside `from`, five times a second; a reply may take ten
+/// seconds.
 ///
 /// # Errors
 /// When `ping` cannot be run or prints no summary.
 pub fn ping(from: &Namespace, to: IpAddr, count: u32) -> Result<Pings> {
     ping_with(from, to, count, &[])
+}
+
+/// Pings `to` from inside `from` until a reply comes.
+///
+/// # Errors
+/// When none comes for long, or `ping` cannot be run.
+pub fn reach(from: &Namespace, to: IpAddr) -> Result<()> {
+    let what = format!("a reply of {to} to {}", from.name());
+    wait_for(&what, PATIENCE, || {
+        let pings = ping_with(from, to, 1, &["-W", "1"]);
+        pings.ok().filter(Pings::all)
+    })
+    .map(drop)
+}
+
+/// One of the kernel's counters in a namespace (`TcpRetransSegs`…), by the
+/// name that `nstat` knows it by.
+///
+/// # Errors
+/// When there is none of that name.
+pub fn counter(namespace: &Namespace, name: &str) -> Result<u64> {
+    let text = namespace.run(&["nstat", "-asz", name])?;
+    let mut words = text.split_whitespace().skip_while(|word| *word != name);
+    let number = words.nth(1).and_then(|number| number.parse().ok());
+    number.ok_or_else(|| LabError::unexpected(format!("nstat {name}"), text))
 }
 
 /// [`ping`] with more options (`-s 1400`, `-I eth1`…).
@@ -50,7 +83,7 @@ pub fn ping_with(from: &Namespace, to: IpAddr, count: u32, options: &[&str]) -> 
     let what = format!("ping {to} from {}", from.name());
     let output = from
         .command("ping")
-        .args(["-n", "-i", "0.2", "-W", "1", "-c", &count.to_string()])
+        .args(["-n", "-i", "0.2", "-W", "10", "-c", &count.to_string()])
         .args(options)
         .arg(to.to_string())
         .env("LC_ALL", "C")
@@ -113,7 +146,7 @@ impl Pattern {
 /// byte is compared.
 ///
 /// # Errors
-/// When a step fails, a byte differs or one side stays silent for 10 s.
+/// When a step fails, a byte differs or one side stays silent for half a minute.
 pub fn tcp_both_ways(
     client: &Namespace,
     server: &Namespace,
@@ -153,7 +186,7 @@ pub fn tcp_both_ways(
 /// address that the server sees it come from.
 ///
 /// # Errors
-/// When nobody connects within 10 s or a socket cannot be made.
+/// When nobody connects within half a minute or a socket cannot be made.
 pub fn tcp_seen_from(client: &Namespace, server: &Namespace, address: IpAddr) -> Result<IpAddr> {
     let what = format!("TCP from {} to {address}", client.name());
     let listener = server
@@ -191,7 +224,9 @@ pub fn udp_echo(
     let target = socket
         .local_addr()
         .map_err(LabError::io(format!("{what}, server address")))?;
-    let answering = std::thread::spawn(move || echo(&socket, count));
+    let is_over = Arc::new(AtomicBool::new(false));
+    let until = Arc::clone(&is_over);
+    let answering = std::thread::spawn(move || echo(&socket, &until));
     let outcome = client.enter(|| -> std::io::Result<u32> {
         let any: IpAddr = match target.ip() {
             IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
@@ -199,7 +234,7 @@ pub fn udp_echo(
         };
         let socket = UdpSocket::bind(SocketAddr::new(any, 0))?;
         socket.connect(target)?;
-        socket.set_read_timeout(Some(Duration::from_secs(1)))?;
+        socket.set_read_timeout(Some(LOST_AFTER))?;
         let mut whole = 0;
         let mut sent = vec![0; size];
         let mut received = vec![0; size + 1];
@@ -214,18 +249,19 @@ pub fn udp_echo(
         }
         Ok(whole)
     })?;
+    // Relaxed: nothing else is told by it.
+    is_over.store(true, Ordering::Relaxed);
     let _ = answering.join();
     outcome.map_err(LabError::io(what))
 }
 
-fn echo(socket: &UdpSocket, count: u32) {
+fn echo(socket: &UdpSocket, is_over: &AtomicBool) {
     let mut buffer = vec![0; 65536];
-    let _ = socket.set_read_timeout(Some(Duration::from_secs(2)));
-    for _ in 0..count {
-        let Ok((length, from)) = socket.recv_from(&mut buffer) else {
-            return;
-        };
-        let _ = socket.send_to(&buffer[..length], from);
+    let _ = socket.set_read_timeout(Some(LOOK));
+    while !is_over.load(Ordering::Relaxed) {
+        if let Ok((length, from)) = socket.recv_from(&mut buffer) {
+            let _ = socket.send_to(&buffer[..length], from);
+        }
     }
 }
 

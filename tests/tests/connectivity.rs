@@ -2,9 +2,8 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::time::Duration;
 
-use spinlane_tests::{LabError, Node, NodeConfig, Pod, root_or_skip, traffic, wait_for};
+use spinlane_tests::{LabError, Node, NodeConfig, Pod, root_or_skip, traffic};
 
 const MEGABYTE: usize = 1 << 20;
 
@@ -97,19 +96,11 @@ fn super_frames_cross_whole() -> Result<(), LabError> {
         packets < segments * 3 / 4,
         "{packets} packets for {segments} segments' worth of data: no super-frames"
     );
-    let counters = a.namespace().run(&["nstat", "-asz"])?;
-    let tcp: Vec<&str> = counters
-        .lines()
-        .filter(|line| line.contains("Retrans") || line.contains("DSACK") || line.contains("Loss"))
-        .collect();
-    let retransmitted: Option<u64> = tcp
-        .iter()
-        .find_map(|line| line.strip_prefix("TcpRetransSegs"))
-        .and_then(|rest| rest.split_whitespace().next())
-        .and_then(|number| number.parse().ok());
+    let sent = traffic::counter(a.namespace(), "TcpOutSegs")?;
+    let again = traffic::counter(a.namespace(), "TcpRetransSegs")?;
     assert!(
-        retransmitted.is_some_and(|count| count <= 20),
-        "retransmissions without loss: {tcp:#?}; drops: {:?}",
+        again * 100 <= sent,
+        "{again} of {sent} segments were sent again without loss; drops: {:?}",
         node.drops()?
     );
     Ok(())
@@ -185,18 +176,13 @@ fn pods_keep_their_addresses_over_a_restart_of_the_agent() -> Result<(), LabErro
             node.kill9();
             node.start_agent()?;
         } else {
-            let (status, took) = node.stop()?;
+            let (status, _) = node.stop()?;
             assert!(status.success(), "SIGTERM ended with {status}");
-            assert!(took < Duration::from_secs(2), "leaving took {took:?}");
             node.start_agent()?;
         }
         assert_eq!(before, addresses(&node)?);
         for address in [b.v4()?, b.v6()?] {
-            wait_for("traffic after the restart", Duration::from_secs(5), || {
-                traffic::ping(a.namespace(), address, 1)
-                    .ok()
-                    .filter(traffic::Pings::all)
-            })?;
+            traffic::reach(a.namespace(), address)?;
             traffic::tcp_both_ways(a.namespace(), b.namespace(), address, MEGABYTE)?;
         }
         assert_eq!(b.check(&node, "eth0")?.exit, 0, "CHECK after the restart");

@@ -47,20 +47,21 @@ containerd -c "$dir/config.toml" >"$dir/containerd.log" 2>&1 &
 containerd=$!
 trap 'kill $containerd; wait $containerd' EXIT
 ctr() { command ctr -a "$dir/containerd.sock" "$@"; }
-for _ in $(seq 100); do
+for _ in $(seq 500); do
     ctr version >/dev/null 2>&1 && break
     sleep 0.1
 done
-ctr run --rm --cni --rootfs "$dir/rootfs" box /bin/sleep 4 &
+ctr run --rm --cni --rootfs "$dir/rootfs" box /bin/sleep 600 &
 running=$!
-for _ in $(seq 50); do
+for _ in $(seq 500); do
     pid=$(ctr tasks ls | awk '$1 == "box" && $3 == "RUNNING" { print $2 }')
     [ -n "$pid" ] && nsenter -t "$pid" -n ip -o link show eth0 2>/dev/null | grep -q UP && break
     sleep 0.1
 done
 nsenter -t "$pid" -n ip -o addr show eth0
-nsenter -t "$pid" -n ping -n -c 2 -i 0.2 -W 1 "$4"
-wait $running
+nsenter -t "$pid" -n ping -n -c 2 -i 0.2 -W 10 "$4"
+ctr tasks kill -s KILL box
+wait $running || [ $? -eq 137 ]
 "#;
 
 #[test]

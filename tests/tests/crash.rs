@@ -57,9 +57,13 @@ fn holds(node: &Node, pods: &[&Pod], when: &str) -> Result<(), LabError> {
     Ok(())
 }
 
-/// Instants after the start of a call: dense where the work is done.
+/// Steps of [`instants`], dense where the work is done; a slow machine needs
+/// more to get behind it.
+const STEPS: usize = 24;
+
+/// Instants after the start of a call, without end.
 fn instants() -> impl Iterator<Item = Duration> {
-    (0..24_u64).map(|step| Duration::from_micros(step * step * 120))
+    (0_u64..).map(|step| Duration::from_micros(step * step * 120))
 }
 
 #[test]
@@ -71,7 +75,10 @@ fn killed_during_add() -> Result<(), LabError> {
     let steady = Pod::attach(&node, "steady")?;
     let network = one_address(&node);
     let (mut survived, mut refused) = (0, 0);
-    for instant in instants() {
+    for (step, instant) in instants().enumerate() {
+        if step >= STEPS && survived > 0 {
+            break;
+        }
         let when = format!("killed {instant:?} after the start of ADD");
         let mut pod = Pod::bare("victim")?;
         let call = pod.call("ADD", "eth0", network.clone());
@@ -108,7 +115,6 @@ fn killed_during_add() -> Result<(), LabError> {
         holds(&node, &[&steady], &when)?;
     }
     assert!(refused > 0, "no instant was early enough");
-    assert!(survived > 0, "no instant was late enough");
     node.settled_frames()?;
     Ok(())
 }
@@ -121,7 +127,7 @@ fn killed_during_del() -> Result<(), LabError> {
     let mut node = Node::plain("delcrash")?;
     let steady = Pod::attach(&node, "steady")?;
     let network = one_address(&node);
-    for instant in instants().step_by(2) {
+    for instant in instants().take(STEPS).step_by(2) {
         let when = format!("killed {instant:?} after the start of DEL");
         let mut pod = Pod::bare("victim")?;
         pod.add(&node, "eth0", &network)?;

@@ -38,7 +38,7 @@ fn burst(from: &Pod, to: &Pod, address: IpAddr, together: bool) -> Result<Vec<Me
         setsockopt(&receiver, UdpGroSegment, &true)
             .map_err(|errno| LabError::io("ask for several at once")(errno.into()))?;
     }
-    let timeout = Some(Duration::from_secs(2));
+    let timeout = Some(Duration::from_secs(10));
     let prepared = receiver.set_read_timeout(timeout);
     prepared.map_err(LabError::io("limit the receiver"))?;
     from.namespace()

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use spinlane_tests::{LabError, Node, Pod, root_or_skip, scapy, traffic};
+use spinlane_tests::{LabError, Node, PATIENCE, Pod, root_or_skip, scapy, traffic, wait_for};
 
 #[test]
 fn the_gateway_answers_pings() -> Result<(), LabError> {
@@ -26,7 +26,7 @@ fn the_gateway_answers_pings() -> Result<(), LabError> {
         "-i",
         "0.2",
         "-W",
-        "1",
+        "10",
         "fe80::1%eth0",
     ])?;
     assert!(link_local.contains(" 0% packet loss"), "{link_local}");
@@ -181,7 +181,6 @@ fn odd_packets_are_dropped_by_their_own_reason() -> Result<(), LabError> {
         a.v6()?,
         b.v6()?
     );
-    let mut failures = Vec::new();
     let mut expected: BTreeMap<&str, u64> = BTreeMap::new();
     for (reason, _) in REFUSED {
         *expected.entry(reason).or_default() += u64::from(EACH);
@@ -192,15 +191,22 @@ fn odd_packets_are_dropped_by_their_own_reason() -> Result<(), LabError> {
         .map(|(_, expression)| ((*expression).to_owned(), EACH))
         .collect();
     scapy::send(a.namespace(), "eth0", &prelude, &packets)?;
-    std::thread::sleep(std::time::Duration::from_millis(300));
-    let after = node.drops()?;
-    for (reason, count) in expected {
-        let moved = after[reason] - before[reason];
-        if moved < count {
-            failures.push(format!("{reason}: {moved} instead of {count}"));
-        }
-    }
-    assert!(failures.is_empty(), "{failures:?}; all drops: {after:?}");
+    let mut missing = Vec::new();
+    let counted = wait_for("every packet to be counted", PATIENCE, || {
+        let after = node.drops().ok()?;
+        let moved = |reason: &str| after[reason] - before[reason];
+        missing = expected
+            .iter()
+            .filter(|&(reason, &count)| moved(reason) < count)
+            .map(|(reason, count)| format!("{reason}: {} instead of {count}", moved(reason)))
+            .collect();
+        missing.is_empty().then_some(())
+    });
+    assert!(
+        counted.is_ok(),
+        "{missing:?}; all drops: {:?}",
+        node.drops()?
+    );
     // And none of it hurt.
     for address in [b.v4()?, b.v6()?] {
         assert!(traffic::ping(a.namespace(), address, 2)?.all());
@@ -231,7 +237,7 @@ fn the_gateway_never_claims_a_pods_own_address() -> Result<(), LabError> {
          group = inet_ntop(socket.AF_INET6, ns)\n\
          dad = Ether(src=mac, dst=in6_getnsmac(ns)) / IPv6(src='::', dst=group) / ICMPv6ND_NS(tgt=me6)\n\
          n += len(srp(dad, iface='eth0', timeout=0.5, nofilter=1)[0])\n\
-         gw = srp(every / ARP(hwsrc=mac, psrc=me, pdst='10.244.1.1'), iface='eth0', timeout=1)[0]\n\
+         gw = srp(every / ARP(hwsrc=mac, psrc=me, pdst='10.244.1.1'), iface='eth0', timeout=60)[0]\n\
          print(n, len(gw))",
         pod.v4()?,
         pod.v6()?

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use spinlane_tests::cluster::Families;
 use spinlane_tests::{
-    Cluster, LabError, Namespace, Node, Pod, root_or_skip, traffic, veth, wait_for,
+    Cluster, LabError, Namespace, Node, PATIENCE, Pod, root_or_skip, traffic, veth, wait_for,
 };
 
 const FAR: [IpAddr; 2] = [
@@ -84,14 +84,6 @@ impl Outside {
     }
 }
 
-fn reach(pod: &Namespace, to: IpAddr) -> Result<(), LabError> {
-    wait_for(&format!("a way to {to}"), Duration::from_secs(15), || {
-        let pings = traffic::ping(pod, to, 1);
-        pings.ok().filter(traffic::Pings::all)
-    })
-    .map(drop)
-}
-
 #[test]
 fn pods_reach_the_outside_with_the_nodes_address() -> Result<(), LabError> {
     if !root_or_skip("pods_reach_the_outside_with_the_nodes_address") {
@@ -100,7 +92,7 @@ fn pods_reach_the_outside_with_the_nodes_address() -> Result<(), LabError> {
     let outside = Outside::start("61000-65535")?;
     let pod = Pod::attach(outside.node(), "web")?;
     for to in FAR {
-        reach(pod.namespace(), to)?;
+        traffic::reach(pod.namespace(), to)?;
         let seen = traffic::tcp_seen_from(pod.namespace(), &outside.far, to)?;
         assert_eq!(seen, outside.own(to));
         traffic::tcp_both_ways(pod.namespace(), &outside.far, to, 2 << 20)?;
@@ -137,7 +129,7 @@ fn errors_from_outside_reach_the_pod() -> Result<(), LabError> {
     let outside = Outside::start("61000-65535")?;
     let pod = Pod::attach(outside.node(), "web")?;
     for to in FAR {
-        reach(pod.namespace(), to)?;
+        traffic::reach(pod.namespace(), to)?;
         // Nobody listens there.
         let refused = pod.namespace().enter(|| -> std::io::Result<ErrorKind> {
             let any: IpAddr = match to {
@@ -146,7 +138,7 @@ fn errors_from_outside_reach_the_pod() -> Result<(), LabError> {
             };
             let socket = UdpSocket::bind((any, 0))?;
             socket.connect((to, 9))?;
-            socket.set_read_timeout(Some(Duration::from_secs(2)))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
             socket.send(b"anybody?")?;
             let answer = socket.recv(&mut [0; 16]);
             Ok(answer.map_or_else(|e| e.kind(), |_| ErrorKind::Other))
@@ -156,7 +148,7 @@ fn errors_from_outside_reach_the_pod() -> Result<(), LabError> {
     }
     // The router's answers: hops ran out, and its next link is narrow.
     let ping = |options: &str| {
-        let line = format!("LC_ALL=C ping -n -c 1 -W 2 {options} {} || true", FAR[0]);
+        let line = format!("LC_ALL=C ping -n -c 1 -W 10 {options} {} || true", FAR[0]);
         pod.namespace().sh(&line)
     };
     let exceeded = ping("-t 2")?;
@@ -165,7 +157,7 @@ fn errors_from_outside_reach_the_pod() -> Result<(), LabError> {
     let too_big = ping("-M do -s 1380")?;
     assert!(too_big.contains("mtu = 1300"), "{too_big}");
     let line = format!(
-        "LC_ALL=C ping -6 -n -c 1 -W 2 -M do -s 1340 {} || true",
+        "LC_ALL=C ping -6 -n -c 1 -W 10 -M do -s 1340 {} || true",
         FAR[1]
     );
     let too_big = pod.namespace().sh(&line)?;
@@ -186,7 +178,7 @@ fn ports_run_out_by_name_and_are_kept_from_the_node() -> Result<(), LabError> {
     let node = outside.node().namespace();
     let reserved = node.sh("cat /proc/sys/net/ipv4/ip_local_reserved_ports")?;
     assert_eq!(reserved.trim(), "61000-61007");
-    reach(pod.namespace(), FAR[0])?;
+    traffic::reach(pod.namespace(), FAR[0])?;
     let sockets: Vec<UdpSocket> = pod
         .namespace()
         .enter(|| {

@@ -7,15 +7,15 @@ use std::time::Duration;
 use serde_json::Value;
 use spinlane_tests::cluster::Families;
 use spinlane_tests::{
-    Cluster, LabError, Node, NodeConfig, Pod, Process, Result, capture, program, root_or_skip,
-    traffic, wait_for,
+    Cluster, LabError, Node, NodeConfig, PATIENCE, Pod, Process, Result, capture, program,
+    root_or_skip, traffic, wait_for,
 };
 
 fn http(node: &Node, path: &str) -> Result<String> {
     node.namespace()
         .enter(|| -> std::io::Result<String> {
             let mut stream = TcpStream::connect("127.0.0.1:9465")?;
-            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            stream.set_read_timeout(Some(PATIENCE))?;
             write!(
                 stream,
                 "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"

@@ -2,13 +2,10 @@
 //! VXLAN, and a Linux bridge with a vxlan device is one more member.
 
 use std::net::IpAddr;
-use std::time::Duration;
 
 use serde_json::{Value, json};
 use spinlane_tests::cluster::{Families, UPLINK};
-use spinlane_tests::{
-    Cluster, LabError, Namespace, Node, Pod, root_or_skip, traffic, veth, wait_for,
-};
+use spinlane_tests::{Cluster, LabError, Namespace, Node, Pod, root_or_skip, traffic, veth};
 
 /// The station number of the node that is plain Linux.
 const PLAIN: u8 = 9;
@@ -81,15 +78,6 @@ fn plain_node(cluster: &Cluster) -> Result<(Namespace, Namespace), LabError> {
     Ok((node, pod))
 }
 
-fn reaches(from: &Namespace, to: IpAddr) -> Result<(), LabError> {
-    let what = format!("ping {to} from {}", from.name());
-    wait_for(&what, Duration::from_secs(10), || {
-        let pings = traffic::ping(from, to, 1);
-        pings.ok().filter(traffic::Pings::all)
-    })?;
-    Ok(())
-}
-
 fn mac_of(station: &Namespace) -> Result<String, LabError> {
     let mac = station.run(&["cat", "/sys/class/net/eth0/address"])?;
     Ok(mac.trim().to_owned())
@@ -121,7 +109,7 @@ fn a_segment_spans_nodes_and_a_linux_bridge() -> Result<(), LabError> {
                 continue;
             }
             for address in addresses(number) {
-                reaches(from, address)?;
+                traffic::reach(from, address)?;
                 traffic::tcp_both_ways(from, to, address, 300 << 10)?;
                 for size in [18, 1400] {
                     let whole = traffic::udp_echo(from, to, address, 3, size)?;
@@ -159,7 +147,7 @@ fn a_station_that_changes_nodes_is_found_there() -> Result<(), LabError> {
     let mut b = member(second, "b", 2)?;
     let mac = mac_of(b.namespace())?;
     for from in [&a, &c] {
-        reaches(from.namespace(), addresses(2)[0])?;
+        traffic::reach(from.namespace(), addresses(2)[0])?;
     }
     // The same MAC and address start anew beside the ones that know it there.
     b.del(second, "eth0")?;
@@ -175,7 +163,7 @@ fn a_station_that_changes_nodes_is_found_there() -> Result<(), LabError> {
         .namespace()
         .sh("ping -c 1 -W 2 10.50.0.3 >/dev/null || true")?;
     for from in [&a, &c] {
-        reaches(from.namespace(), addresses(2)[0])?;
+        traffic::reach(from.namespace(), addresses(2)[0])?;
     }
     let entry = entry(first, &mac)?;
     assert!(entry["port"].is_string(), "{mac} is here now: {entry}");

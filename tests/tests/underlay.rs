@@ -4,6 +4,7 @@
 use std::time::Duration;
 
 use serde_json::json;
+use spinlane_tests::capture::Recording;
 use spinlane_tests::cluster::Families;
 use spinlane_tests::{Cluster, LabError, Namespace, Pod, capture, root_or_skip, traffic, wait_for};
 
@@ -17,15 +18,10 @@ fn two_pods(cluster: &Cluster) -> Result<(Pod, Pod), LabError> {
 }
 
 fn reach(from: &Pod, to: &Pod, when: &str) -> Result<(), LabError> {
-    wait_for(
-        &format!("{} to {} {when}", from.name(), to.name()),
-        Duration::from_secs(10),
-        || {
-            let pings = traffic::ping(from.namespace(), to.v4().ok()?, 1);
-            pings.ok().filter(traffic::Pings::all)
-        },
-    )
-    .map(drop)
+    traffic::reach(from.namespace(), to.v4()?).map_err(|error| {
+        let what = format!("{} to {} {when}", from.name(), to.name());
+        LabError::unexpected(what, error.to_string())
+    })
 }
 
 #[test]
@@ -47,7 +43,8 @@ fn nodes_come_and_go_while_traffic_flows() -> Result<(), LabError> {
                 "a node that left is unreachable",
                 Duration::from_secs(5),
                 || {
-                    let pings = traffic::ping(a.namespace(), c.v4().ok()?, 1).ok()?;
+                    let to = c.v4().ok()?;
+                    let pings = traffic::ping_with(a.namespace(), to, 1, &["-W", "1"]).ok()?;
                     pings.text.contains("Unreachable").then_some(())
                 },
             )?;
@@ -149,13 +146,7 @@ fn gateways_change_and_there_may_be_several() -> Result<(), LabError> {
                 router.ip("route add 10.244.2.0/24 via 172.31.0.2")?;
             }
         }
-        let forwarded = |router: &Namespace| -> Result<u64, LabError> {
-            let text = router.run(&["nstat", "-asz", "IpForwDatagrams"])?;
-            let number = text
-                .split_whitespace()
-                .skip_while(|w| *w != "IpForwDatagrams");
-            Ok(number.skip(1).find_map(|w| w.parse().ok()).unwrap_or(0))
-        };
+        let forwarded = |router: &Namespace| traffic::counter(router, "IpForwDatagrams");
         one.ip("route add 172.31.0.2/32 via 172.31.0.254")?;
         reach(&a, &b, "by the first gateway")?;
         wait_for(
@@ -211,7 +202,7 @@ fn a_shorter_path_is_told_to_pods() -> Result<(), LabError> {
             &format!("{told} over {families:?}"),
             Duration::from_secs(5),
             || {
-                let options = ["-M", "do", "-s", full.as_str()];
+                let options = ["-W", "1", "-M", "do", "-s", full.as_str()];
                 let pings = traffic::ping_with(a.namespace(), b.v4().ok()?, 1, &options).ok()?;
                 pings.text.contains(&told).then_some(())
             },
@@ -236,12 +227,10 @@ fn loss_on_the_link_leaves_tcp_whole_and_captures_clean() -> Result<(), LabError
     reach(&a, &b, "at first")?;
     let link = cluster.underlay().namespace();
     let file = cluster.nodes()[0].run_dir().join("link.pcap");
-    let capture_to = file.to_string_lossy().into_owned();
-    let tcpdump = link.spawn(&["tcpdump", "-i", "p1", "-c", "4000", "-w", &capture_to, "-U"])?;
-    std::thread::sleep(Duration::from_millis(500));
+    let recording = Recording::start((link, "p1"), &["-c", "4000"], "", &file)?;
     traffic::tcp_both_ways(a.namespace(), b.namespace(), b.v4()?, 2 * MEGABYTE)?;
     traffic::tcp_both_ways(a.namespace(), b.namespace(), b.v6()?, 2 * MEGABYTE)?;
-    drop(tcpdump);
+    recording.stop()?;
     assert!(capture::count(&file, "vxlan && tcp")? > 1000);
     let odd = "_ws.malformed || ip.checksum.status == 0 || tcp.checksum.status == 0 \
                || udp.length.bad || ip.len > 1500";

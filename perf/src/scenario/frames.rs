@@ -1,7 +1,7 @@
 //! Frames and datagrams that a sink counts.
 
 use std::thread;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use spinlane_tests::Namespace;
 
@@ -26,6 +26,10 @@ pub(super) const SMALL_PAYLOAD_BYTES: usize = 18;
 /// 3.2 million, more than any subject passes in a second and keeps in a table.
 const FLOWS_OF_A_PORT: u32 = 50_000;
 const PORTS: u32 = 64;
+/// How long the first packet may take to the sink, and how often it is looked
+/// for.
+const FIRST_PACKET: Duration = Duration::from_secs(10);
+const LOOK: Duration = Duration::from_millis(5);
 
 /// A sink at a pod's device for UDP to `port`, or to any.
 pub(super) fn sink(pod: &Pod<'_>, port: Option<u16>) -> Result<TcSink, MeasureError> {
@@ -144,7 +148,8 @@ pub(super) fn send_datagrams(
     })?
 }
 
-/// Runs a generator until the sink has been watched for long enough.
+/// Runs a generator until the sink has been watched for long enough; the
+/// warm-up begins when the first packet is there.
 fn sink_counted(
     sink: TcSink,
     run: &Run,
@@ -156,6 +161,14 @@ fn sink_counted(
         let _over = over.on_drop();
         let began = Instant::now();
         let generator = scope.spawn(|| generate(&over));
+        while sink.count()?.packets == 0 {
+            if generator.is_finished() || began.elapsed() > FIRST_PACKET {
+                break;
+            }
+            if !stop.sleep(LOOK) {
+                return Err(MeasureError::Interrupted);
+            }
+        }
         if !stop.sleep(run.warm_up) {
             return Err(MeasureError::Interrupted);
         }
@@ -174,7 +187,7 @@ fn sink_counted(
             _ if !whole => Err(MeasureError::Interrupted),
             0 => Err(MeasureError::Unreachable {
                 what: "a frame at the sink",
-                seconds: run.duration.as_secs(),
+                seconds: began.elapsed().as_secs(),
             }),
             _ => Ok(sample),
         }
