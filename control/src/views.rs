@@ -78,6 +78,22 @@ pub fn unwell(status: &view::Status) -> Option<String> {
     (!stalled.is_empty()).then(|| format!("lanes {stalled:?} have not gone round for 5 s"))
 }
 
+/// What is wrong with ports, for an operator.
+pub fn port_notices(ports: &[view::Port]) -> Vec<String> {
+    let broken = ports.iter().filter_map(|port| {
+        let fault = port.fault.as_ref()?;
+        let whose = match port.pod.is_empty() {
+            true => String::new(),
+            false => format!(" of pod {}/{}", port.namespace, port.pod),
+        };
+        Some(format!(
+            "port {}{whose} carries nothing and is tried again: {fault}",
+            port.name
+        ))
+    });
+    broken.collect()
+}
+
 /// The port that an operator means: the name of its host end, `namespace/pod`,
 /// or the pod's name while that is unique.
 pub fn find_port<'a>(ports: &'a [view::Port], name: &str) -> Result<&'a view::Port, String> {

@@ -25,7 +25,7 @@ use crate::config::{self, Config};
 use crate::node::Node;
 use crate::node::host_port::HOST_SIDE;
 use crate::node::switch::{Binding, Switch, SwitchError, WayOut};
-use crate::views::{Packet, Packets, Views};
+use crate::views::{Packet, Packets, Views, port_notices};
 
 /// The engine that a configuration asks for.
 pub(super) fn engine_config(lanes: &config::Lanes) -> EngineConfig {
@@ -192,7 +192,9 @@ impl Views for Live {
             last_round_age_s: lane.last_round_age_s,
             has_ended: !lane.is_running,
         });
+        let mut notices = port_notices(&self.ports());
         let (node, snapshot) = (self.node(), self.engine.snapshot());
+        notices.extend(node.notices());
         let next_hops = |is_resolved: bool| {
             let all = snapshot.next_hops.iter().flatten();
             all.filter(|hop| hop.mac.is_some() == is_resolved).count() as u64
@@ -224,7 +226,7 @@ impl Views for Live {
             },
             source: node.source(),
             ended: node.ended(),
-            notices: node.notices(),
+            notices,
         }
     }
 

@@ -229,6 +229,17 @@ fn ports_are_found_by_what_people_call_them() {
 }
 
 #[test]
+fn a_port_that_carries_nothing_is_named_with_its_pod() {
+    let mut ports = switch().ports;
+    assert_eq!(port_notices(&ports), [""; 0]);
+    ports[1].fault = Some("no frames are left".to_owned());
+    assert_eq!(
+        port_notices(&ports),
+        ["port sl2 of pod default/client carries nothing and is tried again: no frames are left"]
+    );
+}
+
+#[test]
 fn a_lane_stalls_only_after_its_time() {
     let mut status = switch().status;
     assert_eq!(unwell(&status), None);
