@@ -16,6 +16,10 @@ pub const API_SOCKET: &str = "api.sock";
 /// over requests and network-namespace descriptors (mode 0600).
 pub const CNI_SOCKET: &str = "cni.sock";
 
+/// File inside the run directory that connections lie in, for the next agent
+/// to go on with; of interest to agents of the same build alone.
+pub const CONNECTIONS_FILE: &str = "connections";
+
 /// Directory inside the run directory where the plugin records the deletions
 /// that it took while no agent answered; one JSON [`cni::Attachment`] a file.
 pub const PENDING_DELETIONS_DIR: &str = "pending-deletions";

@@ -27,6 +27,10 @@
 // The overlay's own fragments are left to the kernel and counted. A later
 // fragment that overtakes its first one stays with the kernel.
 //
+// The program stays when the agent ends. Without a socket the kernel has what
+// it takes, but for the masquerade's: the kernel knows nothing of those
+// connections and would reset them, so they are dropped and sent again.
+//
 // Rebuild with `make bpf`, which also records this file's hash beside the
 // object; a test compares the two.
 typedef unsigned char __u8;
@@ -63,6 +67,7 @@ struct __sk_buff {
 #define BPF_MAP_TYPE_XSKMAP 17
 #define BPF_F_NO_PREALLOC 1
 #define BPF_F_MMAPABLE 1024
+#define XDP_DROP 1
 #define XDP_PASS 2
 #define BPF_F_INGRESS 1
 #define TCX_NEXT -1
@@ -85,6 +90,12 @@ static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
 #define ROUTED 2
 #define LAYER_2 4
 #define MASQUERADE 8
+
+// What becomes of a packet: the kernel's; the switch's, the kernel's without
+// it; the switch's alone.
+#define LEFT 0
+#define TAKEN 1
+#define OWNED 2
 
 // What an address of this node is for.
 #define TUNNEL_END 1
@@ -199,7 +210,7 @@ struct {
 	struct identifiers *value;
 } echoes SEC(".maps");
 
-// Datagrams whose first fragment was taken.
+// What became of the first fragments that were not left.
 struct {
 	int (*type)[BPF_MAP_TYPE_LRU_HASH];
 	int (*max_entries)[4096];
@@ -361,95 +372,101 @@ INLINE int quotes_ours(const struct config *config, void *at, void *end, int is_
 	return quoted && was_ours(config, own_role(&source), ip->protocol, quoted);
 }
 
-// Whether a packet to one of this node's addresses is the switch's.
-INLINE int is_ours(const struct config *config, __u32 role, __u8 protocol, void *at, void *end, int is_first)
+// What becomes of a packet to one of this node's addresses.
+INLINE int judge(const struct config *config, __u32 role, __u8 protocol, void *at, void *end, int is_first)
 {
 	struct transport *transport = FIELD(struct transport, at, end);
 	if (!transport)
-		return 0;
+		return LEFT;
 	if (protocol == UDP && (role & TUNNEL_END) && transport->second == config->vxlan_port) {
 		if (!is_first)
-			return 1;
+			return TAKEN;
 		__u32 zero = 0;
 		__u64 *count = bpf_map_lookup_elem(&fragments, &zero);
 		if (count)
 			*count += 1;
-		return 0;
+		return LEFT;
 	}
 	__u8 kind = transport->first & 0xff;
 	switch (protocol) {
 	case TCP:
 	case UDP:
-		return (role & EGRESS) && in_range(config, transport->second);
+		return (role & EGRESS) && in_range(config, transport->second) ? OWNED : LEFT;
 	case ICMP:
 		if (kind == 0)
-			return (role & EGRESS) && is_given(transport->third);
-		return (kind == 3 || kind == 11 || kind == 12) && quotes_ours(config, at, end, 0);
+			return (role & EGRESS) && is_given(transport->third) ? OWNED : LEFT;
+		return (kind == 3 || kind == 11 || kind == 12) && quotes_ours(config, at, end, 0) ? TAKEN : LEFT;
 	case ICMPV6:
 		if (kind == 129)
-			return (role & EGRESS) && is_given(transport->third);
-		return kind >= 1 && kind <= 4 && quotes_ours(config, at, end, 1);
+			return (role & EGRESS) && is_given(transport->third) ? OWNED : LEFT;
+		return kind >= 1 && kind <= 4 && quotes_ours(config, at, end, 1) ? TAKEN : LEFT;
 	}
-	return 0;
+	return LEFT;
+}
+
+// What became of a later fragment's first one.
+INLINE int follow(const struct piece *piece)
+{
+	__u32 *first = bpf_map_lookup_elem(&pieces, piece);
+	return first ? *first : LEFT;
+}
+
+INLINE int lead(const struct piece *piece, __u32 became)
+{
+	if (became != LEFT)
+		bpf_map_update_elem(&pieces, piece, &became, 0);
+	return became;
 }
 
 INLINE int takes_v4(const struct config *config, void *at, void *end)
 {
 	struct ipv4 *ip = FIELD(struct ipv4, at, end);
 	if (!ip)
-		return 0;
+		return LEFT;
 	if (config->modes & ROUTED) {
 		struct prefix_v4 key = { 32, ip->destination };
 		if (bpf_map_lookup_elem(&pods_v4, &key))
-			return 1;
+			return TAKEN;
 	}
 	struct address destination = mapped(ip->destination);
 	__u32 role = own_role(&destination);
 	__u32 length = (ip->version_ihl & 15) * 4;
 	if (!role || length < 20)
-		return 0;
+		return LEFT;
 	__u16 fragment = swap16(ip->flags_fragment) & 0x3fff;
 	if (!fragment)
-		return is_ours(config, role, ip->protocol, (void *)ip + length, end, 0);
+		return judge(config, role, ip->protocol, (void *)ip + length, end, 0);
 	struct piece piece = { mapped(ip->source), destination, ip->identification, ip->protocol };
 	if (fragment & 0x1fff)
-		return bpf_map_lookup_elem(&pieces, &piece) != 0;
-	if (!is_ours(config, role, ip->protocol, (void *)ip + length, end, 1))
-		return 0;
-	__u32 taken = 1;
-	bpf_map_update_elem(&pieces, &piece, &taken, 0);
-	return 1;
+		return follow(&piece);
+	return lead(&piece, judge(config, role, ip->protocol, (void *)ip + length, end, 1));
 }
 
 INLINE int takes_v6(const struct config *config, void *at, void *end)
 {
 	struct ipv6 *ip = FIELD(struct ipv6, at, end);
 	if (!ip)
-		return 0;
+		return LEFT;
 	struct address destination = ip->destination;
 	if (config->modes & ROUTED) {
 		struct prefix_v6 key = { 128, destination };
 		if (bpf_map_lookup_elem(&pods_v6, &key))
-			return 1;
+			return TAKEN;
 	}
 	__u32 role = own_role(&destination);
 	if (!role)
-		return 0;
+		return LEFT;
 	struct upper upper = walk(ip + 1, end, ip->next_header);
 	if (upper.protocol != FRAGMENT)
-		return is_ours(config, role, upper.protocol, upper.at, end, 0);
+		return judge(config, role, upper.protocol, upper.at, end, 0);
 	struct fragment_v6 *fragment = FIELD(struct fragment_v6, upper.at, end);
 	if (!fragment)
-		return 0;
+		return LEFT;
 	__u16 offset = swap16(fragment->offset_more);
 	struct piece piece = { ip->source, destination, fragment->identification, FRAGMENT };
 	if (offset & 0xfff8)
-		return bpf_map_lookup_elem(&pieces, &piece) != 0;
-	if (!is_ours(config, role, fragment->next_header, fragment + 1, end, offset & 1))
-		return 0;
-	__u32 taken = 1;
-	bpf_map_update_elem(&pieces, &piece, &taken, 0);
-	return 1;
+		return follow(&piece);
+	return lead(&piece, judge(config, role, fragment->next_header, fragment + 1, end, offset & 1));
 }
 
 INLINE int takes(struct xdp_md *ctx)
@@ -460,34 +477,34 @@ INLINE int takes(struct xdp_md *ctx)
 	struct config *now = bpf_map_lookup_elem(&config, &zero);
 	struct ethernet *ethernet = FIELD(struct ethernet, data, end);
 	if (!now || !ethernet || !now->modes || (ethernet->destination[0] & 1))
-		return 0;
+		return LEFT;
 	if (now->modes & LAYER_2) {
 		struct station station = {};
 		__builtin_memcpy(station.mac, ethernet->destination, 6);
 		if (bpf_map_lookup_elem(&stations, &station))
-			return 1;
+			return TAKEN;
 	}
 	int differs = 0;
 	for (int i = 0; i < 6; i++)
 		differs |= ethernet->destination[i] ^ now->mac[i];
 	if (differs)
-		return 0;
+		return LEFT;
 	switch (ethernet->type) {
 	case ETHERTYPE_IPV4:
 		return takes_v4(now, ethernet + 1, end);
 	case ETHERTYPE_IPV6:
 		return takes_v6(now, ethernet + 1, end);
 	}
-	return 0;
+	return LEFT;
 }
 
 SEC("xdp.frags")
 int spinlane_uplink(struct xdp_md *ctx)
 {
-	if (!takes(ctx))
+	int became = takes(ctx);
+	if (became == LEFT)
 		return XDP_PASS;
-	// Without a socket the kernel keeps it.
-	return bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
+	return bpf_redirect_map(&sockets, ctx->rx_queue_index, became == OWNED ? XDP_DROP : XDP_PASS);
 }
 
 SEC("classifier")

@@ -30,6 +30,10 @@ mod lane;
 #[cfg(not(loom))]
 mod mapped_bytes;
 #[cfg(not(loom))]
+mod mapped_words;
+#[cfg(not(loom))]
+mod monotonic;
+#[cfg(not(loom))]
 mod packet_socket;
 #[cfg(not(loom))]
 pub mod pipeline;
@@ -44,4 +48,6 @@ pub mod umem;
 #[cfg(not(loom))]
 mod uplink;
 pub mod wire;
+#[cfg(not(loom))]
+mod xdp_link;
 mod xsk;

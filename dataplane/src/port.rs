@@ -3,16 +3,16 @@
 //!
 //! The program is loaded once for each port, with a socket map of its own:
 //! its entry point then needs no look-up of the device, and removing the port
-//! closes everything that belongs to it and nothing else. It is attached by a
-//! link, so it goes when the last descriptor of the link is closed, however
-//! the process ends.
+//! closes everything that belongs to it and nothing else. A pod's is attached
+//! by a link, so it goes when the last descriptor of the link is closed,
+//! however the process ends; the uplink's stays (`uplink::attachment`).
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use aya::maps::{Array, Map, MapData, XskMap};
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, SchedClassifier, TcAttachType, Xdp};
+use aya::programs::{LinkOrder, ProgramFd, SchedClassifier, TcAttachType, Xdp};
 use aya::{Ebpf, EbpfLoader};
 use crossbeam::utils::CachePadded;
 
@@ -46,7 +46,7 @@ impl Kind {
         }
     }
 
-    fn program(self) -> &'static str {
+    pub(crate) fn program(self) -> &'static str {
         match self {
             Kind::Port => "spinlane_port",
             Kind::Uplink => "spinlane_uplink",
@@ -79,7 +79,7 @@ pub enum XdpMode {
 }
 
 impl XdpChoice {
-    fn attempts(self) -> &'static [XdpMode] {
+    pub(crate) fn attempts(self) -> &'static [XdpMode] {
         match self {
             XdpChoice::Auto => &[XdpMode::Generic, XdpMode::Native],
             XdpChoice::Generic => &[XdpMode::Generic],
@@ -107,6 +107,9 @@ pub enum ProgramError {
     /// The kernel refused the program, the map entry or the attachment.
     #[error("the kernel refused a program of the port: {0}")]
     Program(#[from] aya::programs::ProgramError),
+    /// The kernel refused to attach the uplink's program.
+    #[error("cannot attach the XDP program: {0}; `ip link show` names one that is there already")]
+    Attach(#[source] std::io::Error),
     /// The socket map refused a socket.
     #[error("the socket map of the XDP program refused a socket: {0}")]
     Map(#[from] aya::maps::MapError),
@@ -145,7 +148,7 @@ impl ProgramLoader {
     }
 }
 
-/// A loaded program; detached when dropped.
+/// A loaded program; detached when dropped, unless it is an uplink's.
 pub(crate) struct Program {
     kind: Kind,
     ebpf: Ebpf,
@@ -158,10 +161,7 @@ impl Program {
         ifindex: u32,
         choice: XdpChoice,
     ) -> Result<XdpMode, ProgramError> {
-        let name = self.kind.program();
-        let program = self.ebpf.program_mut(name);
-        let program = program.ok_or(ProgramError::Missing(name))?;
-        let xdp: &mut Xdp = program.try_into()?;
+        let xdp = self.xdp()?;
         xdp.load()?;
         let mut refused = None;
         for &mode in choice.attempts() {
@@ -198,6 +198,22 @@ impl Program {
             classifier.attach_with_options(device, hook, order)?;
         }
         Ok(())
+    }
+
+    fn xdp(&mut self) -> Result<&mut Xdp, ProgramError> {
+        let name = self.kind.program();
+        let program = self.ebpf.program_mut(name);
+        let program = program.ok_or(ProgramError::Missing(name))?;
+        Ok(program.try_into()?)
+    }
+
+    /// Gives it to the kernel, unless that has it.
+    pub(crate) fn load(&mut self) -> Result<&ProgramFd, ProgramError> {
+        let xdp = self.xdp()?;
+        if xdp.fd().is_err() {
+            xdp.load()?;
+        }
+        Ok(xdp.fd()?)
     }
 
     /// A map of the program.

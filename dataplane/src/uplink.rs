@@ -4,6 +4,8 @@
 //! differs from before, so that a new pod costs one entry. The layouts are
 //! those of `bpf/uplink.bpf.c`.
 
+pub(crate) mod attachment;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::os::fd::AsFd;
@@ -95,6 +97,12 @@ impl Filter {
             filter.stations = stations(snapshot);
         }
         filter
+    }
+
+    /// Whether the kernel must not see some of it, even when no process takes
+    /// it.
+    pub(crate) fn outlives(&self) -> bool {
+        self.config.modes & MASQUERADE != 0
     }
 
     /// Changes the program's maps from what they say now, `told`.

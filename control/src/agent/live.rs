@@ -4,12 +4,13 @@
 use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::os::fd::BorrowedFd;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use spinlane_api::view;
+use spinlane_api::{CONNECTIONS_FILE, view};
 use spinlane_dataplane::drops::DropReason;
 use spinlane_dataplane::engine::{
     Attached, Capture, CaptureSpec, CapturedPacket, Direction, Engine, EngineConfig, HostSide,
@@ -28,7 +29,7 @@ use crate::node::switch::{Binding, Switch, SwitchError, WayOut};
 use crate::views::{Packet, Packets, Views, port_notices};
 
 /// The engine that a configuration asks for.
-pub(super) fn engine_config(lanes: &config::Lanes) -> EngineConfig {
+pub(super) fn engine_config(lanes: &config::Lanes, run_dir: &Path) -> EngineConfig {
     EngineConfig {
         cores: lanes.cores.clone(),
         poll: match lanes.poll {
@@ -42,6 +43,7 @@ pub(super) fn engine_config(lanes: &config::Lanes) -> EngineConfig {
             config::XdpMode::Generic => XdpChoice::Generic,
             config::XdpMode::Native => XdpChoice::Native,
         },
+        connections: Some(run_dir.join(CONNECTIONS_FILE)),
     }
 }
 
@@ -99,6 +101,10 @@ impl Switch for Lanes {
 
     fn publish(&self, snapshot: Snapshot) {
         self.engine.publish(snapshot);
+    }
+
+    fn settle(&self) {
+        self.engine.settle_connections();
     }
 
     fn event_fd(&self) -> BorrowedFd<'_> {

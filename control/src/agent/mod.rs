@@ -178,7 +178,10 @@ fn start(config: Config, options: &AgentOptions, started: Instant) -> Result<Run
         Source::Manifests(dir) => Some(source::Watch::start(dir)?),
         Source::Kubernetes => None,
     };
-    let engine = Arc::new(Engine::start(live::engine_config(config.lanes()))?);
+    let engine = Arc::new(Engine::start(live::engine_config(
+        config.lanes(),
+        &options.run_dir,
+    ))?);
     let lanes = Arc::new(live::Lanes::new(Arc::clone(&engine)));
     let node = Node::start(setup, source, lanes)?;
     let collectors = node.metrics().clone();

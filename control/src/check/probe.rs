@@ -137,6 +137,7 @@ fn attach(ifindex: u32, xdp: XdpChoice) -> Result<XdpMode, String> {
             poll: PollMode::Interrupt,
             frames: FRAMES,
             xdp,
+            connections: None,
         })
         .map_err(|e| e.to_string())?,
     );

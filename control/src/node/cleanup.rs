@@ -4,10 +4,10 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use spinlane_api::{API_SOCKET, CNI_SOCKET, PENDING_DELETIONS_DIR};
+use spinlane_api::{API_SOCKET, CNI_SOCKET, CONNECTIONS_FILE, PENDING_DELETIONS_DIR};
 
 use super::netlink::{Netlink, NetlinkError, delete_link};
-use super::{host_routes, reconcile, reserved_ports, store};
+use super::{host_routes, reconcile, reserved_ports, store, uplink};
 
 /// Why something stayed.
 #[derive(Debug, thiserror::Error)]
@@ -48,6 +48,11 @@ pub fn cleanup(run_dir: &Path, state_dir: &Path) -> Result<Vec<String>, CleanupE
         netlink.request(delete_link(&name).tolerate(&[libc::ENODEV]))?;
         removed.push(format!("interface {name}"));
     }
+    for link in netlink.links()? {
+        if let Some(name) = uplink::release(&link) {
+            removed.push(format!("XDP program of {name}"));
+        }
+    }
     let routes = host_routes::remove_all(&mut netlink)?;
     if routes > 0 {
         removed.push(format!("{routes} routes"));
@@ -59,6 +64,9 @@ pub fn cleanup(run_dir: &Path, state_dir: &Path) -> Result<Vec<String>, CleanupE
         store::path(state_dir),
         run_dir.join(CNI_SOCKET),
         run_dir.join(API_SOCKET),
+        run_dir.join(CONNECTIONS_FILE),
+        // Half made by a start that was killed.
+        run_dir.join(CONNECTIONS_FILE).with_extension("new"),
     ];
     for path in files {
         if gone(&path, std::fs::remove_file(&path))? {

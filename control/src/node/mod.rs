@@ -191,6 +191,8 @@ impl Node {
         core.reconcile(contents)?;
         core.align_pods();
         core.publish();
+        core.switch.settle();
+        core.release_former_uplinks()?;
         core.sync_host_routes()?;
         core.follow_gateways();
         core.refresh_neighbours(false);

@@ -63,6 +63,9 @@ pub trait Switch: Send + Sync + 'static {
     fn detach(&self, id: PortId) -> Result<(), SwitchError>;
     /// Puts a snapshot in force.
     fn publish(&self, snapshot: Snapshot);
+    /// Ends what an earlier process knew of pods that the snapshot in force
+    /// does not have.
+    fn settle(&self);
     /// Readable when events wait.
     fn event_fd(&self) -> BorrowedFd<'_>;
     /// Takes the events that wait.

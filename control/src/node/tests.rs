@@ -99,6 +99,8 @@ impl Switch for Recorder {
         self.events.as_fd()
     }
 
+    fn settle(&self) {}
+
     fn drain_events(&self, out: &mut Vec<Event>) {
         let _ = rustix::io::read(&self.events, &mut [0u8; 8]);
         let is_to_panic = self.state.lock().unwrap().panic_on_events;

@@ -7,6 +7,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use spinlane_dataplane::engine::release_uplink;
 use spinlane_dataplane::snapshot::Location;
 use spinlane_dataplane::types::{MacAddr, NextHopId};
 
@@ -16,6 +17,7 @@ use super::device;
 use super::inventory::{BoundHost, BoundPort, BoundUplink};
 use super::kernel::{self, Kernel};
 use super::netlink::{Link, Netlink, NetlinkError};
+use super::reconcile;
 use super::setup::Setup;
 use super::switch::WayOut;
 use crate::config::Uplink;
@@ -318,6 +320,21 @@ impl Core {
         self.inventory().ids.give_back(uplink.port.id);
     }
 
+    /// Gives the kernel back what an earlier process' program keeps on
+    /// interfaces that are not the uplink now.
+    pub(crate) fn release_former_uplinks(&self) -> Result<(), NetlinkError> {
+        let held = self.inventory().surroundings.uplink;
+        let held = held.map(|uplink| uplink.port.ifindex);
+        for link in Netlink::open()?.links()? {
+            if Some(link.index) != held
+                && let Some(name) = release(&link)
+            {
+                tracing::info!(interface = name, "no longer the uplink");
+            }
+        }
+        Ok(())
+    }
+
     /// A packet waits for a neighbour.
     pub(crate) fn neighbour_missing(&self, id: NextHopId) {
         let tables = self.tables();
@@ -403,6 +420,20 @@ impl Core {
             inventory.touch();
             drop(inventory);
             self.publish();
+        }
+    }
+}
+
+/// Takes the uplink's program off an interface; its name when there was one.
+pub(super) fn release(link: &Link) -> Option<&str> {
+    if reconcile::is_pod_end(link) {
+        return None;
+    }
+    match release_uplink(link.index) {
+        Ok(was_there) => was_there.then_some(link.name.as_str()),
+        Err(error) => {
+            tracing::warn!(interface = link.name, %error, "cannot look for a program of ours");
+            None
         }
     }
 }

@@ -8,6 +8,7 @@
 mod bind;
 mod capture;
 mod closing;
+mod connections;
 mod error;
 mod mender;
 mod stats;
@@ -18,6 +19,7 @@ mod uplink;
 use std::collections::HashMap;
 use std::io;
 use std::os::fd::BorrowedFd;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -36,10 +38,9 @@ use crate::packet_socket::PacketSocket;
 use crate::pipeline::{FlowCapacity, FlowRecord, LaneState};
 use crate::port::{Kind, LanePort, PortHandle, ProgramLoader};
 use crate::snapshot::Snapshot;
-use crate::tables::connection::{ConnectionRecord, Connections};
+use crate::tables::connection::Connections;
 use crate::types::{Generation, LaneId, PortId};
 use crate::umem::{Depot, FramePool, OwnerTable, Umem};
-use crate::uplink::Filter;
 use crate::xsk::queue::{FILL_MIN, Queue};
 
 pub use crate::lane::{CaptureSpec, CapturedPacket, Direction, PollMode};
@@ -47,7 +48,8 @@ pub use capture::Capture;
 pub use error::{EngineError, PortError};
 pub use stats::{EngineStats, FrameStats, LaneStats, PortStats};
 
-pub use crate::port::{Attached, HostSide, PortSpec, UplinkSpec, XdpChoice, XdpMode};
+pub use crate::port::{Attached, HostSide, PortSpec, ProgramError, UplinkSpec, XdpChoice, XdpMode};
+pub use crate::uplink::attachment::release as release_uplink;
 
 /// Events that wait for control at most, for each lane.
 const EVENT_QUEUE: usize = 4096;
@@ -73,6 +75,9 @@ pub struct EngineConfig {
     pub frames: usize,
     /// XDP mode for pod ports.
     pub xdp: XdpChoice,
+    /// File that connections lie in, to outlive the process; in memory
+    /// (tmpfs), and nobody else's.
+    pub connections: Option<PathBuf>,
 }
 
 /// The running data path.
@@ -107,8 +112,7 @@ struct Inner {
     /// Ports whose sockets could not be rebuilt so far.
     broken: Mutex<HashMap<PortId, mender::Broken>>,
     rebuilds: AtomicU64,
-    /// The uplink, and what its program was told to take.
-    uplink: Mutex<Option<(UplinkSpec, Filter)>>,
+    uplink: Mutex<Option<uplink::Uplink>>,
     stopping: AtomicBool,
 }
 
@@ -133,9 +137,10 @@ impl Engine {
         }
         let umem = Arc::new(Umem::new(config.frames)?);
         let (wedged, to_mend) = channel();
+        let (connections, epoch) = connections::open(config.connections.as_deref());
         let mut inner = Inner {
-            connections: Arc::default(),
-            epoch: Instant::now(),
+            connections: Arc::new(connections),
+            epoch,
             owners: Arc::new(OwnerTable::new(config.frames)),
             depot: Depot::new(config.frames),
             umem,
@@ -196,8 +201,10 @@ impl Engine {
 
     /// Attaches the uplink: a socket on each of its queues, and an XDP program
     /// that leaves to the kernel what is not the switch's. What is, follows
-    /// the snapshot in force. The program goes with the process, however that
-    /// ends, and the kernel has all frames again.
+    /// the snapshot in force. Without a process that takes them, the kernel
+    /// has all frames again but those of masqueraded connections, which the
+    /// program keeps from it until the next process is there;
+    /// [`release_uplink`] ends that.
     pub fn attach_uplink(&self, spec: UplinkSpec) -> Result<Attached, PortError> {
         let _change = lock(&self.inner.changes);
         let id = spec.port.id;
@@ -312,19 +319,6 @@ impl Engine {
             .collect()
     }
 
-    /// The connections that the node follows. Takes time by their number.
-    pub fn connections(&self) -> Vec<ConnectionRecord> {
-        let now_ms = self.inner.epoch.elapsed().as_millis() as u64;
-        self.inner.connections.records(now_ms)
-    }
-
-    /// How many connections there are, some perhaps just over, and how many
-    /// fit.
-    pub fn connection_count(&self) -> (usize, usize) {
-        let connections = &self.inner.connections;
-        (connections.len(), connections.capacity())
-    }
-
     /// Copies packets until the capture is dropped.
     pub fn capture(&self, spec: CaptureSpec) -> io::Result<Capture> {
         let queue = Arc::new(CaptureQueue::new(spec, Alarm::new()?));
@@ -344,6 +338,7 @@ impl Engine {
             return;
         }
         self.inner.stop();
+        self.inner.leave_uplink();
         // The mender ends when the last lane's sender is gone.
         if let Some(mender) = lock(&self.mender).take() {
             let _ = mender.join();

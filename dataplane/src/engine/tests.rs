@@ -59,6 +59,7 @@ pub(crate) fn engine(lanes: usize, frames: usize) -> Engine {
         poll: PollMode::Adaptive,
         frames,
         xdp: XdpChoice::Generic,
+        connections: None,
     })
     .unwrap()
 }
@@ -260,6 +261,7 @@ fn start_with_few_descriptors() {
         poll: PollMode::Interrupt,
         frames: 512,
         xdp: XdpChoice::Generic,
+        connections: None,
     };
     let error = Engine::start(config).map(|_| ()).unwrap_err();
     assert!(

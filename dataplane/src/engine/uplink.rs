@@ -1,9 +1,10 @@
 //! The uplink's way into the engine: an existing interface of the node.
 
-use super::{Attached, Inner, PortError, UplinkSpec, XdpChoice, lock};
-use crate::port::{Kind, PortHandle};
+use super::{Attached, Inner, PortError, PortSpec, UplinkSpec, XdpChoice, lock};
+use crate::port::{Kind, PortHandle, Program, ProgramError};
+use crate::snapshot::Snapshot;
 use crate::types::PortId;
-use crate::uplink::{Filter, echoes};
+use crate::uplink::{Filter, attachment, echoes};
 use crate::xsk::socket::Transfer;
 
 /// The ways of moving frames to try, best first.
@@ -16,6 +17,18 @@ fn transfers(spec: &UplinkSpec) -> &'static [Transfer] {
         ],
         false => &[Transfer::Copy],
     }
+}
+
+/// The uplink, and what its program was told to take.
+pub(super) struct Uplink {
+    spec: UplinkSpec,
+    told: Filter,
+    /// XDP modes to try.
+    choice: XdpChoice,
+    /// Whether its program is in force. If not, an earlier process' one is,
+    /// which knows better what to keep from the kernel until there is a
+    /// snapshot.
+    is_attached: bool,
 }
 
 impl Inner {
@@ -41,19 +54,34 @@ impl Inner {
         let failed = |source| PortError::program(&spec.port, source);
         let mut program = self.loader.load(Kind::Uplink, &queues).map_err(failed)?;
         // Told what to take before it takes anything.
-        let wanted = Filter::of(&self.snapshot.load());
-        wanted
-            .write(&Filter::default(), &mut program)
+        let snapshot = self.snapshot.load();
+        let told = Filter::of(&snapshot);
+        told.write(&Filter::default(), &mut program)
             .map_err(failed)?;
         let shared = echoes(&mut program).map_err(failed)?;
         self.connections.show_echoes(shared);
-        *lock(&self.uplink) = Some((spec.clone(), wanted));
         let choice = match transfer {
             Transfer::Copy => spec.xdp,
             // A program in the stack would never see the device's frames.
             Transfer::ZeroCopy { .. } => XdpChoice::NativeOnly,
         };
-        let mode = program.attach(spec.port.ifindex, choice).map_err(failed)?;
+        let ifindex = spec.port.ifindex;
+        let earlier = attachment::own(ifindex).map_err(failed)?;
+        let earlier = earlier.filter(|own| {
+            let is_blank = snapshot.underlay.uplink != Some(spec.port.id);
+            is_blank && choice.attempts().first() == Some(&own.mode)
+        });
+        let is_attached = earlier.is_none();
+        let mode = match earlier {
+            Some(own) => own.mode,
+            None => attachment::attach(&mut program, ifindex, choice).map_err(failed)?,
+        };
+        *lock(&self.uplink) = Some(Uplink {
+            spec: spec.clone(),
+            told,
+            choice,
+            is_attached,
+        });
         if let Some(host) = spec.host_side.as_ref().filter(|_| spec.is_bridged) {
             program.join_node(&spec.port, host).map_err(failed)?;
         }
@@ -68,40 +96,46 @@ impl Inner {
     /// The specification of the uplink, when the port is one.
     pub(super) fn uplink_spec(&self, id: PortId) -> Option<UplinkSpec> {
         let uplink = lock(&self.uplink);
-        let spec = uplink.as_ref().map(|(spec, _)| spec);
+        let spec = uplink.as_ref().map(|uplink| &uplink.spec);
         spec.filter(|spec| spec.port.id == id).cloned()
     }
 
-    /// Forgets the uplink when the port is one.
+    /// Forgets the uplink when the port is one, and takes its program off the
+    /// device.
     pub(super) fn forget_uplink(&self, id: PortId) {
-        let mut uplink = lock(&self.uplink);
-        uplink.take_if(|(spec, _)| spec.port.id == id);
+        let gone = lock(&self.uplink).take_if(|uplink| uplink.spec.port.id == id);
+        if let Some(uplink) = gone {
+            uplink.release();
+        }
+    }
+
+    /// As [`Inner::forget_uplink`], when the process ends: the program stays
+    /// where the kernel must not see what it takes.
+    pub(super) fn leave_uplink(&self) {
+        let gone = lock(&self.uplink).take();
+        if let Some(uplink) = gone.filter(|uplink| !uplink.told.outlives()) {
+            uplink.release();
+        }
     }
 
     /// Tells the uplink's program what the snapshot in force takes.
     pub(super) fn filter_uplink(&self) {
         let mut uplink = lock(&self.uplink);
-        let Some((spec, told)) = uplink.as_mut() else {
+        let Some(uplink) = uplink.as_mut() else {
             return;
         };
         let mut ports = lock(&self.ports);
-        let Some(handle) = ports.get_mut(&spec.port.id) else {
+        let Some(handle) = ports.get_mut(&uplink.spec.port.id) else {
             return;
         };
-        let wanted = Filter::of(&self.snapshot.load());
-        if wanted == *told {
-            return;
-        }
-        match wanted.write(told, &mut handle.program) {
-            Ok(()) => *told = wanted,
-            Err(error) => {
-                tracing::error!(uplink = %handle.spec.name, %error, "the uplink takes what it took before");
-            }
+        let snapshot = self.snapshot.load();
+        if let Err(error) = uplink.follow(&snapshot, &mut handle.program) {
+            tracing::error!(uplink = %handle.spec.name, %error, "the uplink takes what it took before");
         }
     }
 
     pub(super) fn outer_fragments(&self) -> u64 {
-        let Some(id) = lock(&self.uplink).as_ref().map(|(spec, _)| spec.port.id) else {
+        let Some(id) = lock(&self.uplink).as_ref().map(|u| u.spec.port.id) else {
             return 0;
         };
         let mut ports = lock(&self.ports);
@@ -109,5 +143,27 @@ impl Inner {
         handle.map_or(0, |handle| {
             crate::uplink::outer_fragments(&mut handle.program)
         })
+    }
+}
+
+impl Uplink {
+    fn follow(&mut self, snapshot: &Snapshot, program: &mut Program) -> Result<(), ProgramError> {
+        let wanted = Filter::of(snapshot);
+        if wanted != self.told {
+            wanted.write(&self.told, program)?;
+            self.told = wanted;
+        }
+        if !self.is_attached && snapshot.underlay.uplink == Some(self.spec.port.id) {
+            attachment::attach(program, self.spec.port.ifindex, self.choice)?;
+            self.is_attached = true;
+        }
+        Ok(())
+    }
+
+    fn release(&self) {
+        let PortSpec { ifindex, name, .. } = &self.spec.port;
+        if let Err(error) = attachment::release(*ifindex) {
+            tracing::warn!(uplink = name, %error, "its XDP program stays; `ip link set {name} xdp off` removes it");
+        }
     }
 }

@@ -136,6 +136,9 @@ struct Window {
 impl Lane {
     pub(crate) fn new(parts: LaneParts) -> Lane {
         let rest = Rest::new(parts.poll, &parts.shared.alarm);
+        // It has not been away: its clock may count from long ago.
+        let now = parts.shared.epoch.elapsed().as_nanos() as u64;
+        parts.shared.counters.last_round.set(now);
         Lane {
             frames_low: parts.umem.chunks() as u64 / 4,
             umem: parts.umem,

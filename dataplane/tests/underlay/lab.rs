@@ -263,6 +263,7 @@ pub(crate) fn start(lab: &Lab, lanes: usize) -> Engine {
         poll: PollMode::Adaptive,
         frames: 4096,
         xdp: XdpChoice::Auto,
+        connections: None,
     })
     .unwrap()
 }

@@ -14,10 +14,12 @@
 //! 16 ports      original source | destination | reply source | destination
 //! 17 protocol
 //! 18 mtu         longest packet that the original sender may send; 0 unknown
+//! 19 check       of both tuples, for who finds the entry in a file
 //! ```
 //!
 //! Tuples are written while the version is even and the entry is one lane's
-//! alone; who reads them reads the version before and after.
+//! alone; who reads them reads the version before and after. So an entry is
+//! whole at any instant at which the process may be killed.
 
 use super::state::State;
 use super::tuple::{Address, End, Tuple};
@@ -25,7 +27,20 @@ use super::words::Words;
 use crate::sync::Ordering;
 use crate::types::PortId;
 
-const WORDS: usize = 24;
+pub(super) const WORDS: usize = 24;
+
+/// Words before the first entry; a page, which a file's header fills.
+pub(super) const HEADER: usize = 512;
+
+/// Tells this layout from others in a file. Count it up with every change of
+/// the words, of [`State`]'s numbers or of the header.
+pub(super) const LAYOUT: u64 = 1;
+
+/// Where entries lie.
+#[cfg(not(loom))]
+pub(super) type Memory = crate::mapped_words::MappedWords;
+#[cfg(loom)]
+pub(super) type Memory = Vec<crate::sync::AtomicU64>;
 
 const VERSION: usize = 0;
 const STATE: usize = 1;
@@ -39,10 +54,11 @@ const TUPLES: usize = 8;
 const PORTS: usize = 16;
 const PROTOCOL: usize = 17;
 const MTU: usize = 18;
+const CHECK: usize = 19;
 
 /// The entries.
 #[derive(Debug)]
-pub(super) struct Entries(Words);
+pub(super) struct Entries(Words<Memory>);
 
 /// Both directions of a connection, and which use of the entry it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -53,22 +69,48 @@ pub(super) struct Pair {
 }
 
 impl Entries {
+    #[cfg(not(loom))]
     pub(super) fn new(count: usize) -> Entries {
-        Entries(Words::new(count * WORDS))
+        let room = "the address space has room for the connection table";
+        Entries::over(Memory::anonymous(HEADER + count * WORDS).expect(room))
+    }
+
+    #[cfg(loom)]
+    pub(super) fn new(count: usize) -> Entries {
+        let words = 0..HEADER + count * WORDS;
+        Entries::over(words.map(|_| crate::sync::AtomicU64::new(0)).collect())
+    }
+
+    /// In memory that begins with a header.
+    pub(super) fn over(memory: Memory) -> Entries {
+        Entries(Words::over(memory))
+    }
+
+    /// Makes sure that there is memory for so many entries from `first` on.
+    #[cfg(not(loom))]
+    pub(super) fn back(&self, first: u32, count: u32) -> bool {
+        let first = HEADER + first as usize * WORDS;
+        let memory = self.0.store();
+        memory.back(first, count as usize * WORDS).is_ok()
+    }
+
+    #[cfg(loom)]
+    pub(super) fn back(&self, _first: u32, _count: u32) -> bool {
+        true
     }
 
     #[inline]
     fn word(&self, entry: u32, word: usize) -> &crate::sync::AtomicU64 {
-        self.0.at(entry as usize * WORDS + word)
+        self.0.at(HEADER + entry as usize * WORDS + word)
     }
 
     /// A word that the entry's shard lock guards, or that needs no order.
     pub(super) fn get(&self, entry: u32, word: usize) -> u64 {
-        self.0.get(entry as usize * WORDS + word)
+        self.0.get(HEADER + entry as usize * WORDS + word)
     }
 
     pub(super) fn set(&self, entry: u32, word: usize, value: u64) {
-        self.0.set(entry as usize * WORDS + word, value);
+        self.0.set(HEADER + entry as usize * WORDS + word, value);
     }
 
     /// The version now; odd for a live connection.
@@ -79,7 +121,7 @@ impl Entries {
     }
 
     /// Writes the tuples of a connection that is not live, and makes it so.
-    pub(super) fn write(&self, entry: u32, original: &Tuple, reply: &Tuple) -> u64 {
+    pub(super) fn write(&self, entry: u32, original: &Tuple, reply: &Tuple, check: u64) -> u64 {
         let ends = [
             original.source,
             original.destination,
@@ -97,6 +139,7 @@ impl Entries {
         }
         put(PORTS, ports);
         put(PROTOCOL, u64::from(original.protocol));
+        put(CHECK, check);
         let version = self.get(entry, VERSION) + 1;
         debug_assert_eq!(version & 1, 1);
         // Release: the tuples go before.
@@ -157,6 +200,11 @@ impl Entries {
         self.set(entry, STATE, state as u64 | u64::from(pod.0) << 16);
     }
 
+    /// What [`Entries::write`] was given to tell tuples from damage by.
+    pub(super) fn check(&self, entry: u32) -> u64 {
+        self.get(entry, CHECK)
+    }
+
     /// When the last packet came.
     #[inline]
     pub(super) fn seen_ms(&self, entry: u32) -> u64 {
@@ -186,6 +234,13 @@ impl Entries {
         self.set(entry, PACKETS, 1);
         self.set(entry, CLAIM, 0);
         self.set(entry, MTU, 0);
+    }
+
+    /// Goes on with what another table had of the connection.
+    pub(super) fn take_over(&self, entry: u32, other: &Entries, from: u32) {
+        for word in [SEEN, OPENED, PACKETS, MTU] {
+            self.set(entry, word, other.get(from, word));
+        }
     }
 
     /// Longest packet that the original sender may send; 0 when unknown.

@@ -39,8 +39,11 @@
 pub(crate) mod echoes;
 mod entry;
 mod index;
+#[cfg(not(loom))]
+mod kept;
 #[cfg(all(test, loom))]
 mod loom_tests;
+mod opening;
 mod ports;
 mod record;
 mod shard;
@@ -50,16 +53,16 @@ mod tests;
 mod tuple;
 mod words;
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::ops::RangeInclusive;
-
 #[cfg(not(loom))]
 use crate::tables::paths::Paths;
 use crate::types::PortId;
 use crate::wire::protocol;
 use echoes::Echoes;
 use entry::{Entries, Pair, WHEEL};
-use index::{Cell, Index, NoCell};
+use index::{Cell, Index};
+#[cfg(not(loom))]
+pub use kept::{Kept, KeptError, Unusable};
+pub use opening::{Addresses, Exits, Opening, Refused};
 use ports::Holders;
 pub use record::ConnectionRecord;
 use shard::{Shard, Shards};
@@ -74,19 +77,15 @@ pub const REFRESH_MS: u32 = 1000;
 /// A connection that a flow may use stays this long after its last packet.
 const GRACE_MS: u64 = 2 * REFRESH_MS as u64;
 
-/// Expendable entries that are looked at for one that may go.
-const VICTIMS: usize = 8;
-
 /// Entries that one call of [`Connections::advance`] looks at.
 const ADVANCE: usize = 32;
 
-/// Ports that are tried for one connection when ends share ports. More than
-/// the range of the default configuration has.
-const TRIES: usize = 8192;
+/// Connections of an earlier process, until it is known whose pods are there.
+const UNSETTLED: PortId = PortId(PortId::LIMIT as u16);
 
 /// Pods that connections are counted for, by port.
 #[cfg(not(loom))]
-const PODS: usize = PortId::LIMIT;
+const PODS: usize = PortId::LIMIT + 1;
 #[cfg(loom)]
 const PODS: usize = 2;
 
@@ -129,64 +128,6 @@ pub struct Found {
     pub is_live: bool,
 }
 
-/// A connection to be opened.
-#[derive(Debug, Clone, Copy)]
-pub struct Opening {
-    /// Its first packet's tuple.
-    pub original: Tuple,
-    /// The pod's port, whose share of the table it takes.
-    pub pod: PortId,
-    /// What it begins as.
-    pub state: State,
-}
-
-/// Addresses and ports that masquerade may leave with.
-#[derive(Debug, Clone, Copy)]
-pub struct Exits<'a> {
-    /// The addresses.
-    pub addresses: Addresses<'a>,
-    /// The ports, and echo identifiers.
-    pub ports: &'a RangeInclusive<u16>,
-}
-
-/// Addresses of one family.
-#[derive(Debug, Clone, Copy)]
-pub enum Addresses<'a> {
-    /// IPv4.
-    V4(&'a [Ipv4Addr]),
-    /// IPv6.
-    V6(&'a [Ipv6Addr]),
-}
-
-impl Addresses<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Addresses::V4(addresses) => addresses.len(),
-            Addresses::V6(addresses) => addresses.len(),
-        }
-    }
-
-    fn get(&self, index: usize) -> Address {
-        match self {
-            Addresses::V4(addresses) => Address::v4(addresses[index].octets()),
-            Addresses::V6(addresses) => Address::v6(addresses[index].octets()),
-        }
-    }
-}
-
-/// Why no connection was opened.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Refused {
-    /// The table is full of connections that are worth more.
-    TableFull,
-    /// The pod has its share of the table.
-    PodLimit,
-    /// No port is free towards this destination.
-    NoPort,
-    /// There is no address of the family to leave with.
-    NoAddress,
-}
-
 /// The table.
 #[derive(Debug)]
 pub struct Connections {
@@ -207,22 +148,28 @@ pub struct Connections {
 impl Default for Connections {
     /// A table of the default size.
     fn default() -> Connections {
-        use std::hash::{BuildHasher, RandomState};
-        Connections::new(
-            Connections::DEFAULT_CAPACITY,
-            RandomState::new().hash_one(0),
-        )
+        Connections::new(Connections::DEFAULT_CAPACITY, kept::fresh_seed())
     }
 }
 
-/// What came of putting a connection into the index.
-enum Published {
-    Done,
-    /// The translated tuple belongs to another connection.
-    ReplyTaken,
-    /// Somebody else opened it a moment ago.
-    OriginalTaken(Found),
-    Full,
+/// How many connections fit, and into how many shards.
+#[derive(Debug, Clone, Copy)]
+struct Size {
+    shards: usize,
+    per_shard: usize,
+}
+
+impl Size {
+    /// For so many connections, rounded up.
+    fn of(capacity: usize) -> Size {
+        let shards = (capacity / 64).clamp(1, 64).next_power_of_two();
+        let per_shard = capacity.div_ceil(shards).max(1);
+        Size { shards, per_shard }
+    }
+
+    fn capacity(self) -> usize {
+        self.shards * self.per_shard
+    }
 }
 
 impl Connections {
@@ -235,16 +182,20 @@ impl Connections {
     /// # Panics
     /// When the address space has no room for it.
     pub fn new(capacity: usize, seed: u64) -> Connections {
-        let shard_count = (capacity / 64).clamp(1, 64).next_power_of_two();
-        let per_shard = capacity.div_ceil(shard_count).max(1);
-        let capacity = per_shard * shard_count;
+        let size = Size::of(capacity);
+        Connections::over(Entries::new(size.capacity()), size, seed)
+    }
+
+    /// An empty table whose entries, all zero, lie somewhere already.
+    fn over(entries: Entries, size: Size, seed: u64) -> Connections {
+        let (capacity, shard_count) = (size.capacity(), size.shards);
         Connections {
             seed,
             capacity,
             shard_count,
             index: Index::new(capacity, shard_count),
-            entries: Entries::new(capacity),
-            shards: Shards::new(shard_count, per_shard as u32),
+            entries,
+            shards: Shards::new(shard_count, size.per_shard as u32),
             holders: Holders::new(seed.rotate_left(32)),
             echoes: Echoes::new(),
             pods: Words::new(PODS),
@@ -315,173 +266,6 @@ impl Connections {
             mtu: self.entries.mtu(entry),
             is_live: due_ms > now_ms,
         })
-    }
-
-    /// Opens a connection whose answers come to one of the exits. When another
-    /// lane opened it just now, that one is found.
-    pub fn masquerade(
-        &self,
-        opening: &Opening,
-        exits: &Exits<'_>,
-        now_ms: u64,
-    ) -> Result<Found, Refused> {
-        if exits.addresses.len() == 0 {
-            return Err(Refused::NoAddress);
-        }
-        self.open(opening, now_ms, |entry| {
-            self.find_exit(entry, &opening.original, exits, now_ms)
-        })
-    }
-
-    /// Takes an entry, and gives it back unless `publish` succeeds.
-    fn open(
-        &self,
-        opening: &Opening,
-        now_ms: u64,
-        publish: impl FnOnce(u32) -> Result<Published, Refused>,
-    ) -> Result<Found, Refused> {
-        self.count_for(opening.pod)?;
-        let hash = opening.original.hash(self.seed);
-        let Some(entry) = self.take_entry(hash, now_ms) else {
-            self.uncount(opening.pod);
-            return Err(Refused::TableFull);
-        };
-        self.entries.begin(entry, now_ms);
-        self.entries.set_state(entry, opening.state, opening.pod);
-        let refused = match publish(entry) {
-            Ok(Published::Done) => {
-                let version = self.entries.version(entry);
-                self.enlist(entry, version);
-                let pair = self.entries.read(entry).ok_or(Refused::TableFull)?;
-                return self
-                    .found(entry, &pair, Side::Original, now_ms)
-                    .ok_or(Refused::TableFull);
-            }
-            Ok(Published::OriginalTaken(found)) => Ok(found),
-            Ok(Published::Full) => Err(Refused::TableFull),
-            Ok(Published::ReplyTaken) => Err(Refused::NoPort),
-            Err(refused) => Err(refused),
-        };
-        self.uncount(opening.pod);
-        let shard = self.shards.lock(self.shards.of(entry), &self.entries);
-        shard.give(entry);
-        refused
-    }
-
-    /// Tries exits until one is free: first the port that the end inside
-    /// holds or can hold, then any that is free towards this destination.
-    fn find_exit(
-        &self,
-        entry: u32,
-        original: &Tuple,
-        exits: &Exits<'_>,
-        now_ms: u64,
-    ) -> Result<Published, Refused> {
-        let count = exits.addresses.len();
-        let inside = original.source;
-        // An end's connections leave by one address (RFC 4787, REQ-2).
-        let home = End { port: 0, ..inside }.hash(0, self.seed) as usize;
-        let addresses = || (0..count).map(|step| exits.addresses.get((home + step) % count));
-        let reply = |address, port| Tuple {
-            source: original.destination,
-            destination: End { address, port },
-            protocol: original.protocol,
-        };
-        for address in addresses() {
-            let claim = self
-                .holders
-                .claim(original.protocol, inside, address, exits.ports);
-            let Some(claim) = claim else {
-                continue;
-            };
-            match self.publish(entry, original, &reply(address, claim.port), now_ms) {
-                Published::Done => {
-                    self.entries.set_claim(entry, Some(claim.place));
-                    return Ok(Published::Done);
-                }
-                Published::ReplyTaken => self.holders.release(claim.place),
-                other => {
-                    self.holders.release(claim.place);
-                    return Ok(other);
-                }
-            }
-        }
-        let first = *exits.ports.start();
-        let range = usize::from(*exits.ports.end() - first) + 1;
-        let start = original.hash(self.seed.rotate_left(17)) as usize % range;
-        for address in addresses() {
-            for step in 0..range.min(TRIES) {
-                let port = first + ((start + step) % range) as u16;
-                let reply = reply(address, port);
-                if self.find(&reply, now_ms).is_some() {
-                    continue;
-                }
-                match self.publish(entry, original, &reply, now_ms) {
-                    Published::ReplyTaken => {}
-                    other => return Ok(other),
-                }
-            }
-        }
-        Err(Refused::NoPort)
-    }
-
-    /// Makes the entry a connection, found by both tuples.
-    fn publish(&self, entry: u32, original: &Tuple, reply: &Tuple, now_ms: u64) -> Published {
-        self.entries.write(entry, original, reply);
-        let (there, back) = (original.hash(self.seed), reply.hash(self.seed));
-        let reply_cell = Cell::new(back, Side::Reply, entry);
-        let put = self
-            .index
-            .insert(back, reply_cell, |cell| self.confirm(cell, reply, now_ms));
-        if let Err(no) = put {
-            self.entries.retire(entry);
-            return match no {
-                NoCell::Taken(_) => Published::ReplyTaken,
-                NoCell::Full => Published::Full,
-            };
-        }
-        let cell = Cell::new(there, Side::Original, entry);
-        let put = self
-            .index
-            .insert(there, cell, |cell| self.confirm(cell, original, now_ms));
-        let Err(no) = put else {
-            self.count_echo(reply, true);
-            return Published::Done;
-        };
-        self.index.remove(back, reply_cell);
-        self.entries.retire(entry);
-        match no {
-            NoCell::Taken(found) => Published::OriginalTaken(found),
-            NoCell::Full => Published::Full,
-        }
-    }
-
-    /// A free entry, of the hash's own shard when that has one.
-    fn take_entry(&self, hash: u64, now_ms: u64) -> Option<u32> {
-        let own = (hash >> 34) as usize;
-        let candidates =
-            || (0..4.min(self.shard_count)).map(|step| (own + step) % self.shard_count);
-        let take = |shard: usize| self.shards.lock(shard, &self.entries).take();
-        candidates().find_map(take).or_else(|| {
-            candidates().find_map(|shard| {
-                let shard = self.shards.lock(shard, &self.entries);
-                self.evict(&shard, now_ms);
-                shard.take()
-            })
-        })
-    }
-
-    /// Makes room by the oldest expendable connection that may go.
-    fn evict(&self, shard: &Shard<'_>, now_ms: u64) {
-        let may_go = |entry: &u32| {
-            let idle_ms = now_ms.saturating_sub(self.entries.seen_ms(*entry));
-            let state = self.entries.state(*entry);
-            idle_ms > GRACE_MS || state.is_some_and(State::is_half_open)
-        };
-        let victim = shard.expendable().take(VICTIMS).find(may_go);
-        if let Some(entry) = victim {
-            self.remove(shard, entry);
-        }
     }
 
     /// Puts a connection that stands in the index on the timers.
@@ -654,15 +438,18 @@ impl Connections {
 
     /// Takes one of the pod's share.
     fn count_for(&self, pod: PortId) -> Result<(), Refused> {
-        use crate::sync::Ordering;
-        let word = self.pods.at(pod.index() % PODS);
-        // Relaxed, here and below: a count that publishes nothing.
-        let before = word.fetch_add(1, Ordering::Relaxed);
-        if before as usize >= self.pod_limit() {
-            word.fetch_sub(1, Ordering::Relaxed);
+        if self.count(pod) >= self.pod_limit() {
+            self.uncount(pod);
             return Err(Refused::PodLimit);
         }
         Ok(())
+    }
+
+    /// Counts one more for the pod; gives how many it had.
+    fn count(&self, pod: PortId) -> usize {
+        let word = self.pods.at(pod.index() % PODS);
+        // Relaxed, here and below: a count that publishes nothing.
+        word.fetch_add(1, crate::sync::Ordering::Relaxed) as usize
     }
 
     fn uncount(&self, pod: PortId) {

@@ -89,7 +89,7 @@ impl Holders {
         range: &RangeInclusive<u16>,
     ) -> Option<Claim> {
         let hash = inside.hash(protocol, self.seed);
-        let fingerprint = (hash | 1 << 24) & !COUNT_MASK;
+        let fingerprint = fingerprint(hash);
         let base = self.base(protocol, address);
         let first = usize::from(*range.start());
         let count = usize::from(*range.end()) - first + 1;
@@ -105,6 +105,18 @@ impl Holders {
         let held = places().find(|&place| self.join(place, fingerprint));
         held.or_else(|| places().find(|&place| self.take(place, fingerprint)))
             .map(made)
+    }
+
+    /// A port that an end had, held again for one connection; `None` when
+    /// another end holds it by now.
+    pub(super) fn claim_again(&self, protocol: u8, inside: End, outside: End) -> Option<Claim> {
+        let fingerprint = fingerprint(inside.hash(protocol, self.seed));
+        let place = self.base(protocol, outside.address) + usize::from(outside.port);
+        let is_held = self.join(place, fingerprint) || self.take(place, fingerprint);
+        is_held.then_some(Claim {
+            port: outside.port,
+            place: place as u32,
+        })
     }
 
     /// One connection more of a holder.
@@ -139,6 +151,11 @@ impl Holders {
         // It cannot be free: the caller holds it.
         let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
+}
+
+/// Never 0, which is a free port's.
+fn fingerprint(hash: u64) -> u64 {
+    (hash | 1 << 24) & !COUNT_MASK
 }
 
 #[cfg(all(test, not(loom)))]

@@ -8,7 +8,7 @@
 //! the shard's lock, which is taken before any lock of the index, never after.
 //!
 //! ```text
-//! 0 lock | 1 free | 2 fresh | 3 second | 4 head | 5 tail | 6 live | 7 –
+//! 0 lock | 1 free | 2 fresh | 3 second | 4 head | 5 tail | 6 live | 7 backed
 //! 8..136 heads of the wheel's slots
 //! ```
 
@@ -28,8 +28,13 @@ const SECOND: usize = 3;
 const HEAD: usize = 4;
 const TAIL: usize = 5;
 const LIVE: usize = 6;
+const BACKED: usize = 7;
 const WHEEL_HEADS: usize = 8;
 const WORDS: usize = WHEEL_HEADS + SLOTS as usize;
+
+/// Entries, some 60 KiB, that memory is asked for at once: no dearer than the
+/// page faults that it spares.
+const STEP: u32 = 320;
 
 /// No entry. Kept apart from 0, which is what fresh memory holds, by one:
 /// links and heads are stored plus one.
@@ -134,7 +139,7 @@ impl Shard<'_> {
             }
             None => {
                 let fresh = self.get(FRESH) as u32;
-                if fresh == self.count {
+                if fresh == self.count || !self.is_backed(fresh) {
                     return None;
                 }
                 self.set(FRESH, u64::from(fresh + 1));
@@ -143,6 +148,19 @@ impl Shard<'_> {
         };
         self.set(LIVE, self.get(LIVE) + 1);
         Some(entry)
+    }
+
+    /// Whether there is memory for an entry that was never used.
+    fn is_backed(&self, fresh: u32) -> bool {
+        if u64::from(fresh) < self.get(BACKED) {
+            return true;
+        }
+        let more = STEP.min(self.count - fresh);
+        let is_done = self.entries.back(self.first + fresh, more);
+        if is_done {
+            self.set(BACKED, u64::from(fresh + more));
+        }
+        is_done
     }
 
     /// Gives an entry back that stands in no list.

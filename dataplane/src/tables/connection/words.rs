@@ -1,11 +1,13 @@
 //! Memory of the connection table: 64-bit atomics and nothing else, so that
 //! it holds no pointers and may lie anywhere.
 
+use std::ops::Deref;
+
 use crate::sync::{AtomicU64, Ordering, relax};
 
 /// Zeroed words; the operating system backs them as they are first touched.
 #[derive(Debug)]
-pub(super) struct Words(Vec<AtomicU64>);
+pub(super) struct Words<S = Vec<AtomicU64>>(S);
 
 impl Words {
     #[cfg(not(loom))]
@@ -18,6 +20,16 @@ impl Words {
     #[cfg(loom)]
     pub(super) fn new(count: usize) -> Words {
         Words((0..count).map(|_| AtomicU64::new(0)).collect())
+    }
+}
+
+impl<S: Deref<Target = [AtomicU64]>> Words<S> {
+    pub(super) fn over(store: S) -> Words<S> {
+        Words(store)
+    }
+
+    pub(super) fn store(&self) -> &S {
+        &self.0
     }
 
     #[inline]

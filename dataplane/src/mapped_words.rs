@@ -1,0 +1,100 @@
+//! Zeroed words in memory of their own, or in a file that outlives the
+//! process.
+#![allow(unsafe_code)] // maps memory and hands out its words
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::os::fd::{AsRawFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::AtomicU64;
+
+/// The mapping.
+#[derive(Debug)]
+pub(crate) struct MappedWords {
+    base: NonNull<AtomicU64>,
+    count: usize,
+    file: Option<File>,
+}
+
+// SAFETY: the mapping stays where it is while the value lives, and its words
+// are only reached as atomics.
+unsafe impl Send for MappedWords {}
+// SAFETY: see Send.
+unsafe impl Sync for MappedWords {}
+
+impl MappedWords {
+    /// Words that go with the value. The system backs them as they are touched.
+    pub(crate) fn anonymous(count: usize) -> io::Result<MappedWords> {
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+        MappedWords::map(count, flags, -1, None)
+    }
+
+    /// The first words of a file, which must be as long. Before words are
+    /// touched that the file may have no memory for, [`MappedWords::back`] has
+    /// to say that it does.
+    pub(crate) fn of_file(file: File, count: usize) -> io::Result<MappedWords> {
+        if file.metadata()?.len() < (count * 8) as u64 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        let fd = file.as_raw_fd();
+        MappedWords::map(count, libc::MAP_SHARED, fd, Some(file))
+    }
+
+    fn map(count: usize, flags: i32, fd: RawFd, file: Option<File>) -> io::Result<MappedWords> {
+        // SAFETY: asks for a new mapping anywhere; no safe form in libc.
+        let base = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                count * size_of::<AtomicU64>(),
+                libc::PROT_READ | libc::PROT_WRITE,
+                flags,
+                fd,
+                0,
+            )
+        };
+        if base == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let base = NonNull::new(base.cast()).ok_or(io::ErrorKind::InvalidData)?;
+        Ok(MappedWords { base, count, file })
+    }
+
+    /// Makes sure that there is memory for words `first..first + count`: a
+    /// touch that a full file system cannot serve would kill the process.
+    pub(crate) fn back(&self, first: usize, count: usize) -> io::Result<()> {
+        let Some(file) = &self.file else {
+            return Ok(());
+        };
+        let (offset, len) = ((first * 8) as libc::off_t, (count * 8) as libc::off_t);
+        loop {
+            // SAFETY: plain system call on a live descriptor.
+            let done = unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) };
+            if done == 0 {
+                return Ok(());
+            }
+            let error = io::Error::last_os_error();
+            if error.kind() != io::ErrorKind::Interrupted {
+                return Err(error);
+            }
+        }
+    }
+}
+
+impl Deref for MappedWords {
+    type Target = [AtomicU64];
+
+    #[inline]
+    fn deref(&self) -> &[AtomicU64] {
+        // SAFETY: the mapping is aligned to pages, holds that many words, lives
+        // as long as the value, and is reached by atomics alone.
+        unsafe { std::slice::from_raw_parts(self.base.as_ptr(), self.count) }
+    }
+}
+
+impl Drop for MappedWords {
+    fn drop(&mut self) {
+        // SAFETY: the mapping is this value's own, and nobody has it now.
+        unsafe { libc::munmap(self.base.as_ptr().cast(), self.count * 8) };
+    }
+}

@@ -1,0 +1,268 @@
+//! Opening connections: an entry, the address and port that the answers come
+//! to, and the places in the index.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+
+use super::index::{Cell, NoCell};
+use super::shard::Shard;
+use super::state::{Side, State};
+use super::tuple::{Address, End, Tuple};
+use super::{Connections, Found, GRACE_MS};
+use crate::types::PortId;
+
+/// Expendable entries that are looked at for one that may go.
+const VICTIMS: usize = 8;
+
+/// Ports that are tried for one connection when ends share ports. More than
+/// the range of the default configuration has.
+const TRIES: usize = 8192;
+
+/// A connection to be opened.
+#[derive(Debug, Clone, Copy)]
+pub struct Opening {
+    /// Its first packet's tuple.
+    pub original: Tuple,
+    /// The pod's port, whose share of the table it takes.
+    pub pod: PortId,
+    /// What it begins as.
+    pub state: State,
+}
+
+/// Addresses and ports that masquerade may leave with.
+#[derive(Debug, Clone, Copy)]
+pub struct Exits<'a> {
+    /// The addresses.
+    pub addresses: Addresses<'a>,
+    /// The ports, and echo identifiers.
+    pub ports: &'a RangeInclusive<u16>,
+}
+
+/// Addresses of one family.
+#[derive(Debug, Clone, Copy)]
+pub enum Addresses<'a> {
+    /// IPv4.
+    V4(&'a [Ipv4Addr]),
+    /// IPv6.
+    V6(&'a [Ipv6Addr]),
+}
+
+impl Addresses<'_> {
+    fn len(&self) -> usize {
+        match self {
+            Addresses::V4(addresses) => addresses.len(),
+            Addresses::V6(addresses) => addresses.len(),
+        }
+    }
+
+    fn get(&self, index: usize) -> Address {
+        match self {
+            Addresses::V4(addresses) => Address::v4(addresses[index].octets()),
+            Addresses::V6(addresses) => Address::v6(addresses[index].octets()),
+        }
+    }
+}
+
+/// Why no connection was opened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Refused {
+    /// The table is full of connections that are worth more.
+    TableFull,
+    /// The pod has its share of the table.
+    PodLimit,
+    /// No port is free towards this destination.
+    NoPort,
+    /// There is no address of the family to leave with.
+    NoAddress,
+}
+
+/// What came of putting a connection into the index.
+pub(super) enum Published {
+    Done,
+    /// The translated tuple belongs to another connection.
+    ReplyTaken,
+    /// Somebody else opened it a moment ago.
+    OriginalTaken(Found),
+    Full,
+}
+
+/// What tells an entry from damage, by the hashes of both tuples.
+pub(super) fn check((original, reply): (u64, u64)) -> u64 {
+    original ^ reply.rotate_left(32)
+}
+
+impl Connections {
+    /// Opens a connection whose answers come to one of the exits. When another
+    /// lane opened it just now, that one is found.
+    pub fn masquerade(
+        &self,
+        opening: &Opening,
+        exits: &Exits<'_>,
+        now_ms: u64,
+    ) -> Result<Found, Refused> {
+        if exits.addresses.len() == 0 {
+            return Err(Refused::NoAddress);
+        }
+        self.open(opening, now_ms, |entry| {
+            self.find_exit(entry, &opening.original, exits, now_ms)
+        })
+    }
+
+    /// Takes an entry, and gives it back unless `publish` succeeds.
+    pub(super) fn open(
+        &self,
+        opening: &Opening,
+        now_ms: u64,
+        publish: impl FnOnce(u32) -> Result<Published, Refused>,
+    ) -> Result<Found, Refused> {
+        self.count_for(opening.pod)?;
+        let hash = opening.original.hash(self.seed);
+        let Some(entry) = self.take_entry(hash, now_ms) else {
+            self.uncount(opening.pod);
+            return Err(Refused::TableFull);
+        };
+        self.entries.begin(entry, now_ms);
+        self.entries.set_state(entry, opening.state, opening.pod);
+        let refused = match publish(entry) {
+            Ok(Published::Done) => {
+                let version = self.entries.version(entry);
+                self.enlist(entry, version);
+                let pair = self.entries.read(entry).ok_or(Refused::TableFull)?;
+                return self
+                    .found(entry, &pair, Side::Original, now_ms)
+                    .ok_or(Refused::TableFull);
+            }
+            Ok(Published::OriginalTaken(found)) => Ok(found),
+            Ok(Published::Full) => Err(Refused::TableFull),
+            Ok(Published::ReplyTaken) => Err(Refused::NoPort),
+            Err(refused) => Err(refused),
+        };
+        self.uncount(opening.pod);
+        let shard = self.shards.lock(self.shards.of(entry), &self.entries);
+        shard.give(entry);
+        refused
+    }
+
+    /// Tries exits until one is free: first the port that the end inside
+    /// holds or can hold, then any that is free towards this destination.
+    fn find_exit(
+        &self,
+        entry: u32,
+        original: &Tuple,
+        exits: &Exits<'_>,
+        now_ms: u64,
+    ) -> Result<Published, Refused> {
+        let count = exits.addresses.len();
+        let inside = original.source;
+        // An end's connections leave by one address (RFC 4787, REQ-2).
+        let home = End { port: 0, ..inside }.hash(0, self.seed) as usize;
+        let addresses = || (0..count).map(|step| exits.addresses.get((home + step) % count));
+        let reply = |address, port| Tuple {
+            source: original.destination,
+            destination: End { address, port },
+            protocol: original.protocol,
+        };
+        for address in addresses() {
+            let claim = self
+                .holders
+                .claim(original.protocol, inside, address, exits.ports);
+            let Some(claim) = claim else {
+                continue;
+            };
+            match self.publish(entry, original, &reply(address, claim.port), now_ms) {
+                Published::Done => {
+                    self.entries.set_claim(entry, Some(claim.place));
+                    return Ok(Published::Done);
+                }
+                Published::ReplyTaken => self.holders.release(claim.place),
+                other => {
+                    self.holders.release(claim.place);
+                    return Ok(other);
+                }
+            }
+        }
+        let first = *exits.ports.start();
+        let range = usize::from(*exits.ports.end() - first) + 1;
+        let start = original.hash(self.seed.rotate_left(17)) as usize % range;
+        for address in addresses() {
+            for step in 0..range.min(TRIES) {
+                let port = first + ((start + step) % range) as u16;
+                let reply = reply(address, port);
+                if self.find(&reply, now_ms).is_some() {
+                    continue;
+                }
+                match self.publish(entry, original, &reply, now_ms) {
+                    Published::ReplyTaken => {}
+                    other => return Ok(other),
+                }
+            }
+        }
+        Err(Refused::NoPort)
+    }
+
+    /// Makes the entry a connection, found by both tuples.
+    pub(super) fn publish(
+        &self,
+        entry: u32,
+        original: &Tuple,
+        reply: &Tuple,
+        now_ms: u64,
+    ) -> Published {
+        let (there, back) = (original.hash(self.seed), reply.hash(self.seed));
+        self.entries
+            .write(entry, original, reply, check((there, back)));
+        let reply_cell = Cell::new(back, Side::Reply, entry);
+        let put = self
+            .index
+            .insert(back, reply_cell, |cell| self.confirm(cell, reply, now_ms));
+        if let Err(no) = put {
+            self.entries.retire(entry);
+            return match no {
+                NoCell::Taken(_) => Published::ReplyTaken,
+                NoCell::Full => Published::Full,
+            };
+        }
+        let cell = Cell::new(there, Side::Original, entry);
+        let put = self
+            .index
+            .insert(there, cell, |cell| self.confirm(cell, original, now_ms));
+        let Err(no) = put else {
+            self.count_echo(reply, true);
+            return Published::Done;
+        };
+        self.index.remove(back, reply_cell);
+        self.entries.retire(entry);
+        match no {
+            NoCell::Taken(found) => Published::OriginalTaken(found),
+            NoCell::Full => Published::Full,
+        }
+    }
+
+    /// A free entry, of the hash's own shard when that has one.
+    pub(super) fn take_entry(&self, hash: u64, now_ms: u64) -> Option<u32> {
+        let own = (hash >> 34) as usize;
+        let candidates =
+            || (0..4.min(self.shard_count)).map(|step| (own + step) % self.shard_count);
+        let take = |shard: usize| self.shards.lock(shard, &self.entries).take();
+        candidates().find_map(take).or_else(|| {
+            candidates().find_map(|shard| {
+                let shard = self.shards.lock(shard, &self.entries);
+                self.evict(&shard, now_ms);
+                shard.take()
+            })
+        })
+    }
+
+    /// Makes room by the oldest expendable connection that may go.
+    fn evict(&self, shard: &Shard<'_>, now_ms: u64) {
+        let may_go = |entry: &u32| {
+            let idle_ms = now_ms.saturating_sub(self.entries.seen_ms(*entry));
+            let state = self.entries.state(*entry);
+            idle_ms > GRACE_MS || state.is_some_and(State::is_half_open)
+        };
+        let victim = shard.expendable().take(VICTIMS).find(may_go);
+        if let Some(entry) = victim {
+            self.remove(shard, entry);
+        }
+    }
+}
