@@ -52,6 +52,9 @@ pub struct Status {
     /// Neighbours on the uplink that packets go to.
     #[serde(default)]
     pub next_hops: NextHops,
+    /// Stations of the layer-2 segments.
+    #[serde(default)]
+    pub stations: Stations,
     /// Where the cluster's objects come from; none where nothing is read.
     #[serde(default)]
     pub source: Option<Source>,
@@ -62,6 +65,16 @@ pub struct Status {
     /// What is not as it should be, and what to do about it.
     #[serde(default)]
     pub notices: Vec<String>,
+}
+
+/// Stations of the layer-2 segments in [`Status`].
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stations {
+    /// Those that are known, learned and static ones.
+    pub known: u64,
+    /// Of them, those that moved to and fro too often and are held where they
+    /// are.
+    pub held: u64,
 }
 
 /// The node's way out in [`Status`].
@@ -245,9 +258,13 @@ pub struct FdbEntry {
     pub vtep: Option<String>,
     /// Seconds since it was last seen.
     pub age_s: f64,
-    /// Set by configuration: never ages, never moves.
+    /// Set by configuration, or held there by a guard: never ages, never moves.
     #[serde(rename = "static")]
     pub is_static: bool,
+    /// It moved to and fro too often: what it sends from elsewhere is dropped
+    /// for a while.
+    #[serde(rename = "held", default)]
+    pub is_held: bool,
 }
 
 /// Where packets for a prefix go.

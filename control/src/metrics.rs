@@ -206,6 +206,7 @@ struct Series {
     uplink_mtu: IntGaugeVec,
     vteps: IntGaugeVec,
     next_hops: IntGaugeVec,
+    stations: IntGaugeVec,
     source_objects: IntGaugeVec,
     source_last_good_read: GaugeVec,
     source_errors: IntCounterVec,
@@ -348,6 +349,11 @@ impl Series {
                 "Neighbours on the uplink that packets go to, by whether their hardware address is known.",
                 &["state"],
             )?,
+            stations: gauge(
+                "spinlane_stations",
+                "Stations of the layer-2 segments: known ones, and of them those that move to and fro and are held.",
+                &["state"],
+            )?,
             source_objects: gauge(
                 "spinlane_source_objects",
                 "Objects of the cluster in force, by kind.",
@@ -453,6 +459,8 @@ impl Series {
             &["unresolved"],
             status.next_hops.unresolved,
         );
+        gauge(&self.stations, &["known"], status.stations.known);
+        gauge(&self.stations, &["held"], status.stations.held);
         if let Some(source) = &status.source {
             self.fill_source(source);
         }
@@ -519,7 +527,7 @@ impl Series {
             .inc_by(lane.flow_evictions);
     }
 
-    fn all(&self) -> [&dyn Collector; 36] {
+    fn all(&self) -> [&dyn Collector; 37] {
         [
             &self.port_rx_packets,
             &self.port_rx_bytes,
@@ -548,6 +556,7 @@ impl Series {
             &self.uplink_mtu,
             &self.vteps,
             &self.next_hops,
+            &self.stations,
             &self.source_objects,
             &self.source_last_good_read,
             &self.source_errors,

@@ -93,6 +93,36 @@ impl Lan {
         self.cluster.nodes()
     }
 
+    /// The nodes, to start and stop.
+    pub fn nodes_mut(&mut self) -> &mut [Node] {
+        self.cluster.nodes_mut()
+    }
+
+    /// The bridge's namespace, whose ports are named `pN` by station.
+    pub fn link(&self) -> &Namespace {
+        self.cluster.underlay().namespace()
+    }
+
+    /// The plain host on the link.
+    pub fn host(&self) -> &Namespace {
+        &self.host
+    }
+
+    /// The router on the link.
+    pub fn router(&self) -> &Namespace {
+        &self.router
+    }
+
+    /// The host behind the router.
+    pub fn outside(&self) -> &Namespace {
+        &self.outside
+    }
+
+    /// The addresses of a station on the link, by its number.
+    pub fn addresses(&self, number: u8) -> Vec<IpAddr> {
+        self.cluster.underlay().addresses(number)
+    }
+
     /// Every ordered pair of pods, nodes, the plain host and the host outside
     /// with every address of the second.
     pub fn pairs<'a>(&'a self, pods: &'a [Pod]) -> Result<Vec<Pair<'a>>> {

@@ -230,6 +230,7 @@ impl Views for Live {
                 resolved: next_hops(true),
                 unresolved: next_hops(false),
             },
+            stations: node.stations(),
             source: node.source(),
             ended: node.ended(),
             notices,

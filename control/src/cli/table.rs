@@ -282,9 +282,11 @@ pub(super) fn fdb(entries: &[view::FdbEntry]) -> String {
             (None, Some(vtep)) => format!("vtep {vtep}"),
             (None, None) => "-".to_owned(),
         };
-        let (how, age) = match entry.is_static {
-            true => ("static", "-".to_owned()),
-            false => ("learned", duration(entry.age_s)),
+        let (how, age) = match (entry.is_static, entry.is_held) {
+            (true, false) => ("static", "-".to_owned()),
+            (true, true) => ("static, held", "-".to_owned()),
+            (false, true) => ("held", duration(entry.age_s)),
+            (false, false) => ("learned", duration(entry.age_s)),
         };
         rows.add_row([
             entry.segment.clone(),

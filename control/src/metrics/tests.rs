@@ -58,6 +58,8 @@ async fn every_figure_has_its_series() {
         "spinlane_source_last_good_read_timestamp_seconds 1700000000.5",
         "spinlane_source_read_errors_total 2",
         "spinlane_source_failing 0",
+        "spinlane_stations{state=\"held\"} 1",
+        "spinlane_stations{state=\"known\"} 7",
         "spinlane_notices 0",
         "spinlane_ready 1",
         "spinlane_build_info{mode=\"routed\",poll=\"adaptive\",version=\"0.1.0\"} 1",

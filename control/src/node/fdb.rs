@@ -114,11 +114,6 @@ impl Fdb {
         Some(self.stations.get(&(segment, mac))?.at)
     }
 
-    /// Stations that are held at this moment.
-    pub fn held_count(&self) -> usize {
-        self.stations.values().filter(|s| s.is_held).count()
-    }
-
     fn refresh(&mut self, key: (SegmentId, MacAddr), now_s: f64) {
         if let Some(station) = self.stations.get_mut(&key) {
             station.seen_s = now_s;
@@ -298,6 +293,23 @@ mod tests {
             let at = if turn % 2 == 0 { TWO } else { ONE };
             assert!(fdb.learn(BLUE, A, at, 100.0 + 5.0 * f64::from(turn)));
         }
+    }
+
+    #[test]
+    fn a_static_station_that_is_seen_elsewhere_is_told_of_and_stays() {
+        let mut fdb = Fdb::default();
+        fdb.fix(BLUE, A, ONE, 0.0);
+        for second in 1..=MOVES_LIMIT {
+            assert!(!fdb.learn(BLUE, A, TWO, f64::from(second)));
+        }
+        assert!(fdb.learn(BLUE, A, TWO, 6.0), "one too many: told");
+        assert!(fdb.is_held(BLUE, A));
+        assert_eq!(find(&fdb, BLUE, A), Some(ONE));
+        assert!(!fdb.learn(BLUE, A, TWO, 7.0));
+        assert!(fdb.age(2.0 + HOLD_S), "let go");
+        let (_, _, station) = fdb.iter().next().unwrap();
+        assert!(station.is_static && !station.is_held);
+        assert_eq!(station.at, ONE);
     }
 
     #[test]

@@ -123,6 +123,23 @@ impl Inventory {
             .map(|live| live.endpoint.host_ifname.clone())
     }
 
+    /// Stations that are held, and what that means.
+    pub fn held_notices(&self, setup: &Setup) -> Vec<String> {
+        let held = self.fdb.iter().filter(|(_, _, station)| station.is_held);
+        let mut notices: Vec<String> = held
+            .filter_map(|(segment, mac, station)| {
+                let segment = &setup.segments.get(segment.index())?.name;
+                let port = self.place_name(station.at);
+                let port = port.map_or(String::new(), |port| format!(" behind {port}"));
+                Some(format!(
+                    "station {mac} of segment {segment} moves to and fro and is held{port}: there is a loop, or another station with its address; find it and take it away"
+                ))
+            })
+            .collect();
+        notices.sort();
+        notices
+    }
+
     /// Name of the port that a station is behind.
     pub fn place_name(&self, at: Location) -> Option<String> {
         match at {

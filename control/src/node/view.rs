@@ -5,7 +5,9 @@ use std::sync::PoisonError;
 use std::time::UNIX_EPOCH;
 
 use ipnet::IpNet;
-use spinlane_api::view::{FdbEntry, Port, PortKind, Route, RouteVia, Source, Uplink, XdpMode};
+use spinlane_api::view::{
+    FdbEntry, Port, PortKind, Route, RouteVia, Source, Stations, Uplink, XdpMode,
+};
 use spinlane_dataplane::snapshot::{Destination, Location, RouteTarget, Snapshot};
 use spinlane_dataplane::types::PortId;
 
@@ -98,6 +100,16 @@ impl Node {
         })
     }
 
+    /// How many stations the segments have.
+    pub fn stations(&self) -> Stations {
+        let inventory = self.core.inventory();
+        let stations = || inventory.fdb.iter().map(|(_, _, station)| station);
+        Stations {
+            known: stations().count() as u64,
+            held: stations().filter(|station| station.is_held).count() as u64,
+        }
+    }
+
     /// What is not as it should be, and what to do about it.
     pub fn notices(&self) -> Vec<String> {
         let setup = self.core.setup();
@@ -117,6 +129,7 @@ impl Node {
         let refusals = setup.refusals.iter();
         notices.extend(refusals.map(|why| format!("Node {}: spec.podCIDRs: {why}", setup.name)));
         notices.extend(own::strangers_notice(&inventory.strangers(&setup)));
+        notices.extend(inventory.held_notices(&setup));
         drop(inventory);
         notices.extend(self.source().into_iter().flat_map(|source| source.errors));
         notices
@@ -148,6 +161,7 @@ impl Node {
                         now_s - station.seen_s
                     },
                     is_static: station.is_static,
+                    is_held: station.is_held,
                 })
             })
             .collect();

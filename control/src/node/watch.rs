@@ -114,7 +114,8 @@ impl Watch {
                         if inventory.fdb.is_held(segment, mac) {
                             let port = inventory.fdb.place(segment, mac);
                             let port = port.and_then(|at| inventory.place_name(at));
-                            tracing::warn!(%mac, port, "a station moves to and fro, a loop or an address used twice; it is held where it is for a minute");
+                            let elsewhere = inventory.place_name(at);
+                            tracing::warn!(%mac, port, elsewhere, "a station moves to and fro, a loop or an address used twice; it is held where it is for a minute");
                         }
                         inventory.touch();
                         changed = true;

@@ -62,6 +62,7 @@ impl Views for FakeSwitch {
             vtep: None,
             age_s: 1.25,
             is_static: false,
+            is_held: false,
         }]
     }
 
@@ -187,6 +188,7 @@ pub(crate) fn switch() -> FakeSwitch {
                 addresses: vec!["172.31.0.1".to_owned()],
             }),
             vteps: 4,
+            stations: view::Stations { known: 7, held: 1 },
             next_hops: view::NextHops {
                 resolved: 2,
                 unresolved: 1,

@@ -234,7 +234,7 @@ impl Emitter<'_> {
         batch: &Batch,
         index: usize,
         vtep: VtepId,
-        length: Length,
+        (length, checksum): (Length, Option<TxChecksum>),
     ) -> Result<(), DropReason> {
         let packet = batch.packets()[index];
         let from = self.snapshot.port(packet.in_port);
@@ -254,6 +254,9 @@ impl Emitter<'_> {
         self.copy(batch, index)?;
         let mut scratch = std::mem::take(self.scratch);
         scratch.push(packet.in_port, self.copies.drain(..));
+        if let Some(field) = checksum {
+            complete(self.umem, &mut scratch, 0, field);
+        }
         self.wrap(&mut scratch, 0, way);
         scratch.clear();
         *self.scratch = scratch;
@@ -354,17 +357,8 @@ impl Emitter<'_> {
         let length = Length::of(self.umem, batch, index, checksum);
         let from = snapshot.port(packet.in_port);
         let is_from_overlay = packet.vtep.is_some();
-        let mut checksum = checksum;
-        if let Some(field) = checksum
-            && !length.is_super_frame
-            && (!segment.vteps.is_empty() || snapshot.underlay.segment.is_some())
-        {
-            // No device beyond the node finishes it.
-            complete(self.umem, batch, index, field);
-            checksum = None;
-        }
         for &vtep in segment.vteps.iter().filter(|_| !is_from_overlay) {
-            if let Err(reason) = self.replicate(batch, index, vtep, length) {
+            if let Err(reason) = self.replicate(batch, index, vtep, (length, checksum)) {
                 self.count_drop(&packet, reason);
             }
         }
@@ -376,12 +370,18 @@ impl Emitter<'_> {
             .peekable();
         while let Some(out) = targets.next() {
             let is_last = targets.peek().is_none();
-            let sent = match length.delivery(from, snapshot.port(out)) {
+            let is_uplink = snapshot.underlay.uplink == Some(out);
+            let sent = match (length.delivery(from, snapshot.port(out)), checksum) {
+                (Delivery::Whole, Some(field)) if is_uplink => {
+                    self.send_complete(batch, index, out, field)
+                }
                 // The last one gets the packet itself.
-                Delivery::Whole if is_last => return self.forward(batch, index, out, checksum),
-                Delivery::Whole => self.send_copy(batch, index, out, checksum),
-                Delivery::Pieces(mtu) => self.send_pieces(batch, index, out, mtu),
-                Delivery::TooLong => Err(DropReason::Oversize),
+                (Delivery::Whole, _) if is_last => {
+                    return self.forward(batch, index, out, checksum);
+                }
+                (Delivery::Whole, _) => self.send_copy(batch, index, out, checksum),
+                (Delivery::Pieces(mtu), _) => self.send_pieces(batch, index, out, mtu),
+                (Delivery::TooLong, _) => Err(DropReason::Oversize),
             };
             if let Err(reason) = sent {
                 self.lost(index, out, reason);
@@ -403,6 +403,24 @@ impl Emitter<'_> {
         let mut frames = std::mem::take(self.copies);
         self.send(batch.packets()[index].len, out, checksum, frames.drain(..));
         *self.copies = frames;
+        Ok(())
+    }
+
+    /// Sends a copy whose checksum no device beyond the node is to finish.
+    fn send_complete(
+        &mut self,
+        batch: &Batch,
+        index: usize,
+        out: PortId,
+        field: TxChecksum,
+    ) -> Result<(), DropReason> {
+        self.copy(batch, index)?;
+        let mut scratch = std::mem::take(self.scratch);
+        scratch.push(batch.packets()[index].in_port, self.copies.drain(..));
+        complete(self.umem, &mut scratch, 0, field);
+        self.forward(&mut scratch, 0, out, None);
+        scratch.clear();
+        *self.scratch = scratch;
         Ok(())
     }
 
