@@ -247,7 +247,10 @@ fn lanes_that_started_end_when_a_later_one_does_not_start() {
     let few = Program::new("prlimit")
         .arg("--nofile=24:24")
         .arg(std::env::current_exe().unwrap())
-        .args(["--exact", std::thread::current().name().unwrap()])
+        .args([
+            "--exact",
+            "engine::tests::lanes_that_started_end_when_a_later_one_does_not_start",
+        ])
         .env(FEW, "1")
         .output()
         .unwrap();
