@@ -4,8 +4,6 @@
 //! ends on a ring (fill or transmit) or on a free list. A packet is a run of
 //! frames in a [`Batch`]; the pipeline gives each packet one [`Verdict`].
 
-use std::net::IpAddr;
-
 use crate::drops::DropReason;
 use crate::types::{NextHopId, PortId, SegmentId, VtepId};
 
@@ -122,18 +120,6 @@ pub enum Awaited {
     /// A station of the uplink's own network that the snapshot does not have
     /// yet, by a digest of its address.
     Station(u32),
-}
-
-impl Awaited {
-    /// A station's.
-    pub fn station(address: IpAddr) -> Awaited {
-        Awaited::Station(match address {
-            IpAddr::V4(v4) => v4.to_bits(),
-            IpAddr::V6(v6) => v6.segments().chunks(2).fold(0, |digest: u32, pair| {
-                digest.rotate_left(5) ^ (u32::from(pair[0]) << 16 | u32::from(pair[1]))
-            }),
-        })
-    }
 }
 
 /// What becomes of a packet.

@@ -398,7 +398,7 @@ impl Lane {
     /// Tells control, now and then, of a station that should be elsewhere.
     fn tell_misplaced(&mut self, frame: &Frame<'_>, now_ms: u32) {
         let MacAddr([.., last]) = frame.source();
-        let told = &mut self.told_misplaced_ms[usize::from(last) % uplink::TOLD];
+        let told = &mut self.told_misplaced_ms[usize::from(last) % uplink::Told::PLACES];
         if now_ms.wrapping_sub(*told) >= RETELL_MS {
             *told = now_ms;
             self.tell_station(frame);

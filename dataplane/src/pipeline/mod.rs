@@ -131,12 +131,12 @@ struct Lane {
     errors: ErrorLimit,
     news: narrow::News,
     tally: Tally,
-    /// When control was last told of a missing neighbour, by its number.
-    told_missing_ms: [u32; uplink::TOLD],
-    /// The same for stations that it is to find, by their address.
-    told_wanted_ms: [u32; uplink::TOLD],
+    /// Missing neighbours that control was told of.
+    told_missing: uplink::Told,
+    /// Stations that it is to find.
+    told_wanted: uplink::Told,
     /// The same for stations that should be elsewhere, by their MAC address.
-    told_misplaced_ms: [u32; uplink::TOLD],
+    told_misplaced_ms: [u32; uplink::Told::PLACES],
     /// Events were queued since [`LaneState::take_events_pending`].
     events_pending: bool,
 }
@@ -203,9 +203,9 @@ impl LaneState {
                 errors: ErrorLimit::new(),
                 news: narrow::News::default(),
                 tally: Tally::default(),
-                told_missing_ms: [uplink::NEVER_MS; uplink::TOLD],
-                told_wanted_ms: [uplink::NEVER_MS; uplink::TOLD],
-                told_misplaced_ms: [bridge::NEVER_MS; uplink::TOLD],
+                told_missing: uplink::Told::nothing(),
+                told_wanted: uplink::Told::nothing(),
+                told_misplaced_ms: [bridge::NEVER_MS; uplink::Told::PLACES],
                 events_pending: false,
             },
         }
@@ -429,8 +429,8 @@ fn ask<K: RoutedKey>(
             Err(Verdict::Wait(Awaited::NextHop(next_hop)))
         }
         Decision::Find(address) => {
-            lane.tell_wanted(address, round.now_ms);
-            Err(Verdict::Wait(Awaited::station(address)))
+            let awaited = lane.tell_wanted(address, round.now_ms);
+            Err(Verdict::Wait(awaited))
         }
         Decision::Neighbor => Err(neighbor::discovery(round, batch, index, headers)),
         Decision::Echo => Err(reply::echo(round, batch, index, headers, K::IS_V6)),

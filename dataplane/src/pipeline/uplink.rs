@@ -14,7 +14,7 @@ use super::refuse::Refusal;
 use super::{Lane, Round, chain, overlay};
 use crate::drops::DropReason;
 use crate::event::Event;
-use crate::frame::{Batch, Verdict};
+use crate::frame::{Awaited, Batch, Verdict};
 use crate::snapshot::{NextHop, PortEntry, RouteTarget, Snapshot, Vtep};
 use crate::tables::flow::Actions;
 use crate::types::{NextHopId, VtepId};
@@ -24,13 +24,6 @@ use crate::wire::ipv4::Ipv4Header;
 use crate::wire::ipv6::{self, Ipv6Header};
 use crate::wire::protocol;
 use crate::wire::udp::UdpHeader;
-
-/// How often control hears of a neighbour that packets wait for.
-const MISSING_MS: u32 = 100;
-
-/// A telling so long ago that the lane's first moment may tell again: its clock
-/// starts at 0.
-pub(super) const NEVER_MS: u32 = 0u32.wrapping_sub(MISSING_MS);
 
 /// Where a packet of a port goes whose destination is not on this node.
 pub(super) fn beyond(snapshot: &Snapshot, port: &PortEntry, destination: IpAddr) -> Decision {
@@ -226,28 +219,101 @@ fn quoted_v6(message: &[u8], vxlan_port: u16) -> Option<(IpAddr, Option<u32>)> {
 impl Lane {
     /// Tells control that a packet waits, now and then for each neighbour.
     pub(super) fn tell_missing(&mut self, next_hop: NextHopId, now_ms: u32) {
-        let told = &mut self.told_missing_ms[next_hop.index() % TOLD];
-        if now_ms.wrapping_sub(*told) >= MISSING_MS {
-            *told = now_ms;
+        if self.told_missing.may_tell(u32::from(next_hop.0), now_ms) {
             self.tell(Event::NeighborMissing { next_hop });
         }
     }
-}
 
-impl Lane {
-    /// Tells control of a station that it is to find, now and then.
-    pub(super) fn tell_wanted(&mut self, address: IpAddr, now_ms: u32) {
-        let byte = match address {
-            IpAddr::V4(v4) => v4.octets()[3],
-            IpAddr::V6(v6) => v6.octets()[15],
-        };
-        let told = &mut self.told_wanted_ms[usize::from(byte) % TOLD];
-        if now_ms.wrapping_sub(*told) >= MISSING_MS {
-            *told = now_ms;
+    /// Tells control of a station that it is to find, and gives what its
+    /// packets wait for.
+    pub(super) fn tell_wanted(&mut self, address: IpAddr, now_ms: u32) -> Awaited {
+        let digest = station_digest(address);
+        if self.told_wanted.may_tell(digest, now_ms) {
             self.tell(Event::StationWanted { address });
         }
+        Awaited::Station(digest)
     }
 }
 
-/// Neighbours whose last telling is remembered; more share a place.
-pub(super) const TOLD: usize = 64;
+/// Of an address, the same number every time.
+fn station_digest(address: IpAddr) -> u32 {
+    match address {
+        IpAddr::V4(v4) => v4.to_bits(),
+        IpAddr::V6(v6) => v6.segments().chunks(2).fold(0, |digest: u32, pair| {
+            digest.rotate_left(5) ^ (u32::from(pair[0]) << 16 | u32::from(pair[1]))
+        }),
+    }
+}
+
+/// What control was told of lately, by number: once in [`AGAIN_MS`] of each,
+/// and of so many in that time, whoever scans a network.
+#[derive(Debug)]
+pub(super) struct Told {
+    /// The number and when, in milliseconds; numbers that fall together forget
+    /// each other.
+    places: [(u32, u32); Told::PLACES],
+    began_ms: u32,
+    count: u32,
+}
+
+/// How often control hears of a neighbour that packets wait for.
+const AGAIN_MS: u32 = 100;
+
+impl Told {
+    pub(super) const PLACES: usize = 64;
+    const MOST: u32 = 64;
+
+    /// So long ago that the lane's first moment may tell: its clock starts at
+    /// 0.
+    const NEVER_MS: u32 = 0u32.wrapping_sub(AGAIN_MS);
+
+    pub(super) const fn nothing() -> Told {
+        Told {
+            places: [(0, Told::NEVER_MS); Told::PLACES],
+            began_ms: Told::NEVER_MS,
+            count: 0,
+        }
+    }
+
+    fn may_tell(&mut self, number: u32, now_ms: u32) -> bool {
+        let (last, told_ms) = &mut self.places[number as usize % Told::PLACES];
+        if *last == number && now_ms.wrapping_sub(*told_ms) < AGAIN_MS {
+            return false;
+        }
+        if now_ms.wrapping_sub(self.began_ms) >= AGAIN_MS {
+            (self.began_ms, self.count) = (now_ms, 0);
+        }
+        self.count += 1;
+        let is_told = self.count <= Told::MOST;
+        if is_told {
+            (*last, *told_ms) = (number, now_ms);
+        }
+        is_told
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_is_told_of_at_once_and_then_now_and_then() {
+        let mut told = Told::nothing();
+        // Two that fall together, from the first moment.
+        let (one, other) = (7, 7 + Told::PLACES as u32);
+        assert!(told.may_tell(one, 0));
+        assert!(!told.may_tell(one, AGAIN_MS - 1));
+        assert!(told.may_tell(other, AGAIN_MS - 1));
+        assert!(told.may_tell(other, 2 * AGAIN_MS));
+    }
+
+    #[test]
+    fn a_scan_is_not_told_in_full() {
+        let mut told = Told::nothing();
+        let tell =
+            |told: &mut Told, now_ms| (1000..2000).filter(|n| told.may_tell(*n, now_ms)).count();
+        assert_eq!(tell(&mut told, 5), Told::MOST as usize);
+        assert_eq!(tell(&mut told, 50), 0);
+        assert_eq!(tell(&mut told, 5 + AGAIN_MS), Told::MOST as usize);
+    }
+}
