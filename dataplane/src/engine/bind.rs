@@ -27,6 +27,11 @@ const MAX_QUEUES: u32 = 64;
 /// Longest rings of a socket.
 const LONGEST_RING: u32 = 8192;
 
+/// Chunks that are kept for each queue of an uplink whose rings nobody knows:
+/// what a network card's have by default, since what comes by it is a chunk a
+/// segment, and a few super-frames' segments come at once.
+const USUAL_RING: u32 = 512;
+
 impl Inner {
     /// Binds a socket of a port that copies. It shares the frame memory with
     /// any live one; the first, and the first after all were lost, registers
@@ -70,7 +75,11 @@ impl Inner {
             .clamp(RING_SIZE, LONGEST_RING);
         // What the device fills at once, as far as the others can spare it.
         let share = self.config.frames as u32 / 8 / wanted;
-        let fill_floor = spec.receive_ring.min(share);
+        let fills = match spec.receive_ring {
+            0 => USUAL_RING,
+            known => known,
+        };
+        let fill_floor = fills.min(share);
         let mut queues: Vec<Queue> = Vec::new();
         for queue in 0..wanted {
             let bound = patiently(&spec.port, queue, || {

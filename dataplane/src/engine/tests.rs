@@ -312,6 +312,8 @@ fn an_uplink_posts_what_its_device_fills_at_once() {
         // up to a share of the frames, and not less than a pod's port.
         assert_eq!(posted(4096, 4000), 512);
         assert_eq!(posted(512, 0), FILL_MIN);
+        // A device without a ring fills as much as one with the usual one.
+        assert_eq!(posted(16_384, 0), 512);
     });
 }
 

@@ -4,6 +4,7 @@ use crate::drops::DropReason;
 use crate::frame::{Batch, FRAME_SIZE, HEADROOM, MAX_CHAIN, Packet, TxChecksum, Verdict};
 use crate::umem::{FramePool, Umem};
 use crate::wire::checksum::Sum;
+use crate::wire::udp;
 
 /// Bytes that a fresh frame takes behind its headroom.
 const FRAME_ROOM: usize = FRAME_SIZE - HEADROOM;
@@ -38,7 +39,17 @@ pub(crate) fn complete(umem: &Umem, batch: &mut Batch, index: usize, field: TxCh
     let sum = sum(umem, batch, index, usize::from(field.start));
     let at = usize::from(field.start + field.offset);
     let bytes = umem.bytes_mut(batch.head_mut(index));
-    bytes[at..at + 2].copy_from_slice(&sum.udp_checksum().to_be_bytes());
+    let sum = finished(sum, field);
+    bytes[at..at + 2].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// The checksum that goes into `field`. 0 means "none" in UDP alone; the others
+/// have no second zero (RFC 1624, section 3).
+pub(super) fn finished(sum: Sum, field: TxChecksum) -> u16 {
+    match usize::from(field.offset) {
+        udp::CHECKSUM_OFFSET => sum.udp_checksum(),
+        _ => sum.checksum(),
+    }
 }
 
 /// Cuts a packet into pieces, front to back.

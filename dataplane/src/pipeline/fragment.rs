@@ -130,7 +130,8 @@ fn complete_checksum(
     let sum = chain::sum(umem, batch, index, usize::from(partial.field.start));
     let at = usize::from(partial.field.start + partial.field.offset);
     let field = first.get_mut(at..at + 2).ok_or(DropReason::Oversize)?;
-    field.copy_from_slice(&sum.udp_checksum().to_be_bytes());
+    let sum = chain::finished(sum, partial.field);
+    field.copy_from_slice(&sum.to_be_bytes());
     Ok(())
 }
 

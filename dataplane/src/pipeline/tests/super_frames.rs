@@ -331,3 +331,29 @@ fn a_pod_that_forwards_ipv6_is_noticed() {
         Ok(Event::Forwarder { mtu: 1450, .. })
     ));
 }
+
+#[test]
+fn a_finished_checksum_of_zero_is_a_zero_in_tcp_alone() {
+    let to = [10, 244, 4, 7];
+    for (is_tcp, field, expect) in [(true, 50, [0, 0]), (false, 40, [0xff, 0xff])] {
+        let packet = |word: [u8; 2]| {
+            let mut bytes = Vec::new();
+            let ends =
+                PacketBuilder::ethernet2(mac(A).0, GATEWAY_MAC.0).ipv4(v4(A).octets(), to, 60);
+            match is_tcp {
+                true => ends.tcp(1, 2, 3, 4).write(&mut bytes, &word),
+                false => ends.udp(1, 2).write(&mut bytes, &word),
+            }
+            .unwrap();
+            bytes
+        };
+        // Filled up with its own checksum, a packet's sum is zero.
+        let filling = packet([0, 0])[field..field + 2].try_into().unwrap();
+        let mut bytes = packet(filling);
+        make_partial_v4(&mut bytes, 34, field - 34);
+        let mut world = World::with_underlay();
+        let outcome = world.send(A, &bytes);
+        assert!(outcome.dropped().is_none());
+        assert_eq!(outcome.bytes[field..field + 2], expect);
+    }
+}
