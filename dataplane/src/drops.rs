@@ -115,6 +115,8 @@ drop_reasons! {
     /// To a masquerade port, from somebody whom the pod behind it did not
     /// address; or an ICMP error about no known connection.
     NoConnection => "no_connection",
+    /// The uplink has no address of the family to masquerade with.
+    NoMasqueradeAddress => "no_masquerade_address",
     /// Masquerade has no port left towards this destination.
     NoMasqueradePort => "no_masquerade_port",
     /// A protocol, or kind of ICMP, that masquerade does not translate.

@@ -28,6 +28,7 @@ pub(super) fn masquerade(inputs: &Inputs<'_>) -> Masquerade {
     if !is_wanted(setup) {
         return masquerade;
     }
+    masquerade.is_on = true;
     let own = setup.pod_cidrs.iter();
     let cluster = own
         .chain(&network.cluster_cidrs)

@@ -99,7 +99,7 @@ pub(super) fn classify<K: RoutedKey>(
     let from = Ingress::of(snapshot, subject.key.upper().in_port);
     if let Some(from) = from
         && from.is_uplink()
-        && is_egress(round, subject.key.destination())
+        && snapshot.masquerade.leaves_with(subject.key.destination())
         && let Some(decided) = inbound(round, batch, subject, from, lane)
     {
         return decided;
@@ -143,21 +143,9 @@ pub(super) fn tcp_flags(bytes: &[u8], headers: &Headers) -> u8 {
     }
 }
 
-fn is_egress(round: &Round<'_>, address: IpAddr) -> bool {
-    let masquerade = &round.snapshot.masquerade;
-    match address {
-        IpAddr::V4(v4) => masquerade.egress_v4.contains(&v4),
-        IpAddr::V6(v6) => masquerade.egress_v6.contains(&v6),
-    }
-}
-
 fn applies(round: &Round<'_>, destination: IpAddr) -> bool {
     let masquerade = &round.snapshot.masquerade;
-    let has_exit = match destination {
-        IpAddr::V4(_) => !masquerade.egress_v4.is_empty(),
-        IpAddr::V6(_) => !masquerade.egress_v6.is_empty(),
-    };
-    has_exit && !masquerade.excludes(destination)
+    masquerade.is_on && !masquerade.excludes(destination)
 }
 
 fn is_error(headers: &Headers, is_v6: bool) -> bool {
@@ -177,6 +165,9 @@ fn outbound<K: RoutedKey>(
     lane: &mut Lane,
 ) -> Result<(Translation, bool), DropReason> {
     let headers = subject.headers;
+    if !round.snapshot.masquerade.has_exit(K::IS_V6) {
+        return Err(DropReason::NoMasqueradeAddress);
+    }
     if is_error(headers, K::IS_V6) {
         let translation = outbound_error(round, batch, subject)?;
         return Ok((translation, false));
@@ -249,12 +240,16 @@ fn connect(
 ) -> Result<Found, DropReason> {
     let (connections, now_ms) = (round.connections, round.millis());
     let first = State::first(tuple.protocol, tcp_flags);
+    let masquerade = &round.snapshot.masquerade;
     if let Some(found) = connections.find(tuple, now_ms) {
         if found.side == Side::Reply {
             return Err(DropReason::NoConnection);
         }
-        let state = match found.is_live {
+        let exit = found.reply.destination.address.ip();
+        let is_stale = !masquerade.leaves_with(exit) && connections.end(found.id);
+        let state = match found.is_live && !is_stale {
             true => connections.follow(found.id, Side::Original, tcp_flags, 1, now_ms),
+            false if is_stale => None,
             false => first.and_then(|state| connections.renew(found.id, state, now_ms)),
         };
         if let Some(state) = state {
@@ -265,7 +260,6 @@ fn connect(
     if lane.exhausted.holds(tuple, now_ms) {
         return Err(DropReason::NoMasqueradePort);
     }
-    let masquerade = &round.snapshot.masquerade;
     let exits = Exits {
         addresses: match tuple.source.address.is_v4() {
             true => Addresses::V4(&masquerade.egress_v4),
@@ -283,7 +277,8 @@ fn connect(
         .map_err(|refused| match refused {
             Refused::TableFull => DropReason::ConnectionTableFull,
             Refused::PodLimit => DropReason::ConnectionLimit,
-            Refused::NoPort | Refused::NoAddress => {
+            Refused::NoAddress => DropReason::NoMasqueradeAddress,
+            Refused::NoPort => {
                 lane.exhausted.note(tuple, now_ms);
                 DropReason::NoMasqueradePort
             }

@@ -152,7 +152,13 @@ fn write_v4(
     headers: &Headers,
     refusal: Refusal,
 ) -> Option<()> {
-    let source = *round.snapshot.gateway.addresses_v4.first()?;
+    let bytes = round.umem.bytes(batch.head(index));
+    let (original, _) = Ipv4Header::read_from_prefix(&bytes[L3..]).ok()?;
+    let own = own_address(round, batch, index, original.destination().into());
+    let source = match own {
+        Some(IpAddr::V4(own)) => own,
+        Some(IpAddr::V6(_)) | None => *round.snapshot.gateway.addresses_v4.first()?,
+    };
     let packet = reframe(
         round,
         batch,
@@ -160,7 +166,6 @@ fn write_v4(
         headers,
         (V4_BYTES, icmpv4::MAX_ERROR_LEN),
     )?;
-    let (quoted, _) = Ipv4Header::read_from_prefix(&packet[V4_BYTES..]).ok()?;
     let mut header = Ipv4Header {
         version_ihl: 0x45,
         // Internetwork control (RFC 1812, section 4.3.2.5).
@@ -172,7 +177,7 @@ fn write_v4(
         protocol: protocol::ICMP,
         checksum: U16::ZERO,
         source: Ipv4Addr::octets(&source),
-        destination: quoted.source,
+        destination: original.source,
     };
     header.fill_checksum();
     let (kind, code, mtu) = match refusal {
@@ -210,7 +215,11 @@ fn write_v6(
 ) -> Option<()> {
     let (original, _) =
         Ipv6Header::read_from_prefix(&round.umem.bytes(batch.head(index))[L3..]).ok()?;
-    let source = gateway_v6(&round.snapshot.gateway, original.source())?;
+    let own = own_address(round, batch, index, original.destination().into());
+    let source = match own {
+        Some(IpAddr::V6(own)) => own,
+        Some(IpAddr::V4(_)) | None => gateway_v6(&round.snapshot.gateway, original.source())?,
+    };
     let packet = reframe(
         round,
         batch,
@@ -247,6 +256,29 @@ fn write_v6(
     let sum = pseudo.bytes(message).checksum();
     message[2..4].copy_from_slice(&sum.to_be_bytes());
     Some(())
+}
+
+/// The node's address that somebody on the underlay is answered from, as the
+/// kernel would: the one that the packet was sent to when masquerade uses it
+/// (`nf_nat_icmp_reply_translation`), else the node's own of the family. `None`
+/// for what came from a pod or out of the overlay.
+fn own_address(
+    round: &Round<'_>,
+    batch: &Batch,
+    index: usize,
+    destination: IpAddr,
+) -> Option<IpAddr> {
+    let packet = &batch.packets()[index];
+    let underlay = &round.snapshot.underlay;
+    if packet.vtep.is_some() || underlay.uplink != Some(packet.in_port) {
+        return None;
+    }
+    if round.snapshot.masquerade.leaves_with(destination) {
+        return Some(destination);
+    }
+    let mut own = underlay.addresses.iter();
+    own.find(|own| own.is_ipv4() == destination.is_ipv4())
+        .copied()
 }
 
 /// The gateway's address of the same scope as `peer`.

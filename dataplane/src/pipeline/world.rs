@@ -287,10 +287,14 @@ impl World {
     }
 
     pub(super) fn with_capacity(capacity: FlowCapacity) -> World {
+        World::with_connections(capacity, Connections::new(1 << 12, 1))
+    }
+
+    pub(super) fn with_connections(capacity: FlowCapacity, connections: Connections) -> World {
         let (umem, pool) = in_memory(1024).unwrap();
         let counters = Arc::new(LaneCounters::new());
         let (producer, events) = rtrb::RingBuffer::new(64);
-        let connections = Arc::new(Connections::new(1 << 12, 1));
+        let connections = Arc::new(connections);
         World {
             umem,
             pool,

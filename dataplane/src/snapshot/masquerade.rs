@@ -7,10 +7,12 @@ use hashbrown::HashSet;
 
 use super::Prefix;
 
-/// Masquerade as configured. Without an egress address of a family nothing of
-/// that family is translated.
+/// Masquerade as configured.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Masquerade {
+    /// Whether pods' own addresses are kept from the outside. Packets of a
+    /// family without an egress address then do not leave at all.
+    pub is_on: bool,
     /// Destinations that see the pod's own address: cluster and configured
     /// prefixes.
     pub excluded: Vec<Prefix>,
@@ -28,6 +30,7 @@ impl Default for Masquerade {
     /// Nothing is translated.
     fn default() -> Self {
         Masquerade {
+            is_on: false,
             excluded: Vec::new(),
             nodes: HashSet::default(),
             egress_v4: Vec::new(),
@@ -38,6 +41,22 @@ impl Default for Masquerade {
 }
 
 impl Masquerade {
+    /// Whether packets leave with this address.
+    pub fn leaves_with(&self, address: IpAddr) -> bool {
+        match address {
+            IpAddr::V4(v4) => self.egress_v4.contains(&v4),
+            IpAddr::V6(v6) => self.egress_v6.contains(&v6),
+        }
+    }
+
+    /// Whether there is an address of the family to leave with.
+    pub fn has_exit(&self, is_v6: bool) -> bool {
+        match is_v6 {
+            true => !self.egress_v6.is_empty(),
+            false => !self.egress_v4.is_empty(),
+        }
+    }
+
     /// Whether packets to this destination keep their source.
     pub fn excludes(&self, destination: IpAddr) -> bool {
         self.nodes.contains(&destination) || self.excluded.iter().any(|p| p.contains(destination))

@@ -441,6 +441,7 @@ fn the_uplink_takes_what_is_the_switchs_and_nothing_else() {
     let engine = engine(&lab);
     let mut snapshot = with_overlay(snapshot(), "172.31.0.1", "172.31.0.2");
     snapshot.masquerade = Arc::new(Masquerade {
+        is_on: true,
         egress_v4: vec![Ipv4Addr::new(172, 31, 0, 1)],
         egress_v6: vec!["fd00:31::1".parse().unwrap()],
         ports: 61_000..=65_535,

@@ -173,6 +173,7 @@ pub(super) fn half(has_first: bool, v6_underlay: bool, way: Way) -> Option<Snaps
     node.routes = Arc::new(routes);
     if way == Way::Masquerade {
         node.masquerade = Arc::new(Masquerade {
+            is_on: true,
             egress_v4: vec![UNDERLAY_V4[own]],
             egress_v6: vec![UNDERLAY_V6[own]],
             ..Masquerade::default()

@@ -1,6 +1,8 @@
 //! Pods reach the outside with the node's address. Expected bytes are built by
 //! etherparse, with full checksums.
 
+mod exits;
+
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
@@ -24,7 +26,11 @@ const RST: u8 = 4;
 
 /// The node with a way to everywhere, over its uplink.
 fn world() -> World {
-    let mut world = World::with_underlay();
+    with_ways_out(World::new())
+}
+
+fn with_ways_out(mut world: World) -> World {
+    world.snapshot = with_underlay(world.snapshot.clone());
     world.publish(|snapshot| {
         let routes = Arc::make_mut(&mut snapshot.routes);
         let any_v4 = Prefix {
@@ -43,6 +49,7 @@ fn world() -> World {
                 len: 16,
             }],
             nodes: [std::net::IpAddr::from(REMOTE_V4)].into_iter().collect(),
+            is_on: true,
             egress_v4: vec![NODE_V4],
             egress_v6: vec![NODE_V6],
             ports: 61_000..=65_535,

@@ -23,7 +23,7 @@
 
 use super::state::State;
 use super::tuple::{Address, End, Tuple};
-use super::words::Words;
+use super::words::{Memory, Words};
 use crate::sync::Ordering;
 use crate::types::PortId;
 
@@ -35,12 +35,6 @@ pub(super) const HEADER: usize = 512;
 /// Tells this layout from others in a file. Count it up with every change of
 /// the words, of [`State`]'s numbers or of the header.
 pub(super) const LAYOUT: u64 = 1;
-
-/// Where entries lie.
-#[cfg(not(loom))]
-pub(super) type Memory = crate::mapped_words::MappedWords;
-#[cfg(loom)]
-pub(super) type Memory = Vec<crate::sync::AtomicU64>;
 
 const VERSION: usize = 0;
 const STATE: usize = 1;
@@ -58,7 +52,7 @@ const CHECK: usize = 19;
 
 /// The entries.
 #[derive(Debug)]
-pub(super) struct Entries(Words<Memory>);
+pub(super) struct Entries(Words);
 
 /// Both directions of a connection, and which use of the entry it was.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,16 +63,8 @@ pub(super) struct Pair {
 }
 
 impl Entries {
-    #[cfg(not(loom))]
     pub(super) fn new(count: usize) -> Entries {
-        let room = "the address space has room for the connection table";
-        Entries::over(Memory::anonymous(HEADER + count * WORDS).expect(room))
-    }
-
-    #[cfg(loom)]
-    pub(super) fn new(count: usize) -> Entries {
-        let words = 0..HEADER + count * WORDS;
-        Entries::over(words.map(|_| crate::sync::AtomicU64::new(0)).collect())
+        Entries(Words::new(HEADER + count * WORDS))
     }
 
     /// In memory that begins with a header.
@@ -90,7 +76,7 @@ impl Entries {
     #[cfg(not(loom))]
     pub(super) fn back(&self, first: u32, count: u32) -> bool {
         let first = HEADER + first as usize * WORDS;
-        let memory = self.0.store();
+        let memory = self.0.memory();
         memory.back(first, count as usize * WORDS).is_ok()
     }
 

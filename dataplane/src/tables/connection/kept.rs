@@ -20,10 +20,11 @@ use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::entry::{Entries, HEADER, LAYOUT, Memory, Pair, WORDS};
+use super::entry::{Entries, HEADER, LAYOUT, Pair, WORDS};
 use super::opening::{Published, check};
 use super::state::State;
 use super::tuple::mix;
+use super::words::Memory;
 use super::{Connections, Size, UNSETTLED};
 use crate::monotonic;
 use crate::sync::Ordering;

@@ -372,6 +372,17 @@ impl Connections {
         Some(state)
     }
 
+    /// Ends a connection, whatever its state. Whether this call did.
+    pub fn end(&self, id: ConnectionId) -> bool {
+        let shard = self.shards.lock(self.shards.of(id.entry), &self.entries);
+        let is_its = self.entries.version(id.entry) as u32 == id.version
+            && self.entries.get(id.entry, WHEEL) != 0;
+        if is_its {
+            self.remove(&shard, id.entry);
+        }
+        is_its
+    }
+
     /// Removes what is overdue in the next shard; bounded work, for every
     /// batch. `turn` is the caller's, and remembers where it was.
     #[inline]

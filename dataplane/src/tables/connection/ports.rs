@@ -8,15 +8,17 @@
 //! | fingerprint of the end inside 40 | connections 24 |   0 = free
 //! ```
 //!
-//! The words of one address are a hash table of its own, probed from the port
-//! that the end itself uses, else from its hash. Two ends whose fingerprints
+//! The words of one address are a hash table of its own. An end has its own
+//! port, when that is in range and free, or one of four buckets of eight, a
+//! cache line each; the emptiest takes it, so nearly all ports find a holder.
+//! Two ends whose fingerprints
 //! are equal share a port; that hurts nobody, because what makes packets
 //! unambiguous is the reply tuple, which the index holds once.
 //!
 //! Any lane claims and releases at any time, with one compare-and-swap; the
 //! words publish nothing else, so every access is relaxed.
 
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 
 use super::tuple::{Address, End};
 use super::words::Words;
@@ -28,9 +30,11 @@ const ADDRESSES: usize = 16;
 const PORTS: usize = 1 << 16;
 const PROTOCOLS: usize = 3;
 
-/// Ports that are looked at for an end, one after the other. Some 97 of 100
-/// ports find a holder so, at 2 KiB of reading; the rest serve by destination.
-const PROBES: usize = 256;
+/// Ports of a bucket: a cache line of words.
+const WAYS: usize = 8;
+
+/// Buckets that an end may have its port in.
+const CHOICES: usize = 4;
 
 const COUNT_MASK: u64 = (1 << 24) - 1;
 
@@ -91,19 +95,29 @@ impl Holders {
         let hash = inside.hash(protocol, self.seed);
         let fingerprint = fingerprint(hash);
         let base = self.base(protocol, address);
-        let first = usize::from(*range.start());
-        let count = usize::from(*range.end()) - first + 1;
-        let start = match range.contains(&inside.port) {
-            true => usize::from(inside.port) - first,
-            false => hash as usize % count,
-        };
-        let places = || (0..count.min(PROBES)).map(|step| base + first + (start + step) % count);
         let made = |place: usize| Claim {
             port: (place - base) as u16,
             place: place as u32,
         };
-        let held = places().find(|&place| self.join(place, fingerprint));
-        held.or_else(|| places().find(|&place| self.take(place, fingerprint)))
+        let own = range.contains(&inside.port);
+        let own = own.then_some(base + usize::from(inside.port));
+        let buckets = choices(hash, range).map(|ports| base + ports.start..base + ports.end);
+        let mut places = own.into_iter().chain(buckets.iter().cloned().flatten());
+        if let Some(held) = places.find(|&place| self.join(place, fingerprint)) {
+            return Some(made(held));
+        }
+        if let Some(own) = own.filter(|&own| self.take(own, fingerprint)) {
+            return Some(made(own));
+        }
+        let free = |bucket: &Range<usize>| {
+            let places = bucket.clone();
+            places.filter(|&place| self.words.get(place) == 0).count()
+        };
+        // The emptiest first, so that all fill alike.
+        let emptiest = buckets.iter().max_by_key(|bucket| free(bucket))?;
+        let mut places = emptiest.clone().chain(buckets.iter().cloned().flatten());
+        places
+            .find(|&place| self.take(place, fingerprint))
             .map(made)
     }
 
@@ -151,6 +165,21 @@ impl Holders {
         // It cannot be free: the caller holds it.
         let _ = word.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less);
     }
+}
+
+/// The buckets of an end, as ports. The last one has what is left over.
+fn choices(hash: u64, range: &RangeInclusive<u16>) -> [Range<usize>; CHOICES] {
+    let (first, last) = (usize::from(*range.start()), usize::from(*range.end()));
+    let count = ((last + 1 - first) / WAYS).max(1);
+    std::array::from_fn(|choice| {
+        let bits = hash >> (16 * choice) & 0xffff;
+        let bucket = bits as usize * count >> 16;
+        let start = first + bucket * WAYS;
+        match bucket + 1 == count {
+            true => start..last + 1,
+            false => start..start + WAYS,
+        }
+    })
 }
 
 /// Never 0, which is a free port's.
@@ -202,7 +231,7 @@ mod tests {
             let inside = end(2, number + 1024);
             claims.extend(holders.claim(protocol::TCP, inside, egress(), &range));
         }
-        assert!(claims.len() > 4400, "{}", claims.len());
+        assert!(claims.len() > 4500, "{}", claims.len());
         let mut ports: Vec<u16> = claims.iter().map(|claim| claim.port).collect();
         ports.sort_unstable();
         ports.dedup();

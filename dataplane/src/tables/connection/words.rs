@@ -1,34 +1,37 @@
 //! Memory of the connection table: 64-bit atomics and nothing else, so that
 //! it holds no pointers and may lie anywhere.
 
-use std::ops::Deref;
-
 use crate::sync::{AtomicU64, Ordering, relax};
 
-/// Zeroed words; the operating system backs them as they are first touched.
+/// Where words lie.
+#[cfg(not(loom))]
+pub(super) type Memory = crate::mapped_words::MappedWords;
+#[cfg(loom)]
+pub(super) type Memory = Vec<AtomicU64>;
+
+/// Zeroed words from a page's beginning on, so that eight of them are a cache
+/// line; the operating system backs them as they are first touched.
 #[derive(Debug)]
-pub(super) struct Words<S = Vec<AtomicU64>>(S);
+pub(super) struct Words(Memory);
 
 impl Words {
     #[cfg(not(loom))]
     pub(super) fn new(count: usize) -> Words {
-        use zerocopy::FromZeros;
-        let zeroed = "the address space has room for the connection table";
-        Words(AtomicU64::new_vec_zeroed(count).expect(zeroed))
+        let room = "the address space has room for the connection table";
+        // No mapping is empty.
+        Words(Memory::anonymous(count.max(1)).expect(room))
     }
 
     #[cfg(loom)]
     pub(super) fn new(count: usize) -> Words {
         Words((0..count).map(|_| AtomicU64::new(0)).collect())
     }
-}
 
-impl<S: Deref<Target = [AtomicU64]>> Words<S> {
-    pub(super) fn over(store: S) -> Words<S> {
-        Words(store)
+    pub(super) fn over(memory: Memory) -> Words {
+        Words(memory)
     }
 
-    pub(super) fn store(&self) -> &S {
+    pub(super) fn memory(&self) -> &Memory {
         &self.0
     }
 
