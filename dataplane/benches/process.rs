@@ -1,5 +1,5 @@
 //! What the packet logic costs for packets of known flows: nanoseconds per
-//! packet of [`process`], by size of batch and by number of flows.
+//! packet of the batch function, by size of batch and by number of flows.
 //!
 //! The frames stay in the cache, as frames do that were just received. Both
 //! pods and the gateway have one MAC address here, so that a routed packet
@@ -12,14 +12,13 @@ use std::time::{Duration, Instant};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use etherparse::PacketBuilder;
 
-use spinlane_dataplane::counters::LaneCounters;
-use spinlane_dataplane::frame::{Batch, Verdict};
-use spinlane_dataplane::pipeline::{FlowCapacity, LaneState, process};
+use spinlane_dataplane::bench::Rig;
+use spinlane_dataplane::frame::Verdict;
+use spinlane_dataplane::pipeline::FlowCapacity;
 use spinlane_dataplane::snapshot::{
     AddressMap, Destination, Gateway, PortEntry, Role, Segment, Snapshot,
 };
-use spinlane_dataplane::types::{Generation, LaneId, MacAddr, Nanos, PortId, SegmentId};
-use spinlane_dataplane::umem::{Umem, in_memory};
+use spinlane_dataplane::types::{Generation, MacAddr, PortId, SegmentId};
 
 const MAC: MacAddr = MacAddr([0x0a, 0x58, 10, 244, 1, 1]);
 const SOURCE: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 2);
@@ -89,16 +88,9 @@ fn packet(kind: Kind) -> Vec<u8> {
 }
 
 /// Writes each packet of the batch anew, for the flows from `flow` on.
-fn refresh(
-    umem: &Umem,
-    batch: &mut Batch,
-    template: &[u8],
-    kind: Kind,
-    flow: &mut u32,
-    flows: u32,
-) {
-    for index in 0..batch.len() {
-        let bytes = umem.bytes_mut(batch.head_mut(index));
+fn refresh(rig: &mut Rig, template: &[u8], kind: Kind, flow: &mut u32, flows: u32) {
+    for index in 0..rig.batch_len() {
+        let bytes = rig.head(index);
         bytes.copy_from_slice(template);
         // An odd multiplier visits every flow once, in no order a prefetcher
         // of the processor could follow.
@@ -113,52 +105,39 @@ fn refresh(
 }
 
 fn measure(kind: Kind, flows: u32, size: usize, iterations: u64) -> Duration {
-    let (umem, mut pool) = in_memory(512).expect("2 MiB");
-    let counters = Arc::new(LaneCounters::new());
-    let (events, _keep) = rtrb::RingBuffer::new(64);
-    let mut state = LaneState::new(
-        LaneId(0),
-        counters,
-        events,
-        FlowCapacity::default(),
-        Arc::default(),
-    );
     let snapshot = snapshot(match kind {
         Kind::Segment => Role::SegmentPod(SegmentId(0)),
         Kind::V4 | Kind::V6 => Role::Pod,
     });
+    let mut rig = Rig::new(snapshot, FlowCapacity::default()).expect("8 MiB");
     let template = packet(kind);
-    let mut batch = Batch::new();
     for _ in 0..size {
-        let mut frame = pool.alloc().expect("512 chunks");
-        assert!(frame.resize(template.len()));
-        batch.push(PortId(0), [frame]);
+        assert!(rig.load(PortId(0), &template));
     }
     let mut flow = 0;
     for _ in 0..(flows as usize).div_ceil(size) * 2 {
-        refresh(&umem, &mut batch, &template, kind, &mut flow, flows);
-        process(&umem, &mut batch, &snapshot, &mut state, Nanos(1));
+        refresh(&mut rig, &template, kind, &mut flow, flows);
+        rig.process();
     }
     let mut spent = Duration::ZERO;
     let mut done = 0;
     while done < iterations {
         // With many flows every round has other packets; the clock's own cost
         // (some 25 ns) is spread over the batch.
-        refresh(&umem, &mut batch, &template, kind, &mut flow, flows);
+        refresh(&mut rig, &template, kind, &mut flow, flows);
         let rounds = match flows {
             1 => ROUNDS.min(iterations - done),
             _ => 1,
         };
         let start = Instant::now();
         for _ in 0..rounds {
-            process(&umem, &mut batch, &snapshot, &mut state, Nanos(1));
+            rig.process();
         }
         spent += start.elapsed();
         done += rounds;
-        let sent = |p: &spinlane_dataplane::frame::Packet| !matches!(p.verdict, Verdict::Drop(_));
-        assert!(batch.packets().iter().all(sent));
+        let is_sent = |index| !matches!(rig.verdict(index), Verdict::Drop(_));
+        assert!((0..size).all(is_sent));
     }
-    std::mem::forget(batch);
     spent
 }
 

@@ -116,6 +116,11 @@ impl Rig {
         );
     }
 
+    /// Lets time pass, in nanoseconds.
+    pub fn advance(&mut self, nanos: u64) {
+        self.now.0 += nanos;
+    }
+
     /// What became of packet `index`.
     pub fn verdict(&self, index: usize) -> Verdict {
         self.batch.packets()[index].verdict

@@ -67,7 +67,7 @@ unsafe impl Sync for Umem {}
 
 impl Umem {
     /// Maps `chunks` chunks, in huge pages when the machine has enough free.
-    pub fn new(chunks: usize) -> Result<Umem, UmemError> {
+    pub(crate) fn new(chunks: usize) -> Result<Umem, UmemError> {
         if !(512..=1 << 20).contains(&chunks) {
             return Err(UmemError::Size(chunks));
         }
@@ -425,8 +425,10 @@ impl Drop for FramePool {
 }
 
 /// Frame memory with a pool and no kernel behind it: for tests, fuzzers and
-/// microbenchmarks of the pipeline.
-pub fn in_memory(chunks: usize) -> Result<(Arc<Umem>, FramePool), UmemError> {
+/// microbenchmarks of the pipeline. Not for others: a frame does not say which
+/// memory it is of, so whoever could have two might take one's frame for the
+/// other's bytes. [`Rig`](crate::bench::Rig) hands out neither.
+pub(crate) fn in_memory(chunks: usize) -> Result<(Arc<Umem>, FramePool), UmemError> {
     let umem = Arc::new(Umem::new(chunks)?);
     let depot = Depot::new(chunks);
     Ok((umem, FramePool::new(depot)))

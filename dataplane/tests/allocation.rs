@@ -7,14 +7,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use etherparse::PacketBuilder;
 
-use spinlane_dataplane::counters::LaneCounters;
+use spinlane_dataplane::bench::Rig;
 use spinlane_dataplane::frame::{Batch, Verdict};
-use spinlane_dataplane::pipeline::{FlowCapacity, LaneState, process};
+use spinlane_dataplane::pipeline::FlowCapacity;
 use spinlane_dataplane::snapshot::{
     AddressMap, Destination, Gateway, PortEntry, Role, Segment, Snapshot,
 };
-use spinlane_dataplane::types::{Generation, LaneId, MacAddr, Nanos, PortId, SegmentId};
-use spinlane_dataplane::umem::in_memory;
+use spinlane_dataplane::types::{Generation, MacAddr, PortId, SegmentId};
 
 /// The system's allocator, with a count.
 struct Counting;
@@ -86,18 +85,7 @@ fn snapshot() -> Snapshot {
 
 #[test]
 fn nothing_is_allocated_for_a_packet() {
-    let (umem, mut pool) = in_memory(512).unwrap();
-    let (events, _keep) = rtrb::RingBuffer::new(64);
-    let counters = Arc::new(LaneCounters::new());
-    let capacity = FlowCapacity::default();
-    let mut state = LaneState::new(
-        LaneId(0),
-        Arc::clone(&counters),
-        events,
-        capacity,
-        Arc::default(),
-    );
-    let snapshot = snapshot();
+    let mut rig = Rig::new(snapshot(), FlowCapacity::default()).unwrap();
     let mut templates: Vec<(u16, Vec<u8>)> = Vec::new();
     let ethernet = || PacketBuilder::ethernet2(MAC.0, MAC.0);
     for number in 0..20u16 {
@@ -113,31 +101,22 @@ fn nothing_is_allocated_for_a_packet() {
         templates.extend([(0, v4.clone()), (0, v6), (0, lost), (2, v4)]);
     }
     let templates = &templates[..Batch::MAX_PACKETS];
-    let fill = |pool: &mut spinlane_dataplane::umem::FramePool, number: u16| {
-        let mut batch = Batch::new();
-        for (port, bytes) in templates {
-            let mut frame = pool.alloc().unwrap();
-            assert!(frame.resize(bytes.len()));
-            let into = umem.bytes_mut(&mut frame);
-            into.copy_from_slice(bytes);
+    for round in 0..6u8 {
+        rig.unload();
+        for (index, (port, bytes)) in templates.iter().enumerate() {
+            assert!(rig.load(PortId(*port), bytes));
             // A new flow each round, for every kind but ICMP's.
-            into[if bytes[12] == 8 { 36 } else { 56 }] ^= number as u8;
-            batch.push(PortId(*port), [frame]);
+            rig.head(index)[if bytes[12] == 8 { 36 } else { 56 }] ^= round / 2;
         }
-        batch
-    };
-    for round in 0..6 {
-        let mut batch = fill(&mut pool, round / 2);
-        let now = Nanos(u64::from(round) * 1_000_000_000);
         let before = ALLOCATIONS.load(Ordering::Relaxed);
-        process(&umem, &mut batch, &snapshot, &mut state, now);
+        rig.process();
         let allocated = ALLOCATIONS.load(Ordering::Relaxed) - before;
         assert_eq!(allocated, 0, "in round {round}");
-        let replies = |p: &&spinlane_dataplane::frame::Packet| {
-            matches!(p.verdict, Verdict::Reply { dropped: Some(_) })
-        };
-        assert_eq!(batch.packets().iter().filter(replies).count(), 16);
+        let is_answered =
+            |&index: &usize| matches!(rig.verdict(index), Verdict::Reply { dropped: Some(_) });
+        assert_eq!((0..rig.batch_len()).filter(is_answered).count(), 16);
+        rig.advance(1_000_000_000);
     }
-    assert!(counters.flow_misses.get() > 100);
-    assert!(counters.flow_hits.get() > 100);
+    assert!(rig.counters().flow_misses.get() > 100);
+    assert!(rig.counters().flow_hits.get() > 100);
 }
