@@ -43,11 +43,12 @@ impl Recording {
         Ok(Self { process, file })
     }
 
-    /// Ends the recording once tcpdump has no more to write.
+    /// Ends the recording once tcpdump has no more to write; how many packets
+    /// it missed.
     ///
     /// # Errors
     /// When tcpdump fails.
-    pub fn stop(self) -> Result<()> {
+    pub fn stop(self) -> Result<u32> {
         let len = || self.file.metadata().map_or(0, |meta| meta.len());
         let mut last = 0;
         while last != len() {
@@ -55,13 +56,29 @@ impl Recording {
             std::thread::sleep(Duration::from_millis(300));
         }
         let output = self.process.interrupt(PATIENCE)?;
-        if output.status.success() {
-            return Ok(());
-        }
         let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
+        let mut lines = complaint.lines();
+        let missed = lines.find_map(|line| line.strip_suffix(" packets dropped by kernel"));
+        if let Some(missed) = missed.and_then(|missed| missed.parse().ok())
+            && output.status.success()
+        {
+            return Ok(missed);
+        }
         Err(LabError::unexpected("tcpdump", complaint))
     }
 }
+
+/// What tshark may find wrong with any packet.
+pub const ODD: &str = "_ws.malformed || ip.checksum.status == 0 || tcp.checksum.status == 0 \
+                       || udp.checksum.status == 0 || icmp.checksum.status == 0 \
+                       || icmpv6.checksum.status == 0 || udp.length.bad";
+
+/// What tshark finds wrong with TCP connections when something was lost,
+/// doubled or overtaken.
+pub const TCP_COMPLAINTS: &str = "tcp.analysis.retransmission || tcp.analysis.fast_retransmission \
+     || tcp.analysis.spurious_retransmission || tcp.analysis.out_of_order \
+     || tcp.analysis.lost_segment || tcp.analysis.ack_lost_segment \
+     || tcp.analysis.duplicate_ack";
 
 /// Fields of every packet in a capture file that matches `filter` (all when
 /// empty), one row a packet; a field that occurs several times is joined by

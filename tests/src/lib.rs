@@ -20,6 +20,7 @@ mod namespace;
 mod node;
 pub mod plain;
 mod pod;
+pub mod probe;
 mod process;
 mod programs;
 pub mod scapy;
