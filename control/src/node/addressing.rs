@@ -33,7 +33,8 @@ pub(crate) fn choose_addresses(
 ) -> Result<Vec<Address>, AttachError> {
     let mut chosen: Vec<Address> = Vec::new();
     if let Some(on_link) = on_link {
-        ipam.set_taken(&request.segment, on_link.taken.clone());
+        let (taken, seen) = (on_link.taken.clone(), on_link.seen.clone());
+        ipam.set_others(&request.segment, taken, seen);
     }
     if let Err(error) = hold_addresses(ipam, request, now_s, &mut chosen) {
         give_back(ipam, &request.segment, &chosen);
@@ -435,7 +436,8 @@ mod tests {
         OnLink {
             networks: vec!["172.31.0.0/24".parse().unwrap()],
             gateways: vec![address("172.31.0.254"), address("fe80::9")],
-            taken: [address("172.31.0.66"), address("172.31.0.67")].into(),
+            taken: [address("172.31.0.66")].into(),
+            seen: [address("172.31.0.67")].into(),
         }
     }
 
@@ -481,6 +483,8 @@ mod tests {
         ask.ips = vec!["172.31.0.66".into()];
         let refused = decide_on(&setup, &ask, Some(&on_link())).unwrap_err();
         assert!(refused.contains("another station"), "{refused}");
+        ask.ips = vec!["172.31.0.67".into()];
+        assert!(decide_on(&setup, &ask, Some(&on_link())).is_ok());
     }
 
     #[test]

@@ -84,6 +84,8 @@ struct Scope {
     early: Vec<IpAddr>,
     /// Addresses that others have.
     taken: HashSet<IpAddr>,
+    /// Addresses that were seen in use.
+    seen: HashSet<IpAddr>,
 }
 
 /// All scopes.
@@ -190,11 +192,12 @@ impl Ipam {
         Ok(Lease { address, range })
     }
 
-    /// Says which addresses others have on the scope's network: these are
-    /// neither given nor granted.
-    pub fn set_taken(&mut self, scope: &ScopeName, taken: HashSet<IpAddr>) {
+    /// Says which addresses others have on the scope's network, which nobody
+    /// gets, and which were seen there, which nobody gets who does not ask.
+    pub fn set_others(&mut self, scope: &ScopeName, taken: HashSet<IpAddr>, seen: HashSet<IpAddr>) {
         if let Some(scope) = self.scopes.get_mut(scope) {
             scope.taken = taken;
+            scope.seen = seen;
         }
     }
 
@@ -276,13 +279,15 @@ impl Scope {
         for range in self.ranges.iter_mut().filter(|r| is_v6(&r.net) == v6) {
             let Some(size) = range.size() else { continue };
             // Among so many neighbours at least one is free, if any is.
-            let busy = (self.held.len() + self.resting.len() + self.taken.len()) as u128;
+            let others = self.taken.len() + self.seen.len();
+            let busy = (self.held.len() + self.resting.len() + others) as u128;
             for step in 1..=size.min(busy + 1) {
                 let offset = (range.cursor - range.first + step) % size;
                 let address = address(range.first + offset, v6);
                 let is_busy = self.held.contains(&address)
                     || self.resting.contains_key(&address)
-                    || self.taken.contains(&address);
+                    || self.taken.contains(&address)
+                    || self.seen.contains(&address);
                 if !is_busy {
                     range.cursor = range.first + offset;
                     self.held.insert(address);

@@ -33,6 +33,9 @@ pub struct OnLink {
     pub gateways: Vec<IpAddr>,
     /// Addresses of others: no pod can have them.
     pub taken: HashSet<IpAddr>,
+    /// Addresses that somebody used lately: a pod may have them by asking, since
+    /// it may have used them itself, on another node.
+    pub seen: HashSet<IpAddr>,
 }
 
 impl OnLink {
@@ -61,12 +64,12 @@ impl OnLink {
             .flat_map(|node| node.addresses.iter().copied())
             .chain(inventory.local.iter().copied())
             .chain(gateways.iter().copied())
-            .chain(neighbours)
             .collect();
         OnLink {
             networks,
             gateways,
             taken,
+            seen: neighbours.collect(),
         }
     }
 
