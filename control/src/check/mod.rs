@@ -6,6 +6,7 @@
 
 pub mod capabilities;
 mod probe;
+mod shared;
 mod uplink;
 
 use std::fs;

@@ -5,7 +5,9 @@
 use std::sync::Arc;
 
 use nix::sched::{CloneFlags, unshare};
-use spinlane_dataplane::engine::{Engine, EngineConfig, PollMode, PortSpec, XdpChoice, XdpMode};
+use spinlane_dataplane::engine::{
+    Engine, EngineConfig, HostSide, PollMode, PortSpec, UplinkSpec, XdpChoice, XdpMode,
+};
 use spinlane_dataplane::types::{MacAddr, PortId};
 
 use super::{Item, State, item};
@@ -49,6 +51,7 @@ fn probe() -> Vec<Item> {
     if let Ok(ifindex) = ifindex {
         items.push(steering_item());
         items.extend(modes(ifindex));
+        items.push(layer_2(ifindex));
     }
     items
 }
@@ -130,22 +133,60 @@ fn modes(ifindex: u32) -> [Item; 2] {
     [generic, native]
 }
 
-fn attach(ifindex: u32, xdp: XdpChoice) -> Result<XdpMode, String> {
-    let engine = Arc::new(
-        Engine::start(EngineConfig {
-            cores: allowed_cores().last().copied().into_iter().collect(),
-            poll: PollMode::Interrupt,
-            frames: FRAMES,
-            xdp,
-            connections: None,
-        })
-        .map_err(|e| e.to_string())?,
-    );
-    let attached = engine.attach(PortSpec {
+/// The host's end as an uplink whose network pods share.
+fn layer_2(ifindex: u32) -> Item {
+    let bridged = engine(XdpChoice::Auto).and_then(|engine| {
+        let attached = engine.attach_uplink(UplinkSpec {
+            port: port(ifindex),
+            queues: 1,
+            receive_ring: 0,
+            zero_copy: false,
+            xdp: XdpChoice::Auto,
+            is_bridged: true,
+            host_side: Some(HostSide {
+                port_ifindex: ifindex,
+                far_end: POD_END.to_owned(),
+            }),
+        });
+        engine.stop();
+        attached.map_err(|e| e.to_string())
+    });
+    match bridged {
+        Ok(_) => item(
+            "programs at tc",
+            State::Ok,
+            "mode \"l2\" can be used: the node is a station beside its pods",
+        ),
+        Err(e) => item(
+            "programs at tc",
+            State::Degraded,
+            format!("mode \"l2\" cannot be used: {e}"),
+        ),
+    }
+}
+
+fn port(ifindex: u32) -> PortSpec {
+    PortSpec {
         id: PortId(0),
         ifindex,
         name: HOST_END.to_owned(),
+    }
+}
+
+fn engine(xdp: XdpChoice) -> Result<Arc<Engine>, String> {
+    let engine = Engine::start(EngineConfig {
+        cores: allowed_cores().last().copied().into_iter().collect(),
+        poll: PollMode::Interrupt,
+        frames: FRAMES,
+        xdp,
+        connections: None,
     });
+    engine.map(Arc::new).map_err(|e| e.to_string())
+}
+
+fn attach(ifindex: u32, xdp: XdpChoice) -> Result<XdpMode, String> {
+    let engine = engine(xdp)?;
+    let attached = engine.attach(port(ifindex));
     engine.stop();
     attached
         .map(|attached| attached.xdp_mode)

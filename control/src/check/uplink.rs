@@ -9,7 +9,7 @@ use std::ops::RangeInclusive;
 
 use ipnet::IpNet;
 
-use super::{Item, State, item};
+use super::{Item, State, item, shared};
 use crate::config::{Config, Mode, Mtu, SMALLEST_MTU, Uplink};
 use crate::node::device::{Rings, XdpFeatures, rings, xdp_features};
 use crate::node::kernel::Kernel;
@@ -115,10 +115,11 @@ fn items(config: &Config, facts: &Facts) -> Vec<Item> {
             items.extend(facts.rings.map(|rings| ring_sizes(link, rings)));
         }
         items.push(mtu(config, facts));
+        items.extend(shared::items(config, facts.link.as_ref(), &facts.routes));
         items.extend(overlay(config, facts));
         items.extend(masquerade(config, facts));
     }
-    items.push(forwarding(facts));
+    items.push(forwarding(config, facts));
     items.push(reverse_path(facts));
     items.push(routes(config, facts));
     items
@@ -311,7 +312,11 @@ fn masquerade(config: &Config, facts: &Facts) -> Option<Item> {
 
 /// The switch forwards by the uplink itself; what leaves by other interfaces
 /// is the kernel's to forward.
-fn forwarding(facts: &Facts) -> Item {
+fn forwarding(config: &Config, facts: &Facts) -> Item {
+    if config.network().mode == Mode::L2 {
+        let detail = "not needed: pods have their network's own gateway";
+        return item("forwarding", State::Ok, detail);
+    }
     let uplink = facts.link.as_ref().map(|link| link.name.as_str());
     let others: BTreeSet<&str> = facts
         .routes
