@@ -12,6 +12,7 @@ use crate::counters::LaneCounters;
 use crate::drops::DropReason;
 use crate::event::Event;
 use crate::frame::{Batch, FRAME_SIZE, Frame, HEADROOM, Verdict};
+use crate::pipeline::coalesce::Coalescer;
 use crate::pipeline::segment::segment;
 use crate::pipeline::{FlowCapacity, LaneState, process};
 use crate::snapshot::Snapshot;
@@ -34,6 +35,7 @@ pub struct Rig {
     pool: FramePool,
     batch: Batch,
     pieces: Batch,
+    coalescer: Coalescer,
     snapshot: Snapshot,
     state: LaneState,
     counters: Arc<CachePadded<LaneCounters>>,
@@ -55,6 +57,7 @@ impl Rig {
             pool,
             batch: Batch::new(),
             pieces: Batch::new(),
+            coalescer: Coalescer::new(),
             snapshot,
             state: LaneState::new(
                 LaneId(0),
@@ -139,6 +142,40 @@ impl Rig {
         free(pool, self.pieces.frames.drain(..).flatten());
         self.pieces.clear();
         Ok(count)
+    }
+
+    /// The bytes of the pieces that packet `index` is to be cut into; none
+    /// when its verdict does not say so.
+    ///
+    /// # Errors
+    /// Why it cannot be cut.
+    pub fn pieces(&mut self, index: usize) -> Result<Vec<Vec<u8>>, DropReason> {
+        let Verdict::Segment { mtu, .. } = self.verdict(index) else {
+            return Ok(Vec::new());
+        };
+        let (umem, pool) = (&self.umem, &mut self.pool);
+        segment(umem, pool, &self.batch, index, mtu, &mut self.pieces)?;
+        let bytes = |first: usize, count: usize| -> Vec<u8> {
+            let frames = self.pieces.frames[first..first + count].iter().flatten();
+            frames
+                .flat_map(|frame| umem.bytes(frame))
+                .copied()
+                .collect()
+        };
+        let packets = self.pieces.packets().iter();
+        let pieces = packets
+            .map(|packet| bytes(packet.first as usize, packet.frames.into()))
+            .collect();
+        free(pool, self.pieces.frames.drain(..).flatten());
+        self.pieces.clear();
+        Ok(pieces)
+    }
+
+    /// Merges what the uplink brought in neighbouring segments.
+    #[inline]
+    pub fn coalesce(&mut self) {
+        self.coalescer
+            .merge(&self.umem, &mut self.batch, &self.snapshot);
     }
 
     /// Publishes the snapshot anew: every flow decides again.

@@ -159,7 +159,7 @@ pub(crate) struct Cni {
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(0..=240))]
     pub(crate) pods: u16,
     /// Measured ADD and DEL pairs
-    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) calls: u16,
     #[command(flatten)]
     pub(crate) output: Output,

@@ -21,6 +21,7 @@ use spinlane_perf::sink::Stamps;
 use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::{SENDER_CORE, SERVICES};
 use spinlane_perf::tcp::{Bulk, bulk};
+use spinlane_perf::terminal::say;
 use spinlane_perf::{demo, micro, node, report};
 
 use crate::args::{self, Arguments, Command, Output};
@@ -93,9 +94,9 @@ pub(crate) fn print(
         fs::write(path, json()? + "\n").map_err(io_error(format!("writing {}", path.display())))?;
     }
     if output.is_json() {
-        println!("{}", json()?);
+        say(&json()?)?;
     } else {
-        println!("{text}");
+        say(text)?;
     }
     Ok(())
 }
@@ -239,7 +240,7 @@ pub(crate) fn run_of(measured: &args::Measured) -> Run {
 
 fn measure_micro(arguments: &args::Micro, stop: &Stop) -> Result<ExitCode, MeasureError> {
     if let Some(name) = &arguments.single {
-        println!("{}", micro::single(name)?);
+        say(&micro::single(name)?.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
     let plan = micro::Plan {

@@ -11,11 +11,13 @@ use spinlane_perf::compare::baseline::Baseline;
 use spinlane_perf::compare::machine::date;
 use spinlane_perf::compare::{Comparison, Field, Plan};
 use spinlane_perf::measure::{MeasureError, io_error};
+use spinlane_perf::micro;
 use spinlane_perf::progress::Progress;
 use spinlane_perf::report::{html, markdown, text};
 use spinlane_perf::scenario::Scenario;
 use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::Kind;
+use spinlane_perf::terminal::{say, warn};
 
 use crate::args::{Measured, Output};
 use crate::commands::{print, run_of};
@@ -35,6 +37,13 @@ const SCENARIOS: [Scenario; 5] = [
     Scenario::TcpRr,
     Scenario::Idle,
 ];
+/// What the standard comparison measures of the packet logic by itself.
+const MICRO: micro::Plan = micro::Plan {
+    only: String::new(),
+    rounds: 9,
+    with_peer: true,
+    with_instructions: false,
+};
 /// Exit status after Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
@@ -108,12 +117,20 @@ pub(crate) struct Report {
 /// Measures, and writes what came out, also after Ctrl-C.
 pub(crate) fn compare(arguments: &Compare, stop: &Stop) -> Result<ExitCode, MeasureError> {
     let plan = plan(arguments);
-    let comparison = {
+    let mut comparison = {
         let progress = Progress::start(plan.steps());
         let mut field = Field::set_up(&plan, &progress)?;
         field.run(&plan, &progress, stop)?
         // Everything that was set up goes here, before the result is shown.
     };
+    let is_standard = arguments.subjects.is_empty() && arguments.scenarios.is_empty();
+    if is_standard && comparison.complete {
+        match micro::run(&MICRO, stop) {
+            Ok(micro) => comparison.micro = Some(micro),
+            Err(MeasureError::Interrupted) => comparison.complete = false,
+            Err(error) => return Err(error),
+        }
+    }
     write(&comparison, &arguments.files)?;
     print(
         &arguments.output,
@@ -121,7 +138,7 @@ pub(crate) fn compare(arguments: &Compare, stop: &Stop) -> Result<ExitCode, Meas
         &text::comparison(&comparison),
     )?;
     if !comparison.complete {
-        eprintln!("interrupted; this is what was measured until then, everything is removed");
+        warn("interrupted; this is what was measured until then, everything is removed");
         return Ok(ExitCode::from(INTERRUPTED));
     }
     Ok(match arguments.enforce && comparison.misses_a_bar() {
@@ -193,8 +210,8 @@ pub(crate) fn report(arguments: &Report) -> Result<(), MeasureError> {
     let comparison = Comparison::read(&arguments.file)?;
     write(&comparison, &arguments.files)?;
     match arguments.readme {
-        true => print!("{}", markdown::readme(&comparison)),
-        false => println!("{}", text::comparison(&comparison)),
+        true => say(markdown::readme(&comparison).trim_end())?,
+        false => say(&text::comparison(&comparison))?,
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use crate::report::{figure, other_work, quantity, table};
 use crate::scenario::{Better, Run, Scenario};
 use crate::stop::Stop;
 use crate::subject::{Kind, SERVICES, Spinlane, Subject, ping};
+use crate::terminal::say;
 
 const SCENARIOS: [Scenario; 4] = [
     Scenario::Tcp,
@@ -32,13 +33,15 @@ const WARM_UP: Duration = Duration::from_millis(300);
 /// # Errors
 /// When a step fails, or on Ctrl-C; everything is removed then, too.
 pub fn run(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureError> {
-    println!("Spinlane: a node, two pods and a Linux bridge beside it, all in namespaces of");
-    println!("their own. Nothing of it touches this machine's network.\n");
+    say("Spinlane: a node, two pods and a Linux bridge beside it, all in namespaces of")?;
+    say("their own. Nothing of it touches this machine's network.\n")?;
     show(pairs, duration, stop)?;
     // Every value that stood for a namespace or a process is gone by now.
     match left_behind() {
-        0 => println!("\nEverything is removed: no namespaces, no processes, no files."),
-        left => println!("\n{left} namespaces are still there; see `ip netns`."),
+        0 => say("\nEverything is removed: no namespaces, no processes, no files.")?,
+        left => say(&format!(
+            "\n{left} namespaces are still there; see `ip netns`."
+        ))?,
     }
     Ok(())
 }
@@ -56,11 +59,14 @@ fn show(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureErro
         let answer = wait_for("an answer to a ping", Duration::from_secs(5), || {
             ping(from.namespace, address).ok()
         })?;
-        println!("  ping {family}   {address} answers{}", round_trip(&answer));
+        say(&format!(
+            "  ping {family}   {address} answers{}",
+            round_trip(&answer)
+        ))?;
     }
     check()?;
     let bridge = Kind::LinuxBridge.set_up(SERVICES)?;
-    println!("  beside it   a Linux bridge with two pods, GSO on, MTU 1500\n");
+    say("  beside it   a Linux bridge with two pods, GSO on, MTU 1500\n")?;
     let plan = Plan {
         entries: Plan::crossed(&[Kind::Spinlane, Kind::LinuxBridge], &SCENARIOS),
         pairs,
@@ -77,14 +83,14 @@ fn show(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureErro
     let comparison = field.run(&plan, &progress, stop)?;
     drop(progress);
     check()?;
-    println!("{}", comparison_table(&comparison));
-    println!(
+    say(&comparison_table(&comparison))?;
+    say(&format!(
         "Medians of {pairs} rounds of {:.1} s each, taken in turns; a sink in the receiving pod\n\
          counts the packets, the receiver the bytes.\n",
         duration.as_secs_f64()
-    );
+    ))?;
     if let Some(warning) = other_work(&comparison) {
-        println!("{warning}\n");
+        say(&format!("{warning}\n"))?;
     }
     if let Some(agent) = field.resume(Kind::Spinlane).and_then(Subject::agent) {
         counters(agent)?;
@@ -96,12 +102,12 @@ fn show(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureErro
 fn introduce(spinlane: &Spinlane) -> Result<(), MeasureError> {
     if let Some(agent) = spinlane.agent() {
         let status = agent.status()?;
-        println!(
+        say(&format!(
             "  node        agent {} ready after {} ms, {}",
             status.version,
             agent.ready_after().as_millis(),
             lanes(&status)
-        );
+        ))?;
     }
     for (number, (pod, took)) in spinlane
         .pods()
@@ -109,13 +115,13 @@ fn introduce(spinlane: &Spinlane) -> Result<(), MeasureError> {
         .zip(spinlane.attach_times())
         .enumerate()
     {
-        println!(
+        say(&format!(
             "  pod {}       {} and {}, attached by spinlane-cni in {} ms",
             number + 1,
             pod.v4,
             pod.v6,
             took.as_millis()
-        );
+        ))?;
     }
     Ok(())
 }
@@ -191,21 +197,26 @@ fn counters(agent: &Node) -> Result<(), MeasureError> {
             figure(grouped(port.drops)),
         ]);
     }
-    println!("What the switch counted (`spinlane ports`, `status`, `drops`):\n{ports}");
-    println!(
+    say(&format!(
+        "What the switch counted (`spinlane ports`, `status`, `drops`):\n{ports}"
+    ))?;
+    say(&format!(
         "frames: {} of {} free, {} in use",
         grouped(status.frames.free),
         grouped(status.frames.total),
         grouped(status.frames.in_use)
-    );
+    ))?;
     let happened: Vec<String> = drops
         .iter()
         .filter(|(_, count)| **count > 0)
         .map(|(reason, count)| format!("{reason} {}", grouped(*count)))
         .collect();
     match happened[..] {
-        [] => println!("drops: none, of {} reasons that it counts", drops.len()),
-        _ => println!("drops: {}", happened.join(", ")),
+        [] => say(&format!(
+            "drops: none, of {} reasons that it counts",
+            drops.len()
+        ))?,
+        _ => say(&format!("drops: {}", happened.join(", ")))?,
     }
     Ok(())
 }

@@ -34,5 +34,6 @@ pub mod stats;
 pub mod stop;
 pub mod subject;
 pub mod tcp;
+pub mod terminal;
 pub mod udp;
 mod xsk;

@@ -11,6 +11,7 @@ use clap::Parser;
 
 use spinlane_perf::measure::MeasureError;
 use spinlane_perf::micro::allocations::Counting;
+use spinlane_perf::terminal::warn;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
@@ -20,7 +21,7 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => {
-            eprintln!("spinlane-perf: {}", one_line(&error.to_string()));
+            warn(&format!("spinlane-perf: {}", one_line(&error.to_string())));
             return ExitCode::from(2);
         }
     };
@@ -30,12 +31,13 @@ fn main() -> ExitCode {
         .and_then(|()| commands::run(arguments));
     match result {
         Ok(code) => code,
+        Err(MeasureError::Unread) => ExitCode::SUCCESS,
         Err(MeasureError::Interrupted) => {
-            eprintln!("interrupted; everything is removed");
+            warn("interrupted; everything is removed");
             ExitCode::from(130)
         }
         Err(error) => {
-            eprintln!("spinlane-perf: {error}");
+            warn(&format!("spinlane-perf: {error}"));
             ExitCode::FAILURE
         }
     }

@@ -54,6 +54,9 @@ pub enum MeasureError {
     /// A thread of ours panicked.
     #[error("a measuring thread panicked; its message is above")]
     Panicked,
+    /// Nobody reads the result.
+    #[error("standard output was closed")]
+    Unread,
     /// Ctrl-C.
     #[error("interrupted")]
     Interrupted,

@@ -10,6 +10,7 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::stop::Stop;
+use crate::terminal::warn;
 
 /// What takes longer than this has a bar.
 const UNSHOWN: Duration = Duration::from_secs(5);
@@ -41,7 +42,7 @@ impl Progress {
     /// Says what is done now.
     pub fn says(&self, what: &str) {
         if self.plain {
-            eprintln!("[{}/{}] {what}", self.bar.position(), self.steps);
+            warn(&format!("[{}/{}] {what}", self.bar.position(), self.steps));
         }
         self.bar.set_message(what.to_owned());
         self.bar.enable_steady_tick(Duration::from_millis(200));
@@ -54,7 +55,7 @@ impl Progress {
 
     /// A line that stays, above the bar.
     pub fn note(&self, line: &str) {
-        self.bar.suspend(|| eprintln!("{line}"));
+        self.bar.suspend(|| warn(line));
     }
 }
 

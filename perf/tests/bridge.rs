@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
@@ -71,6 +72,37 @@ fn every_scenario_gives_a_figure() {
             );
         }
         assert_eq!(namespaces_of(pid), 0);
+    }
+}
+
+/// A result that is kept with the sources.
+fn kept_result() -> PathBuf {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
+    std::fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .find(|path| path.extension().is_some_and(|end| end == "json"))
+        .unwrap()
+}
+
+#[test]
+fn a_reader_that_leaves_is_no_failure() {
+    // Standard output and standard error closed at the other end.
+    for closed in ["| true", "2>&1 | true"] {
+        let program = perf(&[]).get_program().to_owned();
+        let line =
+            format!("{{ sleep 0.2; \"$0\" report --readme \"$1\"; echo $? >\"$2\"; }} {closed}");
+        let dir = tempfile::tempdir().unwrap();
+        let status = dir.path().join("status");
+        let result = kept_result();
+        let output = Command::new("sh")
+            .args(["-c", &line])
+            .args([program.as_os_str(), result.as_os_str(), status.as_os_str()])
+            .output()
+            .unwrap();
+        let told = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(told, "");
+        assert_eq!(std::fs::read_to_string(&status).unwrap(), "0\n", "{closed}");
     }
 }
 

@@ -48,7 +48,8 @@ fn pods_reach_each_other_through_every_subject() {
         // translated.
         for v6 in [false, true] {
             let [_, to] = subject.pods();
-            let is_service = kind.topology() == Topology::Service;
+            let translated = [Topology::Service, Topology::Forwarded];
+            let is_service = translated.contains(&kind.topology());
             assert_eq!(to.destination(v6) != to.address(v6), is_service);
             for scenario in [Scenario::UdpRr, Scenario::TcpRr, Scenario::Tcp] {
                 let run = Run { v6, ..RUN };

@@ -15,6 +15,7 @@ use spinlane_perf::sink::socket::SocketSink;
 use spinlane_perf::sink::tracking::TrackingSink;
 use spinlane_perf::sink::{Count, Filter, Hook, Rate, Stamps};
 use spinlane_perf::stop::Stop;
+use spinlane_perf::terminal::say;
 
 use super::{device, enter, print};
 use crate::args::{Output, seconds};
@@ -150,7 +151,7 @@ fn watch(arguments: &Sink, stop: &Stop, place: &Place) -> Result<Rate, MeasureEr
     let began = Instant::now();
     let text = !arguments.output.is_json();
     if text {
-        println!("counting");
+        say("counting")?;
     }
     let mut before = (began, place.count()?);
     let (mut printed, mut first, mut last) = (before, before, before);
@@ -166,7 +167,7 @@ fn watch(arguments: &Sink, stop: &Stop, place: &Place) -> Result<Rate, MeasureEr
         }
         before = now;
         if text && (!whole || now.0.duration_since(printed.0) >= arguments.interval) {
-            println!("+ {}", line(&Rate::between(printed, now)));
+            say(&format!("+ {}", line(&Rate::between(printed, now))))?;
             printed = now;
         }
         if !whole {

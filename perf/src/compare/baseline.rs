@@ -108,6 +108,19 @@ impl Baseline {
         }
     }
 
+    /// How many ratios to a peer agree, and how many both runs have.
+    #[must_use]
+    pub fn agreement(&self) -> (usize, usize) {
+        let both = |line: &&Line| {
+            line.peer.is_some() && !matches!(line.change, Change::Gone | Change::New)
+        };
+        let compared = || self.lines.iter().filter(both);
+        (
+            compared().filter(|line| line.agrees).count(),
+            compared().count(),
+        )
+    }
+
     /// Whether something became worse beyond noise.
     #[must_use]
     pub fn is_worse(&self) -> bool {

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::compare::machine::Machine;
 use crate::measure::{MeasureError, io_error};
+use crate::micro::Micro;
 use crate::scenario::{Bar, Better, Sample, Scenario};
 use crate::stats::Median;
 
@@ -55,6 +56,9 @@ pub struct Comparison {
     pub subjects: Vec<Participant>,
     /// What came out.
     pub scenarios: Vec<Outcome>,
+    /// The packet logic by itself, where it was measured too.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub micro: Option<Micro>,
 }
 
 /// A subject of a run.
@@ -179,8 +183,10 @@ impl Comparison {
     /// Whether a bar was missed.
     #[must_use]
     pub fn misses_a_bar(&self) -> bool {
+        let misses = |micro: &Micro| micro.misses_a_bar();
         self.verdicts()
             .any(|(_, verdict)| verdict.pass == Some(false))
+            || self.micro.as_ref().is_some_and(misses)
     }
 
     /// Every verdict, with the scenario that it is of.

@@ -129,6 +129,7 @@ impl Field {
             method: method(plan),
             subjects: self.participants.clone(),
             scenarios: Vec::new(),
+            micro: None,
         };
         for entry in &plan.entries {
             let (outcome, whole) = self.run_entry(entry, plan, progress, stop);
@@ -271,27 +272,36 @@ fn method(plan: &Plan) -> Vec<String> {
             crate::scenario::LOAD_PER_SECOND
         ),
     ];
-    let is_tunnelled = |kind: &Kind| kind.topology() == Topology::TwoNodes;
-    if plan.subjects().iter().any(is_tunnelled) {
+    let takes_part = |topology: Topology| {
+        let subjects = plan.subjects();
+        subjects.iter().any(|kind| kind.topology() == topology)
+    };
+    if takes_part(Topology::TwoNodes) {
         notes.extend(
             [
-                "Uplinks between two nodes work as a network card without tunnel offload does: what                  leaves was segmented before (TSO, GSO and tunnel segmentation are off), what comes                  may be merged (GRO is on). linux-vxlan-offload is the exception, for scale.",
-                "Encapsulation is counted, decapsulation fed, at the far end of the first node's                  uplink, past the link's bridge; the second node's switch stands still meanwhile.",
+                "Uplinks between two nodes work as a network card without tunnel offload does: what \
+                 leaves was segmented before (TSO, GSO and tunnel segmentation are off), what comes \
+                 may be merged (GRO is on). linux-vxlan-offload is the exception, for scale.",
+                "Encapsulation is counted, decapsulation fed, at the far end of the first node's \
+                 uplink, past the link's bridge; the second node's switch stands still meanwhile.",
             ]
             .map(str::to_owned),
         );
     }
-    if plan
-        .subjects()
-        .iter()
-        .any(|k| k.topology() == Topology::Outside)
-    {
+    if takes_part(Topology::Outside) {
         notes.push(format!(
             "New connections by masquerade are {} flows of one packet each, sent at full speed to \
              subjects that have just forgotten all others; the host outside counts each flow once, \
              from the first to the last that comes.",
             crate::scenario::BURST
         ));
+    }
+    if takes_part(Topology::Forwarded) {
+        notes.push(
+            "A pod that forwards has a namespace behind it, which its kernel translates for (DNAT) \
+             over a second veth; the receiver is there."
+                .to_owned(),
+        );
     }
     notes
 }

@@ -45,6 +45,8 @@ const TUNNELLED: [Kind; 4] = [
 
 /// To a host outside.
 const MASQUERADED: [Kind; 2] = [Kind::SpinlaneMasquerade, Kind::NftMasquerade];
+/// To behind a pod that forwards for others.
+const FORWARDED: [Kind; 2] = [Kind::SpinlaneForwarding, Kind::LinuxBridgeForwarding];
 
 impl Plan {
     /// Every subject by every scenario that suits it.
@@ -70,8 +72,10 @@ impl Plan {
     pub fn standard() -> Vec<Entry> {
         let of = |groups: &[&[Kind]]| groups.concat();
         let whole = of(&[&CORE, &FURTHER, &TUNNELLED]);
-        let groups: [(Vec<Kind>, &[Scenario]); 6] = [
-            (whole, &[Scenario::Frames64, Scenario::Tcp, Scenario::UdpRr]),
+        let groups: [(Vec<Kind>, &[Scenario]); 8] = [
+            (whole.clone(), &[Scenario::Frames64]),
+            (of(&[&whole, &FORWARDED]), &[Scenario::Tcp]),
+            (whole, &[Scenario::UdpRr]),
             (of(&[&CORE, &TUNNELLED]), &[Scenario::TcpRr]),
             (
                 of(&[&CORE]),
@@ -154,9 +158,11 @@ mod tests {
                             Topology::OneNode => Kind::Spinlane,
                             Topology::TwoNodes => Kind::SpinlaneVxlan,
                             Topology::Outside => Kind::SpinlaneMasquerade,
+                            Topology::Forwarded => Kind::SpinlaneForwarding,
                             Topology::Service => panic!("{figure:?} has a bar against {peer:?}"),
                         };
                         assert!(takes_part(*scenario, ours), "{figure:?} {ours:?}");
+                        assert!(ours.has_bars(), "{ours:?}");
                     }
                 }
             }

@@ -10,7 +10,10 @@ use crate::subject::{Kind, Topology};
 /// proxy is held against `linux-routed`, which is the same without its rules.
 fn couples(subjects: &[Kind]) -> Vec<(Kind, Kind)> {
     let mut couples = Vec::new();
-    for topology in [Topology::OneNode, Topology::TwoNodes, Topology::Outside] {
+    for topology in Topology::ALL {
+        if topology == Topology::Service {
+            continue;
+        }
         let alike: Vec<Kind> = subjects
             .iter()
             .copied()

@@ -16,8 +16,7 @@ pub(crate) struct LiveFrames<'a> {
 impl<'a> LiveFrames<'a> {
     /// Switches it on, where it is off.
     pub(crate) fn allow(
-        namespace: &'a Namespace,
-        device: &str,
+        (namespace, device): (&'a Namespace, &str),
     ) -> Result<LiveFrames<'a>, MeasureError> {
         let features = namespace.run(&["ethtool", "-k", device])?;
         let is_on = features

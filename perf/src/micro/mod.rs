@@ -17,7 +17,7 @@ mod work;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::compare::machine::Machine;
 use crate::cpu;
@@ -40,9 +40,11 @@ pub const SCHEMA_VERSION: u32 = 1;
 const SAMPLE: Duration = Duration::from_millis(3);
 const PEER_SAMPLE: Duration = Duration::from_millis(150);
 
-/// A hit of one flow to the peer's, and a hit among a million flows to one.
+/// A hit of one flow to the peer's; a hit among a million flows, and one that
+/// goes into VXLAN, to one of one flow.
 const PEER_BAR: f64 = 1.0;
 const MILLION_BAR: f64 = 4.0;
+const ENCAPSULATED_BAR: f64 = 1.4;
 
 /// What to measure.
 #[derive(Debug, Clone)]
@@ -58,7 +60,7 @@ pub struct Plan {
 }
 
 /// The whole result; this is the JSON document.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Micro {
     schema_version: u32,
     started_at_s: u64,
@@ -78,13 +80,13 @@ pub struct Micro {
 }
 
 /// One case's figures.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Row {
     name: String,
     #[serde(flatten)]
     case: Case,
     /// What the figures are counted by.
-    unit: &'static str,
+    unit: String,
     cycles: Median,
     ns: f64,
     instructions: Option<f64>,
@@ -95,9 +97,9 @@ struct Row {
 }
 
 /// The other datapath.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Peer {
-    name: &'static str,
+    name: String,
     missing: Option<String>,
     cycles: Option<Median>,
     settings: Vec<(String, String)>,
@@ -106,7 +108,7 @@ struct Peer {
 }
 
 /// A ratio of cycles, with its bar.
-#[derive(Debug, Clone, Serialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 struct Ratio {
     of: String,
     to: String,
@@ -116,6 +118,25 @@ struct Ratio {
 }
 
 impl Micro {
+    /// Its bars: what of, to what, measured, at most, and whether it is met.
+    pub(crate) fn bars(&self) -> impl Iterator<Item = (&str, &str, &Median, f64, bool)> {
+        self.ratios
+            .iter()
+            .map(|r| (r.of.as_str(), r.to.as_str(), &r.median, r.at_most, r.pass))
+    }
+
+    /// Every case: its name, what it is counted by, and cycles and time of one.
+    pub(crate) fn figures(&self) -> impl Iterator<Item = (&str, &str, &Median, f64)> {
+        self.cases
+            .iter()
+            .map(|row| (row.name.as_str(), row.unit.as_str(), &row.cycles, row.ns))
+    }
+
+    /// The other datapath: its cycles or why it is missing, and its settings.
+    pub(crate) fn peer_text(&self) -> String {
+        table::peer(self)
+    }
+
     /// For people.
     #[must_use]
     pub fn text(&self) -> String {
@@ -233,7 +254,7 @@ fn check(stop: &Stop) -> Result<(), MeasureError> {
 
 fn set_up_peer(plan: &Plan, core: usize) -> Result<(Option<OvsDpdk>, Peer), MeasureError> {
     let mut peer = Peer {
-        name: ovs_dpdk::NAME,
+        name: ovs_dpdk::NAME.to_owned(),
         missing: None,
         cycles: None,
         settings: Vec::new(),
@@ -264,7 +285,7 @@ fn row(case: &Case, bench: &Bench, samples: Vec<f64>, clock: &Clock) -> Result<R
     Ok(Row {
         name: case.name(),
         case: *case,
-        unit: case.work.unit(),
+        unit: case.work.unit().to_owned(),
         cycles,
         ns: clock.nanos(cycles.value),
         instructions: None,
@@ -284,15 +305,17 @@ fn counted(case: &Case, counter: &Counter) -> Result<Option<f64>, MeasureError> 
 }
 
 fn bars(rows: &[Row], peer: &Peer) -> Vec<Ratio> {
-    let hit = |v6, flows| {
+    let found = |work, v6, flows| {
         rows.iter().find(|row| {
             let case = row.case;
-            (case.work, case.v6, case.flows, case.batch) == (Work::L3Hit, v6, flows, 32)
+            (case.work, case.v6, case.flows, case.batch) == (work, v6, flows, 32)
         })
     };
     let mut bars = Vec::new();
     for v6 in [false, true] {
-        let Some(one) = hit(v6, 1) else { continue };
+        let Some(one) = found(Work::L3Hit, v6, 1) else {
+            continue;
+        };
         let mut add = |of: &Row, to: &str, samples: &[f64], at_most| {
             if let Some(median) = Median::of(&ratios(&of.samples, samples)) {
                 bars.push(Ratio {
@@ -304,9 +327,12 @@ fn bars(rows: &[Row], peer: &Peer) -> Vec<Ratio> {
                 });
             }
         };
-        add(one, peer.name, &peer.samples, PEER_BAR);
-        if let Some(million) = hit(v6, 1_000_000) {
+        add(one, &peer.name, &peer.samples, PEER_BAR);
+        if let Some(million) = found(Work::L3Hit, v6, 1_000_000) {
             add(million, &one.name, &one.samples, MILLION_BAR);
+        }
+        if let Some(wrapped) = found(Work::VxlanOut, v6, 1) {
+            add(wrapped, &one.name, &one.samples, ENCAPSULATED_BAR);
         }
     }
     bars

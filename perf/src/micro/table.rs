@@ -75,7 +75,7 @@ fn cases(micro: &Micro) -> comfy_table::Table {
             figure(if case.v6 { "6" } else { "4" }),
             figure(flows),
             figure(case.batch.to_string()),
-            Cell::new(row.unit),
+            Cell::new(&row.unit),
             figure(format!("{:.1}", row.cycles.value)),
             figure(format!("{low:.1} – {high:.1}")),
             figure(format!("{:.1}", row.ns)),
@@ -86,7 +86,7 @@ fn cases(micro: &Micro) -> comfy_table::Table {
     table
 }
 
-fn peer(micro: &Micro) -> String {
+pub(super) fn peer(micro: &Micro) -> String {
     let peer = &micro.peer;
     if let Some(reason) = &peer.missing {
         return format!("{}: missing: {reason}", peer.name);
@@ -116,7 +116,7 @@ fn ratios(micro: &Micro) -> comfy_table::Table {
             figure(format!("{:.2}", ratio.median.value)),
             figure(format!("{low:.2} – {high:.2}")),
             figure(format!("≤ {}", ratio.at_most)),
-            Cell::new(if ratio.pass { "pass" } else { "miss" }),
+            Cell::new(if ratio.pass { "met" } else { "missed" }),
         ]);
     }
     table

@@ -1,8 +1,8 @@
 //! What is measured: kinds of packets through the batch function.
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use spinlane_dataplane::bench::Rig;
-use spinlane_dataplane::frame::Verdict;
+use spinlane_dataplane::frame::{MAX_CHAIN, Verdict};
 use spinlane_dataplane::pipeline::FlowCapacity;
 use spinlane_dataplane::wire::checksum::checksum;
 
@@ -21,7 +21,7 @@ const CLASSIFIED_FLOWS: u32 = 1024;
 const SUMMED: usize = 1448;
 
 /// A stage of the walk, or what a packet needs besides.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Work {
     /// A known pair of stations of a segment.
@@ -42,6 +42,9 @@ pub enum Work {
     Masquerade,
     /// A super-frame into segments; the unit is a segment.
     Segmentation,
+    /// Neighbouring segments out of VXLAN into a super-frame; the unit is a
+    /// segment.
+    Coalescing,
     /// The sum over the payload of a full segment.
     Checksum,
 }
@@ -60,6 +63,7 @@ impl Work {
             Work::VxlanIn => "vxlan-in",
             Work::Masquerade => "masquerade",
             Work::Segmentation => "segmentation",
+            Work::Coalescing => "coalescing",
             Work::Checksum => "checksum",
         }
     }
@@ -68,7 +72,7 @@ impl Work {
     #[must_use]
     pub fn unit(self) -> &'static str {
         match self {
-            Work::Segmentation => "segment",
+            Work::Segmentation | Work::Coalescing => "segment",
             Work::Checksum => "1448 bytes",
             _ => "packet",
         }
@@ -81,12 +85,12 @@ impl Work {
 
     /// Whether the batch function moves where the packet begins.
     const fn is_tunneled(self) -> bool {
-        matches!(self, Work::VxlanOut | Work::VxlanIn)
+        matches!(self, Work::VxlanOut | Work::VxlanIn | Work::Coalescing)
     }
 }
 
 /// One row of the result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Case {
     /// What.
     pub work: Work,
@@ -145,6 +149,7 @@ pub fn cases() -> Vec<Case> {
         add(Work::VxlanIn, v6, 32, 1);
         add(Work::Masquerade, v6, 32, 1);
         add(Work::Segmentation, v6, 1, 1);
+        add(Work::Coalescing, v6, 32, 1);
     }
     add(Work::Checksum, false, 1, 1);
     cases
@@ -162,6 +167,8 @@ pub(super) struct Bench {
     case: Case,
     rig: Rig,
     template: Vec<u8>,
+    /// The packets of a batch, where they are not all alike.
+    segments: Vec<Vec<u8>>,
     next_flow: u32,
     units: u64,
     /// Hits and misses of setting up.
@@ -172,7 +179,7 @@ impl Bench {
     /// Sets the node up, and makes its flows known.
     pub(super) fn set_up(case: Case) -> Result<Bench, MeasureError> {
         let mut template = match case.work {
-            Work::Segmentation => packets::super_frame(case.v6)?,
+            Work::Segmentation | Work::Coalescing => packets::super_frame(case.v6)?,
             Work::Checksum => vec![0x5a; SUMMED],
             _ => packets::datagram(case.v6)?,
         };
@@ -185,6 +192,7 @@ impl Bench {
             let half = packets::half(has_first, false, way);
             half.ok_or_else(|| failed(&case, "the addresses do not fit"))
         };
+        let mut segments = Vec::new();
         let rig = match case.work {
             Work::L2Hit => from(packets::node(true, true))?,
             Work::Segmentation => from(packets::node(false, false))?,
@@ -199,12 +207,31 @@ impl Bench {
                 }
                 from(half(false, Way::Overlay)?)?
             }
+            Work::Coalescing => {
+                let mut cutter = from(packets::node(false, false))?;
+                if cutter.load(IN_PORT, &template) {
+                    cutter.process();
+                }
+                let pieces = cutter.pieces(0);
+                segments = pieces.map_err(|reason| failed(&case, reason.name()))?;
+                // What the other node makes of each.
+                let mut other = from(half(true, Way::Overlay)?)?;
+                for segment in &mut segments {
+                    if other.load(IN_PORT, segment) {
+                        other.process();
+                        *segment = other.head(0).to_vec();
+                    }
+                    other.unload();
+                }
+                from(half(false, Way::Overlay)?)?
+            }
             _ => from(packets::node(false, true))?,
         };
         let mut bench = Bench {
             case,
             rig,
             template,
+            segments,
             next_flow: 0,
             units: 0,
             before: [0; 2],
@@ -296,6 +323,11 @@ impl Bench {
                 let pieces = self.rig.segment(0, MTU);
                 pieces.map_err(|reason| failed(&self.case, reason.name()))? as u64
             }
+            Work::Coalescing => {
+                self.rig.process();
+                self.rig.coalesce();
+                self.case.batch as u64
+            }
             _ => {
                 self.rig.process();
                 self.case.batch as u64
@@ -331,11 +363,12 @@ impl Bench {
     /// Fills the batch.
     fn load(&mut self) -> Result<(), MeasureError> {
         let port = match self.case.work {
-            Work::VxlanIn => UPLINK,
+            Work::VxlanIn | Work::Coalescing => UPLINK,
             _ => IN_PORT,
         };
-        for _ in 0..self.case.batch {
-            if !self.rig.load(port, &self.template) {
+        for number in 0..self.case.batch {
+            let packet = self.segments.get(number).unwrap_or(&self.template);
+            if !self.rig.load(port, packet) {
                 return Err(failed(&self.case, "the frames ran out"));
             }
         }
@@ -354,6 +387,10 @@ impl Bench {
                 (Work::VxlanOut | Work::Masquerade, Verdict::Forward { out, .. }) => out == UPLINK,
                 (Work::VxlanIn, Verdict::Forward { out, .. }) => out != UPLINK,
                 (Work::Segmentation, Verdict::Segment { .. }) => true,
+                // As many in one as a chain of frames holds.
+                (Work::Coalescing, Verdict::Segment { .. }) => {
+                    self.rig.batch_len() == self.case.batch.div_ceil(MAX_CHAIN)
+                }
                 _ => false,
             };
             if !is_right {

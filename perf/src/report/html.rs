@@ -5,12 +5,15 @@
 use std::fmt::Write as _;
 
 use crate::compare::document::{Comparison, Outcome, SubjectResult, Verdict};
+use crate::micro::Micro;
 use crate::report::plot::{self, Axis, Point, Scale, Series};
 use crate::report::text::details;
 use crate::report::{
-    Word, bar_text, facts, failures, interval, present, quantity, scaled, settings, verdict_value,
+    Word, bar_text, facts, failures, interval, outcomes, present, quantity, scaled, settings,
+    topologies, topology_of, verdict_value,
 };
 use crate::scenario::{PER_CPU_SECOND, Scenario, VALUE};
+use crate::subject::Topology;
 
 const STYLE: &str = include_str!("page.css");
 /// Colours that the page has.
@@ -57,24 +60,42 @@ pub fn page(comparison: &Comparison) -> String {
     }
     html.push_str("</ul>\n");
     html.push_str(&bars(comparison));
-    html.push_str(&plots(comparison));
-    html.push_str(&medians(comparison));
+    for topology in topologies(comparison) {
+        let title = topology.title();
+        let _ = writeln!(html, "<h2>{title}</h2>");
+        html.push_str(&plots(comparison, topology));
+        html.push_str(&medians(comparison, topology));
+    }
     html.push_str(&ratios(comparison));
+    if let Some(micro) = &comparison.micro {
+        html.push_str(&packet_logic(micro));
+    }
     html.push_str(&method(comparison));
     html + "</body>\n</html>\n"
 }
 
-/// A card for each bar.
+/// A card for each bar, under the heading of its topology.
 fn bars(comparison: &Comparison) -> String {
-    let cards: String = comparison
-        .verdicts()
-        .filter(|(_, verdict)| verdict.bar.is_some())
-        .map(|(_, verdict)| card(verdict))
-        .collect();
-    if cards.is_empty() {
-        return cards;
+    let mut html = String::new();
+    for topology in topologies(comparison) {
+        let cards: String = comparison
+            .verdicts()
+            .filter(|(_, verdict)| verdict.bar.is_some())
+            .filter(|(_, verdict)| topology_of(&verdict.subject) == topology)
+            .map(|(_, verdict)| card(verdict))
+            .collect();
+        if !cards.is_empty() {
+            let title = topology.title();
+            let _ = write!(
+                html,
+                "<h3>{title}</h3>\n<div class=\"grid3\">{cards}</div>\n"
+            );
+        }
     }
-    format!("<h2>Bars</h2>\n<div class=\"grid3\">{cards}</div>\n")
+    if html.is_empty() {
+        return html;
+    }
+    format!("<h2>Bars</h2>\n{html}")
 }
 
 fn card(verdict: &Verdict) -> String {
@@ -94,70 +115,69 @@ fn card(verdict: &Verdict) -> String {
     )
 }
 
-/// Plots of what was measured; those without data are left out.
-fn plots(comparison: &Comparison) -> String {
-    let mut figures = vec![
-        by_subject(
-            comparison,
-            Scenario::Frames64,
-            VALUE,
-            "64-byte frames, one flow",
-        ),
-        by_subject(
-            comparison,
-            Scenario::Frames64,
-            PER_CPU_SECOND,
-            "64-byte frames per CPU-second, all cores counted",
-        ),
-        by_subject(comparison, Scenario::Tcp, VALUE, "TCP, one stream"),
-        by_subject(
-            comparison,
-            Scenario::UdpRr,
-            VALUE,
-            "UDP round trip, p50: shorter is better",
-        ),
-        over(comparison, &SIZES, "Throughput by size", "bytes of a frame"),
-        over(
-            comparison,
-            &FLOWS,
-            "Scaling by flows, 64-byte frames",
-            "flows",
-        ),
-    ];
-    figures.extend(ROUND_TRIPS.map(|scenario| latencies(comparison, scenario)));
-    figures.push(by_subject(
-        comparison,
-        Scenario::Crr,
+/// What has a plot of bars, a bar a subject.
+const BY_SUBJECT: [(Scenario, &str, &str); 9] = [
+    (Scenario::Frames64, VALUE, "64-byte frames, one flow"),
+    (
+        Scenario::Frames64,
+        PER_CPU_SECOND,
+        "64-byte frames per CPU-second, all cores counted",
+    ),
+    (Scenario::VxlanEncap, VALUE, "Encapsulation, 64-byte frames"),
+    (Scenario::VxlanDecap, VALUE, "Decapsulation, 64-byte frames"),
+    (Scenario::NewUdp, VALUE, "New connections a second, UDP"),
+    (Scenario::NewTcp, VALUE, "New connections a second, TCP SYN"),
+    (Scenario::Tcp, VALUE, "TCP, one stream"),
+    (
+        Scenario::UdpRr,
         VALUE,
-        "TCP connections a second",
+        "UDP round trip, p50: shorter is better",
+    ),
+    (Scenario::Crr, VALUE, "TCP connections a second"),
+];
+
+/// Plots of what was measured; those without data are left out.
+fn plots(comparison: &Comparison, topology: Topology) -> String {
+    let mut figures: Vec<Option<String>> = BY_SUBJECT
+        .iter()
+        .map(|(scenario, name, title)| by_subject(comparison, topology, (*scenario, name), title))
+        .collect();
+    figures.push(over(
+        (comparison, topology),
+        &SIZES,
+        "Throughput by size",
+        "bytes of a frame",
     ));
+    figures.push(over(
+        (comparison, topology),
+        &FLOWS,
+        "Scaling by flows, 64-byte frames",
+        "flows",
+    ));
+    figures.extend(ROUND_TRIPS.map(|scenario| latencies(comparison, topology, scenario)));
     let figures: String = figures.into_iter().flatten().collect();
     if figures.is_empty() {
         return figures;
     }
-    format!("<h2>Plots</h2>\n<div class=\"grid2\">{figures}</div>\n")
+    format!("<div class=\"grid2\">{figures}</div>\n")
 }
 
 fn figure(title: &str, body: &str) -> String {
     format!("<figure><h3>{}</h3>{body}</figure>\n", escaped(title))
 }
 
-/// Each subject has one colour on the whole page.
-fn colour(comparison: &Comparison, subject: &str) -> usize {
-    comparison
-        .subjects
-        .iter()
-        .position(|participant| participant.name == subject)
-        .unwrap_or_default()
-        % COLOURS
-}
-
-fn series(comparison: &Comparison, points: impl Fn(&str) -> Vec<Point>) -> Vec<Series> {
-    present(comparison)
+/// What each subject of a topology has, in its one colour.
+fn series(
+    comparison: &Comparison,
+    topology: Topology,
+    points: impl Fn(&str) -> Vec<Point>,
+) -> Vec<Series> {
+    present(comparison, topology)
         .into_iter()
-        .map(|subject| Series {
+        .enumerate()
+        .map(|(number, subject)| Series {
             name: subject.to_owned(),
-            colour: colour(comparison, subject),
+            colour: number % COLOURS,
             points: points(subject),
         })
         .filter(|series| !series.points.is_empty())
@@ -166,8 +186,8 @@ fn series(comparison: &Comparison, points: impl Fn(&str) -> Vec<Point>) -> Vec<S
 
 fn by_subject(
     comparison: &Comparison,
-    scenario: Scenario,
-    name: &str,
+    topology: Topology,
+    (scenario, name): (Scenario, &str),
     title: &str,
 ) -> Option<String> {
     let outcome = comparison.outcome(scenario)?;
@@ -176,7 +196,7 @@ fn by_subject(
         .into_iter()
         .find(|figure| figure.name == name)?
         .unit;
-    let series = series(comparison, |subject| {
+    let series = series(comparison, topology, |subject| {
         point(outcome.results.get(subject), name, 0.0)
             .into_iter()
             .collect()
@@ -200,7 +220,7 @@ fn point(result: Option<&SubjectResult>, name: &str, x: f64) -> Option<Point> {
 
 /// Packets a second over what scenarios differ in.
 fn over(
-    comparison: &Comparison,
+    (comparison, topology): (&Comparison, Topology),
     scenarios: &[(f64, Scenario)],
     title: &str,
     what: &str,
@@ -212,7 +232,7 @@ fn over(
     let [(first, _), .., (last, _)] = measured[..] else {
         return None;
     };
-    let lines = series(comparison, |subject| {
+    let lines = series(comparison, topology, |subject| {
         let points: Vec<Point> = measured
             .iter()
             .filter_map(|(x, outcome)| point(outcome.results.get(subject), VALUE, *x))
@@ -254,9 +274,9 @@ fn over(
 }
 
 /// Cumulative shares of round trips over their time.
-fn latencies(comparison: &Comparison, scenario: Scenario) -> Option<String> {
+fn latencies(comparison: &Comparison, topology: Topology, scenario: Scenario) -> Option<String> {
     let outcome = comparison.outcome(scenario)?;
-    let lines = series(comparison, |subject| {
+    let lines = series(comparison, topology, |subject| {
         let result = outcome.results.get(subject);
         result.map_or_else(Vec::new, |result| {
             result
@@ -295,15 +315,14 @@ fn latencies(comparison: &Comparison, scenario: Scenario) -> Option<String> {
     Some(figure(&title, &plot::lines(&title, &x, &y, &lines)))
 }
 
-fn medians(comparison: &Comparison) -> String {
-    let present = present(comparison);
-    let mut html =
-        String::from("<h2>Medians</h2>\n<div class=\"scroll\"><table><thead><tr><th></th>");
+fn medians(comparison: &Comparison, topology: Topology) -> String {
+    let present = present(comparison, topology);
+    let mut html = String::from("<div class=\"scroll\"><table><thead><tr><th>median</th>");
     for subject in &present {
-        let _ = write!(html, "<th>{}</th>", escaped(subject));
+        let _ = write!(html, "<th class=\"n\">{}</th>", escaped(subject));
     }
     html.push_str("</tr></thead><tbody>\n");
-    for outcome in &comparison.scenarios {
+    for outcome in outcomes(comparison, &present) {
         let _ = write!(html, "<tr><th>{}</th>", escaped(outcome.scenario.title()));
         for subject in &present {
             let shown = outcome.results.get(*subject).map(|result| {
@@ -329,7 +348,7 @@ fn ratios(comparison: &Comparison) -> String {
     }
     let mut html = String::from(
         "<h2>Ratios</h2>\n<div class=\"scroll\"><table><thead><tr><th>figure</th><th>of</th>\
-         <th>to</th><th>median</th><th>95 % interval</th><th>bar</th><th></th></tr></thead><tbody>\n",
+         <th>to</th><th class=\"n\">median</th><th class=\"n\">95 % interval</th><th>bar</th><th></th></tr></thead><tbody>\n",
     );
     for (_, verdict) in comparison.verdicts() {
         let show = |value| verdict_value(verdict, value);
@@ -344,6 +363,41 @@ fn ratios(comparison: &Comparison) -> String {
             escaped(&show(verdict.median.value)),
             escaped(&interval(&verdict.median, show)),
             escaped(&bar_text(verdict)),
+        );
+    }
+    html + "</tbody></table></div>\n"
+}
+
+/// The packet logic by itself: a card for each bar, then cycles of every case.
+fn packet_logic(micro: &Micro) -> String {
+    let mut html = String::from("<h2>The packet logic by itself</h2>\n<div class=\"grid3\">");
+    for (of, to, median, at_most, is_met) in micro.bars() {
+        let word = if is_met { Word::Met } else { Word::Missed }.text();
+        let _ = write!(
+            html,
+            "<div class=\"bar {word}\"><small>cycles of {} / {}</small><b>{:.2}</b>\
+             <small>{} · bar ≤ {at_most}</small> <em>{word}</em></div>",
+            escaped(of),
+            escaped(to),
+            median.value,
+            interval(median, |value| format!("{value:.2}")),
+        );
+    }
+    let _ = write!(
+        html,
+        "</div>\n<p>{}</p>\n<div class=\"scroll\"><table><thead><tr><th>case</th><th>per</th>\
+         <th class=\"n\">cycles</th><th class=\"n\">95 % interval</th><th class=\"n\">ns</th></tr></thead><tbody>\n",
+        escaped(&micro.peer_text())
+    );
+    for (name, unit, cycles, ns) in micro.figures() {
+        let _ = writeln!(
+            html,
+            "<tr><th>{}</th><td>{}</td><td class=\"n\">{:.1}</td><td class=\"n\">{}</td>\
+             <td class=\"n\">{ns:.1}</td></tr>",
+            escaped(name),
+            escaped(unit),
+            cycles.value,
+            interval(cycles, |value| format!("{value:.1}")),
         );
     }
     html + "</tbody></table></div>\n"

@@ -3,11 +3,13 @@
 use std::fmt::Write as _;
 
 use crate::compare::document::{Comparison, Verdict};
+use crate::micro::Micro;
 use crate::report::text::details;
 use crate::report::{
-    Word, bar_text, facts, failures, interval, present, quantity, settings, verdict_value,
+    Word, bar_text, facts, failures, interval, outcomes, present, quantity, settings, topologies,
+    verdict_value,
 };
-use crate::subject::Kind;
+use crate::subject::{Kind, Topology};
 
 /// The whole comparison.
 #[must_use]
@@ -19,9 +21,15 @@ pub fn comparison(comparison: &Comparison) -> String {
     if comparison.verdicts().any(|(_, v)| v.bar.is_some()) {
         let _ = write!(text, "\n## Bars\n\n{}", bars(comparison));
     }
-    let _ = write!(text, "\n## Medians\n\n{}", medians(comparison));
+    for topology in topologies(comparison) {
+        let title = topology.title();
+        let _ = write!(text, "\n## {title}\n\n{}", medians(comparison, topology));
+    }
     if comparison.verdicts().next().is_some() {
         let _ = write!(text, "\n## Ratios\n\n{}", ratios(comparison));
+    }
+    if let Some(micro) = &comparison.micro {
+        text.push_str(&packet_logic(micro));
     }
     text.push_str("\n## Method\n\n");
     for sentence in &comparison.method {
@@ -74,12 +82,12 @@ fn measured(verdict: &Verdict) -> String {
     )
 }
 
-fn medians(comparison: &Comparison) -> String {
-    let present = present(comparison);
+fn medians(comparison: &Comparison, topology: Topology) -> String {
+    let present = present(comparison, topology);
     let mut text = format!("| | {} |\n|---|", present.join(" | "));
     text.push_str(&"---:|".repeat(present.len()));
     text.push('\n');
-    for outcome in &comparison.scenarios {
+    for outcome in outcomes(comparison, &present) {
         let _ = write!(text, "| {} |", outcome.scenario.title());
         for subject in &present {
             let shown = outcome.results.get(*subject).map(|result| {
@@ -117,20 +125,79 @@ fn ratios(comparison: &Comparison) -> String {
     text
 }
 
-/// What the README shows: Spinlane as shipped, a row a figure, beside the
-/// Linux bridge and Open vSwitch, with the bars.
+/// The packet logic by itself: bars, then cycles of every case.
+fn packet_logic(micro: &Micro) -> String {
+    let mut text = format!(
+        "\n## The packet logic by itself\n\n{}\n\n",
+        cell(&micro.peer_text())
+    );
+    text.push_str("| cycles of | to | bar | measured | |\n|---|---|---|---|---|\n");
+    for (of, to, median, at_most, is_met) in micro.bars() {
+        let measured = interval(median, |value| format!("{value:.2}"));
+        let word = if is_met { Word::Met } else { Word::Missed }.text();
+        let value = median.value;
+        let _ = writeln!(
+            text,
+            "| {of} | {to} | ≤ {at_most} | {value:.2} ({measured}) | {word} |"
+        );
+    }
+    text.push_str("\n| case | per | cycles (95 %) | ns |\n|---|---|---:|---:|\n");
+    for (name, unit, cycles, ns) in micro.figures() {
+        let measured = interval(cycles, |value| format!("{value:.1}"));
+        let value = cycles.value;
+        let _ = writeln!(
+            text,
+            "| {name} | {unit} | {value:.1} ({measured}) | {ns:.1} |"
+        );
+    }
+    text
+}
+
+/// Whose ratios the README shows, and to whom.
+const SHOWN: [(Kind, &[(Kind, &str)]); 4] = [
+    (
+        Kind::Spinlane,
+        &[
+            (Kind::LinuxBridge, "the Linux bridge"),
+            (Kind::OvsAfxdp, "Open vSwitch, `afxdp`"),
+        ],
+    ),
+    (
+        Kind::SpinlaneForwarding,
+        &[(Kind::LinuxBridgeForwarding, "the Linux bridge")],
+    ),
+    (
+        Kind::SpinlaneVxlan,
+        &[
+            (Kind::LinuxVxlan, "Linux bridge and vxlan"),
+            (Kind::OvsAfxdpVxlan, "Open vSwitch, `afxdp`"),
+        ],
+    ),
+    (
+        Kind::SpinlaneMasquerade,
+        &[(Kind::NftMasquerade, "nftables")],
+    ),
+];
+
+/// What the README shows: Spinlane as shipped, a table a topology, a row a
+/// figure, beside its peers, with the bars.
 #[must_use]
 pub fn readme(comparison: &Comparison) -> String {
-    const PEERS: [(Kind, &str); 2] = [
-        (Kind::LinuxBridge, "the Linux bridge"),
-        (Kind::OvsAfxdp, "Open vSwitch, `afxdp`"),
-    ];
-    let mut text = String::from("| pod to pod on a node |");
-    for (_, name) in PEERS {
+    let tables: Vec<String> = SHOWN
+        .iter()
+        .filter_map(|(ours, peers)| readme_table(comparison, *ours, peers))
+        .collect();
+    tables.join("\n")
+}
+
+fn readme_table(comparison: &Comparison, kind: Kind, peers: &[(Kind, &str)]) -> Option<String> {
+    let ours = kind.name();
+    let mut text = format!("| {} |", kind.topology().title().replacen('P', "p", 1));
+    for (_, name) in peers {
         let _ = write!(text, " to {name} | aim |");
     }
-    text.push_str("\n|---|---|---|---|---|\n");
-    let ours = Kind::Spinlane.name();
+    let _ = write!(text, "\n|---|{}\n", "---|---|".repeat(peers.len()));
+    let rows = text.lines().count();
     let mut seen = Vec::new();
     for (_, verdict) in comparison.verdicts() {
         if verdict.subject != ours || seen.contains(&verdict.title) {
@@ -138,22 +205,21 @@ pub fn readme(comparison: &Comparison) -> String {
         }
         seen.push(verdict.title.clone());
         if verdict.peer.is_none() {
-            let _ = writeln!(
-                text,
-                "| {} | {} | {} | | |",
-                verdict.title,
-                measured(verdict),
-                aim(verdict)
-            );
+            let (measured, aim) = (measured(verdict), aim(verdict));
+            let rest = " | |".repeat(peers.len() - 1);
+            let _ = writeln!(text, "| {} | {measured} | {aim} |{rest}", verdict.title);
             continue;
         }
-        let against = PEERS.map(|(peer, _)| {
-            comparison.verdicts().map(|(_, v)| v).find(|v| {
-                v.subject == ours
-                    && v.title == verdict.title
-                    && v.peer.as_deref() == Some(peer.name())
+        let against: Vec<Option<&Verdict>> = peers
+            .iter()
+            .map(|(peer, _)| {
+                comparison.verdicts().map(|(_, v)| v).find(|v| {
+                    v.subject == ours
+                        && v.title == verdict.title
+                        && v.peer.as_deref() == Some(peer.name())
+                })
             })
-        });
+            .collect();
         if against.iter().all(Option::is_none) {
             continue;
         }
@@ -166,7 +232,7 @@ pub fn readme(comparison: &Comparison) -> String {
         }
         text.push('\n');
     }
-    text
+    (text.lines().count() > rows).then_some(text)
 }
 
 /// `≥ 1.6, missed`.

@@ -8,9 +8,10 @@ pub mod text;
 
 use std::time::Duration;
 
-use crate::compare::document::{Comparison, Participant, Verdict};
+use crate::compare::document::{Comparison, Outcome, Participant, Verdict};
 use crate::scenario::Better;
 use crate::stats::Median;
+use crate::subject::{Kind, Topology};
 
 pub use text::{figure, table};
 
@@ -176,14 +177,37 @@ fn settings(subject: &Participant) -> String {
     }
 }
 
-/// Names of those who took part, in their order.
-fn present(comparison: &Comparison) -> Vec<&str> {
+/// Names of those who took part in a topology, in their order.
+fn present(comparison: &Comparison, topology: Topology) -> Vec<&str> {
     comparison
         .subjects
         .iter()
         .filter(|subject| subject.missing.is_none())
         .map(|subject| subject.name.as_str())
+        .filter(|name| topology_of(name) == topology)
         .collect()
+}
+
+/// Topologies that somebody took part in, in the order of reports.
+fn topologies(comparison: &Comparison) -> Vec<Topology> {
+    let has_some = |topology: &Topology| !present(comparison, *topology).is_empty();
+    Topology::ALL.into_iter().filter(has_some).collect()
+}
+
+/// That of a subject; of one that this program does not know, the simplest.
+fn topology_of(name: &str) -> Topology {
+    Kind::named(name).map_or(Topology::OneNode, Kind::topology)
+}
+
+/// What was measured in a topology.
+fn outcomes<'a>(
+    comparison: &'a Comparison,
+    present: &'a [&str],
+) -> impl Iterator<Item = &'a Outcome> {
+    comparison.scenarios.iter().filter(|outcome| {
+        let mut names = outcome.results.keys();
+        names.any(|name| present.contains(&name.as_str()))
+    })
 }
 
 /// Failures, a line each.

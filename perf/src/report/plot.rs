@@ -188,8 +188,14 @@ fn legend(series: &[Series]) -> String {
 /// it as `label` writes it.
 pub(super) fn bars(title: &str, series: &[Series], label: impl Fn(f64) -> String) -> String {
     const ROW: f64 = 30.0;
-    const NAMES: f64 = 118.0;
+    /// Of a character of a name, on a phone too.
+    const CHARACTER: f64 = 8.2;
     const VALUES: f64 = 92.0;
+    let longest = series
+        .iter()
+        .map(|series| series.name.chars().count())
+        .max();
+    let names = longest.unwrap_or_default() as f64 * CHARACTER + 12.0;
     let most = series
         .iter()
         .flat_map(|series| &series.points)
@@ -199,7 +205,7 @@ pub(super) fn bars(title: &str, series: &[Series], label: impl Fn(f64) -> String
                 .map_or(point.y, |(_, high)| high.max(point.y))
         })
         .fold(f64::MIN_POSITIVE, f64::max);
-    let length = |value: f64| value / most * (WIDTH - NAMES - VALUES);
+    let length = |value: f64| value / most * (WIDTH - names - VALUES);
     let mut svg = opening(title, ROW * series.len() as f64 + 8.0);
     for (row, series) in series.iter().enumerate() {
         let Some(point) = series.points.first() else {
@@ -210,9 +216,9 @@ pub(super) fn bars(title: &str, series: &[Series], label: impl Fn(f64) -> String
         let _ = write!(
             svg,
             "<g class=\"c{}\"><text class=\"end\" x=\"{:.1}\" y=\"{:.1}\">{}</text>\
-             <rect x=\"{NAMES}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"2\"/>",
+             <rect x=\"{names:.1}\" y=\"{:.1}\" width=\"{:.1}\" height=\"{:.1}\" rx=\"2\"/>",
             series.colour,
-            NAMES - 8.0,
+            names - 8.0,
             middle + 4.0,
             escaped(&series.name),
             top + 5.0,
@@ -225,14 +231,14 @@ pub(super) fn bars(title: &str, series: &[Series], label: impl Fn(f64) -> String
             let _ = write!(
                 svg,
                 "<path class=\"whisker\" d=\"M{:.1} {middle:.1}H{:.1}\"/>",
-                NAMES + length(low),
-                NAMES + length(high)
+                names + length(low),
+                names + length(high)
             );
         }
         let _ = write!(
             svg,
             "<text x=\"{:.1}\" y=\"{:.1}\">{}</text></g>",
-            NAMES + length(end) + 7.0,
+            names + length(end) + 7.0,
             middle + 4.0,
             escaped(&label(point.y))
         );

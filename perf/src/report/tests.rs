@@ -114,6 +114,7 @@ fn run(factor: f64) -> Comparison {
             settings: vec![("route MTU".to_owned(), "1500".to_owned())],
         })
         .to_vec(),
+        micro: None,
         scenarios: vec![
             outcome(
                 Scenario::Frames64,

@@ -8,9 +8,11 @@ use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Tab
 use crate::compare::baseline::{Baseline, Change};
 use crate::compare::{Comparison, Outcome, SubjectResult};
 use crate::report::{
-    Word, bar_text, facts, failures, interval, present, quantity, settings, verdict_value,
+    Word, bar_text, facts, failures, interval, outcomes, present, quantity, settings, topologies,
+    verdict_value,
 };
 use crate::stats::Median;
+use crate::subject::Topology;
 
 /// Width of a table when standard output is no terminal.
 const PLAIN_WIDTH: u16 = 120;
@@ -44,7 +46,9 @@ pub fn figure(text: impl Into<String>) -> Cell {
 pub fn comparison(comparison: &Comparison) -> String {
     let mut text = facts(comparison).join("\n");
     text.push_str("\n\n");
-    let _ = writeln!(text, "{}", figures(comparison));
+    for topology in topologies(comparison) {
+        let _ = writeln!(text, "{}", figures(comparison, topology));
+    }
     if comparison.verdicts().next().is_some() {
         let _ = writeln!(text, "\n{}", verdicts(comparison));
     }
@@ -58,6 +62,9 @@ pub fn comparison(comparison: &Comparison) -> String {
     }
     for failure in failures(comparison) {
         let _ = writeln!(text, "{failure}");
+    }
+    if let Some(micro) = &comparison.micro {
+        let _ = write!(text, "\n{}", micro.text());
     }
     text.trim_end().to_owned()
 }
@@ -75,7 +82,7 @@ pub fn baseline(baseline: &Baseline) -> String {
     for line in &baseline.lines {
         let (word, colour) = match line.change {
             Change::None if line.agrees => ("same", None),
-            Change::None => ("within noise", None),
+            Change::None => ("within noise, medians apart", None),
             Change::Better => ("better", Some(Color::Green)),
             Change::Worse => ("worse", Some(Color::Red)),
             Change::Gone => ("gone", None),
@@ -105,20 +112,30 @@ pub fn baseline(baseline: &Baseline) -> String {
     for remark in &baseline.remarks {
         let _ = writeln!(text, "{remark}");
     }
-    let _ = write!(text, "{table}");
+    let _ = writeln!(text, "{table}");
+    let _ = write!(text, "{}", agreement(baseline));
     text
 }
 
+/// Whether two runs of the same thing say the same.
+fn agreement(baseline: &Baseline) -> String {
+    let (agreeing, compared) = baseline.agreement();
+    format!(
+        "Of {compared} ratios that both runs have, {agreeing} agree: each run's interval holds the \
+         other's median."
+    )
+}
+
 /// Medians, one column a subject.
-fn figures(comparison: &Comparison) -> Table {
-    let present = present(comparison);
+fn figures(comparison: &Comparison, topology: Topology) -> Table {
+    let present = present(comparison, topology);
     let mut table = table(
-        ["medians"]
+        [topology.title()]
             .into_iter()
             .chain(present.iter().copied())
             .map(Cell::new),
     );
-    for outcome in &comparison.scenarios {
+    for outcome in outcomes(comparison, &present) {
         let mut row = vec![Cell::new(outcome.scenario.title())];
         for subject in &present {
             let result = outcome.results.get(*subject);

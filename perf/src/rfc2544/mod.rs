@@ -162,7 +162,7 @@ pub fn run(
     progress: &Progress,
     stop: &Stop,
 ) -> Result<Report, MeasureError> {
-    let _live = LiveFrames::allow(subject.node(), subject.host_end())?;
+    let _live = LiveFrames::allow(subject.entrance())?;
     let mut report = Report {
         schema_version: SCHEMA_VERSION,
         subject: subject.kind().name(),

@@ -68,7 +68,7 @@ impl<'a> Bench<'a> {
         stop: &'a Stop,
     ) -> Result<Bench<'a>, MeasureError> {
         let [from, to] = subject.pods();
-        let path = Path::resolve(&from, to.address(v6))?;
+        let path = Path::resolve(&from, to.pinged(v6))?;
         if to.service.is_some() && flows > PORTS {
             return Err(MeasureError::Unexpected {
                 what: format!("{flows} flows through {}", subject.kind().name()),

@@ -37,6 +37,7 @@ impl Scenario {
             (Scenario::Tcp, VALUE, Kind::LinuxBridge) => 1.0,
             (Scenario::Tcp, VALUE, Kind::OvsAfxdp | Kind::OvsAfxdpVxlan) => 5.0,
             (Scenario::Tcp, VALUE, Kind::LinuxVxlan) => 1.5,
+            (Scenario::Tcp, VALUE, Kind::LinuxBridgeForwarding) => 0.5,
             (Scenario::UdpRr, VALUE, Kind::LinuxBridge) => 0.5,
             (Scenario::TcpRr, VALUE, Kind::LinuxBridge) => 0.65,
             (Scenario::UdpRr | Scenario::TcpRr, VALUE, Kind::LinuxVxlan) => 0.6,

@@ -56,7 +56,7 @@ pub(super) fn of(
     let sink = to
         .namespace
         .enter(|| Ok::<_, MeasureError>(FlowSink::attach(device_index("eth0")?, &filter)?))??;
-    let _live = LiveFrames::allow(subject.node(), subject.host_end())?;
+    let _live = LiveFrames::allow(subject.entrance())?;
     let limit = Limit {
         count: Some(BURST.into()),
         ..Limit::default()

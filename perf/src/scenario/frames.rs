@@ -70,7 +70,7 @@ pub(super) fn traffic(
     device_bytes: usize,
 ) -> Result<Traffic, MeasureError> {
     let [from, to] = subject.pods();
-    let path = Path::resolve(&from, to.address(run.v6))?;
+    let path = Path::resolve(&from, to.pinged(run.v6))?;
     Ok(Traffic::udp(
         [path.source_mac, path.next_hop_mac],
         [from.address(run.v6), to.destination(run.v6)],
@@ -86,7 +86,7 @@ fn generated(
     stop: &Stop,
 ) -> Result<Sample, MeasureError> {
     let [from, to] = subject.pods();
-    let _live = LiveFrames::allow(subject.node(), subject.host_end())?;
+    let _live = LiveFrames::allow(subject.entrance())?;
     let out_of = (from.namespace, "eth0");
     live_frames(out_of, traffic, sink(&to, port)?, run, stop)
 }

@@ -45,7 +45,7 @@ pub(super) fn into(subject: &dyn Subject, run: &Run, stop: &Stop) -> Result<Samp
     let wire = wire(subject)?;
     let traffic = frames::traffic(subject, run, INNER_BYTES)?;
     let _far = Still::new(&wire);
-    let _live = LiveFrames::allow(subject.node(), subject.host_end())?;
+    let _live = LiveFrames::allow(subject.entrance())?;
     let filter = Filter {
         protocol: Protocol::Udp,
         ports: Some(PortRange::one(SINK_PORT)),
@@ -77,7 +77,7 @@ pub(super) fn out_of(
         Sizes::one(TUNNEL_BYTES + INNER_BYTES + FCS_BYTES),
     );
     traffic.tunnel = Some(seen.tunnel);
-    let _live = LiveFrames::allow(subject.node(), UPLINK)?;
+    let _live = LiveFrames::allow((wire.node, UPLINK))?;
     let sink = sink(&to, Some(SINK_PORT))?;
     live_frames((wire.namespace, &wire.port), &traffic, sink, run, stop)
 }

@@ -8,11 +8,26 @@ use spinlane_tests::cluster::UPLINK;
 use crate::measure::MeasureError;
 use crate::subject::peer::{Peer, TUNNELLED_MTU, UPLINK_SETTING};
 use crate::subject::veth::Addressing;
-use crate::subject::{Kind, kernel_settings, setting};
+use crate::subject::{Kind, forwarding, kernel_settings, needs, setting};
 
 /// A bridge with two pods.
 pub(super) fn set_up() -> Result<Peer, MeasureError> {
-    let mut peer = Peer::on_one_node(Kind::LinuxBridge, Addressing::Segment)?;
+    on_one_node(Kind::LinuxBridge)
+}
+
+/// The same to behind the second pod.
+pub(super) fn set_up_forwarding() -> Result<Peer, MeasureError> {
+    needs(Kind::LinuxBridgeForwarding, &["nft"], "nftables")?;
+    let mut peer = on_one_node(Kind::LinuxBridgeForwarding)?;
+    let pod = peer.pods[1].pod();
+    let service = forwarding::service(&pod);
+    peer.behind = Some(forwarding::behind(pod.namespace)?);
+    peer.service = Some(service);
+    Ok(peer)
+}
+
+fn on_one_node(kind: Kind) -> Result<Peer, MeasureError> {
+    let mut peer = Peer::on_one_node(kind, Addressing::Segment)?;
     bridge(&peer.nodes[0], &["p1", "p2"])?;
     peer.settings = kernel_settings(&peer, 1500)?;
     peer.settings.push(setting("bridge netfilter", "off"));

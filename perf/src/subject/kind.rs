@@ -44,6 +44,10 @@ pub enum Kind {
     SpinlaneMasquerade,
     /// `linux-routed` with nftables' masquerade, to a host outside.
     NftMasquerade,
+    /// Spinlane as shipped, to behind a pod that forwards for others.
+    SpinlaneForwarding,
+    /// The kernel's bridge, to behind a pod that forwards for others.
+    LinuxBridgeForwarding,
 }
 
 /// What frames have to cross: only like is compared with like.
@@ -58,9 +62,42 @@ pub enum Topology {
     Service,
     /// From a pod to a host that knows of no pods.
     Outside,
+    /// From a pod to behind another of the same node, which translates and
+    /// forwards.
+    Forwarded,
+}
+
+impl Topology {
+    /// In the order of reports.
+    pub const ALL: [Topology; 5] = [
+        Topology::OneNode,
+        Topology::Service,
+        Topology::Forwarded,
+        Topology::TwoNodes,
+        Topology::Outside,
+    ];
+
+    /// What it is, for a reader.
+    #[must_use]
+    pub fn title(self) -> &'static str {
+        match self {
+            Topology::OneNode => "Pod to pod on a node",
+            Topology::TwoNodes => "Pod to pod over VXLAN",
+            Topology::Service => "Pod to a service on a node",
+            Topology::Outside => "Pod to a host outside",
+            Topology::Forwarded => "Pod to behind a pod that forwards",
+        }
+    }
 }
 
 impl Kind {
+    /// The kind of a name in a document.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Kind> {
+        let kinds = <Kind as clap::ValueEnum>::value_variants();
+        kinds.iter().copied().find(|kind| kind.name() == name)
+    }
+
     /// The name in tables and documents.
     #[must_use]
     pub fn name(self) -> &'static str {
@@ -81,6 +118,8 @@ impl Kind {
             Kind::OvsAfxdpVxlan => "ovs-afxdp-vxlan",
             Kind::SpinlaneMasquerade => "spinlane-masquerade",
             Kind::NftMasquerade => "nft-masquerade",
+            Kind::SpinlaneForwarding => "spinlane-forwarding",
+            Kind::LinuxBridgeForwarding => "linux-bridge-forwarding",
         }
     }
 
@@ -94,6 +133,7 @@ impl Kind {
             | Kind::LinuxVxlanOffload
             | Kind::OvsAfxdpVxlan => Topology::TwoNodes,
             Kind::SpinlaneMasquerade | Kind::NftMasquerade => Topology::Outside,
+            Kind::SpinlaneForwarding | Kind::LinuxBridgeForwarding => Topology::Forwarded,
             _ => Topology::OneNode,
         }
     }
@@ -103,7 +143,11 @@ impl Kind {
     pub fn is_ours(self) -> bool {
         matches!(
             self,
-            Kind::Spinlane | Kind::SpinlaneBusy | Kind::SpinlaneVxlan | Kind::SpinlaneMasquerade
+            Kind::Spinlane
+                | Kind::SpinlaneBusy
+                | Kind::SpinlaneVxlan
+                | Kind::SpinlaneMasquerade
+                | Kind::SpinlaneForwarding
         )
     }
 
@@ -131,12 +175,14 @@ impl Kind {
             Kind::Spinlane
             | Kind::SpinlaneBusy
             | Kind::SpinlaneVxlan
-            | Kind::SpinlaneMasquerade => {
+            | Kind::SpinlaneMasquerade
+            | Kind::SpinlaneForwarding => {
                 let subject = Spinlane::set_up(self)?;
                 subject.reach()?;
                 return Ok(Box::new(subject));
             }
             Kind::LinuxBridge => bridge::set_up()?,
+            Kind::LinuxBridgeForwarding => bridge::set_up_forwarding()?,
             Kind::LinuxRouted => routed::set_up()?,
             Kind::TcRedirect => redirect::set_up()?,
             Kind::OvsAfxdp => ovs::set_up()?,

@@ -6,6 +6,7 @@
 
 mod bridge;
 mod forwarder;
+mod forwarding;
 mod kind;
 mod masquerade;
 mod ovs;
@@ -66,13 +67,15 @@ pub struct Pod<'a> {
     pub service: Option<ServiceAddress>,
 }
 
-/// Addresses that no device has: a proxy translates them.
+/// Addresses that are not the pod's own: something translates them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct ServiceAddress {
     /// The IPv4 address.
     pub v4: IpAddr,
     /// The IPv6 address.
     pub v6: IpAddr,
+    /// Whether pings to it are answered too.
+    pub answers_pings: bool,
 }
 
 impl Pod<'_> {
@@ -92,11 +95,22 @@ impl Pod<'_> {
             None => self.address(v6),
         }
     }
+
+    /// Where it answers a ping.
+    #[must_use]
+    pub fn pinged(&self, v6: bool) -> IpAddr {
+        match self.service {
+            Some(service) if service.answers_pings => self.destination(v6),
+            _ => self.address(v6),
+        }
+    }
 }
 
 /// The link between two nodes, seen from outside of them.
 #[derive(Debug, Clone)]
 pub struct Wire<'a> {
+    /// The first node.
+    pub node: &'a Namespace,
     /// The link's namespace.
     pub namespace: &'a Namespace,
     /// Far end of the first node's uplink.
@@ -120,11 +134,9 @@ pub trait Subject {
     /// The sending and the receiving pod.
     fn pods(&self) -> [Pod<'_>; 2];
 
-    /// The namespace that plays the node.
-    fn node(&self) -> &Namespace;
-
-    /// Name of the sending pod's device in the node's namespace.
-    fn host_end(&self) -> &str;
+    /// The other end of the sending pod's device: a namespace, and the name
+    /// there.
+    fn entrance(&self) -> (&Namespace, &str);
 
     /// Its agent, when it has one that answers `spinlane`'s commands.
     fn agent(&self) -> Option<&Node> {
@@ -174,7 +186,7 @@ pub trait Subject {
     /// When they do not.
     fn reach(&self) -> Result<(), MeasureError> {
         let [from, to] = self.pods();
-        for address in [to.v4, to.v6] {
+        for address in [false, true].map(|v6| to.pinged(v6)) {
             wait_for(
                 &format!("a ping through {} to {address}", self.kind().name()),
                 REACH_TIMEOUT,

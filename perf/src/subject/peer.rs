@@ -24,6 +24,8 @@ pub(super) struct Peer {
     /// Keep the books (a database), never paused.
     pub(super) attending: Vec<Process>,
     pub(super) redirections: Vec<Redirection>,
+    /// What the second pod forwards for.
+    pub(super) behind: Option<VethPod>,
     pub(super) pods: [VethPod; 2],
     /// Of the first pod and, when it is another, of the second.
     pub(super) nodes: Vec<Namespace>,
@@ -83,6 +85,7 @@ impl Peer {
             forwarding: Vec::new(),
             attending: Vec::new(),
             redirections: Vec::new(),
+            behind: None,
             pods,
             nodes,
             underlay: None,
@@ -143,22 +146,19 @@ impl Subject for Peer {
     fn pods(&self) -> [Pod<'_>; 2] {
         let receiver = Pod {
             service: self.service,
-            ..self.pods[1].pod()
+            ..self.behind.as_ref().unwrap_or(&self.pods[1]).pod()
         };
         [self.pods[0].pod(), receiver]
     }
 
-    fn node(&self) -> &Namespace {
-        &self.nodes[0]
-    }
-
-    fn host_end(&self) -> &str {
-        &self.pods[0].host_end
+    fn entrance(&self) -> (&Namespace, &str) {
+        (&self.nodes[0], &self.pods[0].host_end)
     }
 
     fn wire(&self) -> Option<Wire<'_>> {
         let underlay = self.underlay.as_ref()?;
         Some(Wire {
+            node: &self.nodes[0],
             namespace: underlay.namespace(),
             port: Underlay::port(1),
             far_pids: self.forwarding.iter().skip(1).map(Process::id).collect(),

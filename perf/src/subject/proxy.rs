@@ -65,6 +65,7 @@ fn finish(mut peer: Peer, services: usize, package: &str) -> Result<Peer, Measur
     peer.service = Some(ServiceAddress {
         v4: cluster_address(services / 2, false),
         v6: cluster_address(services / 2, true),
+        answers_pings: false,
     });
     peer.settings = kernel_settings(&peer, 1500)?;
     peer.settings.extend([

@@ -1,28 +1,36 @@
 //! Spinlane: the real agent with its default configuration, pods attached by
 //! the real CNI plugin; on one node, or on two with VXLAN between them.
 
+use std::io;
 use std::net::IpAddr;
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::json;
+use spinlane_api::CONNECTIONS_FILE;
 use spinlane_api::view::{PortKind, XdpMode};
 use spinlane_tests::cluster::{Families, UPLINK, Underlay};
-use spinlane_tests::{Cluster, Namespace, Node, NodeConfig, program};
+use spinlane_tests::{Cluster, Namespace, Node, NodeConfig, program, wait_for};
 
-use crate::measure::MeasureError;
+use crate::measure::{MeasureError, io_error};
 use crate::path::Path as Route;
 use crate::subject::peer::{UPLINK_SETTING, uplinks_without_tunnel_offload};
 use crate::subject::veth::VethPod;
 use crate::subject::{
-    Kind, LANE_CORE, Pod, SENDER_CORE, Subject, Wire, feature, masquerade, on_off, setting, signal,
+    Kind, LANE_CORE, Pod, SENDER_CORE, Subject, Wire, feature, forwarding, masquerade, on_off,
+    setting, signal,
 };
+
+/// How long the agent may take to notice a pod that forwards.
+const NOTICE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// An agent with two pods.
 #[derive(Debug)]
 pub struct Spinlane {
     kind: Kind,
+    /// What the second pod forwards for.
+    behind: Option<VethPod>,
     pods: Vec<AttachedPod>,
     /// Where pods send to, when not to each other.
     outside: Option<VethPod>,
@@ -158,16 +166,42 @@ impl Spinlane {
                 what: "`spinlane ports`".to_owned(),
                 detail: "the first pod's port is not among them".to_owned(),
             })?;
+        let behind = match kind {
+            Kind::SpinlaneForwarding => Some(forwarding::behind(pods[1].pod.namespace())?),
+            _ => None,
+        };
         let mut subject = Spinlane {
             kind,
+            behind,
             pods,
             outside,
             nodes,
             host_end,
             settings: Vec::new(),
         };
+        if subject.behind.is_some() {
+            subject.wait_until_noticed()?;
+        }
         subject.settings = subject.read_settings()?;
         Ok(subject)
+    }
+
+    /// Sends through the second pod until the agent knows that it forwards.
+    fn wait_until_noticed(&self) -> Result<(), MeasureError> {
+        self.reach()?;
+        forwarding::stream(&self.pods())?;
+        let agent = self.nodes.first();
+        wait_for(
+            "the agent to notice a forwarding pod",
+            NOTICE_TIMEOUT,
+            || {
+                let ports = agent.ports().ok()?;
+                let name = self.pods[1].pod.name();
+                let port = ports.into_iter().find(|port| port.pod == name)?;
+                (!port.super_frames).then_some(())
+            },
+        )?;
+        Ok(())
     }
 
     /// How long the plugin took to attach each pod, process start included.
@@ -197,6 +231,9 @@ impl Spinlane {
             settings.push(setting("XDP mode", mode));
             settings.push(setting("super-frames", on_off(port.super_frames)));
         }
+        if self.behind.is_some() {
+            settings.push(setting("the forwarding pod", "noticed"));
+        }
         let steering = [
             ("host end", node, self.host_end.as_str()),
             ("pod", pods[0].namespace, "eth0"),
@@ -207,7 +244,7 @@ impl Spinlane {
             let gro = feature(namespace, device, "generic-receive-offload")?;
             settings.push(setting(&format!("{end} GRO"), on_off(gro)));
         }
-        let route = Route::resolve(&pods[0], pods[1].v4)?;
+        let route = Route::resolve(&pods[0], pods[1].pinged(false))?;
         settings.push(setting("route MTU", route.mtu.to_string()));
         if self.kind == Kind::SpinlaneVxlan {
             let core = SENDER_CORE.to_string();
@@ -224,19 +261,19 @@ impl Subject for Spinlane {
     }
 
     fn pods(&self) -> [Pod<'_>; 2] {
-        let receiver = match &self.outside {
-            Some(host) => host.pod(),
-            None => self.pods[1].pod(),
+        let receiver = match (&self.outside, &self.behind) {
+            (Some(host), _) => host.pod(),
+            (None, Some(behind)) => Pod {
+                service: Some(forwarding::service(&self.pods[1].pod())),
+                ..behind.pod()
+            },
+            (None, None) => self.pods[1].pod(),
         };
         [self.pods[0].pod(), receiver]
     }
 
-    fn node(&self) -> &Namespace {
-        self.nodes.first().namespace()
-    }
-
-    fn host_end(&self) -> &str {
-        &self.host_end
+    fn entrance(&self) -> (&Namespace, &str) {
+        (self.nodes.first().namespace(), &self.host_end)
     }
 
     fn agent(&self) -> Option<&Node> {
@@ -247,6 +284,7 @@ impl Subject for Spinlane {
         match &self.nodes {
             Nodes::One(_) => None,
             Nodes::Two(cluster) => Some(Wire {
+                node: self.nodes.first().namespace(),
                 namespace: cluster.underlay().namespace(),
                 port: Underlay::port(1),
                 far_pids: self.nodes.last().agent_pid().into_iter().collect(),
@@ -280,14 +318,9 @@ impl Subject for Spinlane {
 
     fn forget_connections(&mut self) -> Result<(), MeasureError> {
         match &mut self.nodes {
-            Nodes::One(node) => node.restart()?,
-            Nodes::Two(cluster) => {
-                for node in cluster.nodes_mut() {
-                    node.restart()?;
-                }
-            }
+            Nodes::One(node) => forget(node),
+            Nodes::Two(cluster) => cluster.nodes_mut().iter_mut().try_for_each(forget),
         }
-        Ok(())
     }
 
     fn pause(&mut self) {
@@ -297,6 +330,20 @@ impl Subject for Spinlane {
     fn resume(&mut self) {
         signal(&self.pids(), Signal::SIGCONT);
     }
+}
+
+/// Restarts an agent without the connections that it would go on with.
+fn forget(node: &mut Node) -> Result<(), MeasureError> {
+    node.stop()?;
+    let file = node.run_dir().join(CONNECTIONS_FILE);
+    match std::fs::remove_file(&file) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(io_error(format!("removing {}", file.display()))(error));
+        }
+        _ => {}
+    }
+    node.start_agent()?;
+    Ok(())
 }
 
 /// Receive packet steering of a device's queues, `off` where none is set.
