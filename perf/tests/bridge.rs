@@ -201,8 +201,10 @@ fn a_udp_stream_arrives_whole() {
         let output = command.args(family).output().unwrap();
         assert!(output.status.success(), "{output:?}");
         let result: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(result["offered_packets"], 1000, "{result}");
-        assert_eq!(result["order"]["received"], 1000, "{result}");
+        // Its end may come before the last packets leave, on a busy machine.
+        let offered = result["offered_packets"].as_u64().unwrap();
+        assert!((1..=1000).contains(&offered), "{result}");
+        assert_eq!(result["order"]["received"], offered, "{result}");
         assert_eq!(result["order"]["flows"], 4, "{result}");
         assert_eq!(result["loss_ratio"], 0.0, "{result}");
         assert!(result["jitter_us"].as_f64().unwrap() > 0.0, "{result}");
@@ -272,19 +274,19 @@ fn ctrl_c_leaves_a_partial_report() {
     if !root_or_skip("ctrl_c_leaves_a_partial_report") {
         return;
     }
-    let child = rfc2544("1")
+    let mut child = rfc2544("1")
         .stdout(std::process::Stdio::piped())
-        .stderr(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
         .spawn()
         .unwrap();
     let pid = child.id();
-    wait_for("three namespaces", Duration::from_secs(10), || {
-        (namespaces_of(pid) == 3).then_some(())
-    })
-    .unwrap();
-    std::thread::sleep(Duration::from_secs(3));
+    // In the middle of the first case.
+    let mut progress = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(progress.any(|line| line.unwrap().contains("full speed")));
+    let rest = std::thread::spawn(move || progress.for_each(drop));
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT).unwrap();
     let output = child.wait_with_output().unwrap();
+    rest.join().unwrap();
     assert_eq!(output.status.code(), Some(130));
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["complete"], false);

@@ -19,7 +19,7 @@ use spinlane_perf::sink::tc::TcSink;
 use spinlane_perf::sink::tracking::TrackingSink;
 use spinlane_perf::sink::{Filter, Hook};
 use spinlane_perf::stop::Stop;
-use spinlane_tests::{Namespace, Process, capture, root_or_skip, veth, wait_for};
+use spinlane_tests::{Namespace, capture, root_or_skip, veth, wait_for};
 
 const SOURCE: Mac = Mac([2, 0, 0, 0, 0, 0x0a]);
 const DESTINATION: Mac = Mac([2, 0, 0, 0, 0, 0x0b]);
@@ -101,27 +101,11 @@ fn tracking(end: &Namespace, hook: Hook, filter: &Filter) -> TrackingSink {
 }
 
 /// A capture of `packets` UDP, TCP or echo packets at an end.
-fn record(end: &Namespace, file: &Path, packets: u64) -> Process {
-    let path = file.display().to_string();
-    let packets = packets.to_string();
+fn record(end: &Namespace, file: &Path, packets: u64) -> capture::Recording {
     // Neighbour discovery and membership reports are not ours.
     let ours = "udp or tcp or icmp[0] == 8 or (icmp6 and ip6[40] == 128)";
-    let process = end
-        .spawn(&[
-            "tcpdump", "-i", "eth0", "-Q", "in", "-B", "16384", "-c", &packets, "-w", &path, ours,
-        ])
-        .unwrap();
-    wait_for("the capture's file", Duration::from_secs(5), || {
-        file.exists().then_some(())
-    })
-    .unwrap();
-    std::thread::sleep(Duration::from_millis(300));
-    process
-}
-
-fn recorded(process: Process) {
-    let output = process.wait(Duration::from_secs(20)).unwrap();
-    assert!(output.status.success(), "{output:?}");
+    let options = ["-Q", "in", "-c", &packets.to_string()];
+    capture::Recording::start((end, "eth0"), &options, ours, file).unwrap()
 }
 
 fn expect(counted: u64, mut count: impl FnMut() -> u64) {
@@ -249,7 +233,7 @@ fn tshark_finds_every_field_in_its_range_and_every_sum_right() {
                     ..count(packets)
                 };
                 generate(&left, engine, &traffic, paced);
-                recorded(recording);
+                recording.finish().unwrap();
                 let rows = fields(&file, v6, protocol);
                 assert_eq!(rows.len() as u64, packets, "{name}");
                 // Destination ports do not tell echo requests apart.
@@ -286,7 +270,7 @@ fn a_mix_arrives_in_its_shares() {
         traffic.flows = 7;
         let recording = record(&right, &file, 840);
         generate(&left, engine, &traffic, count(840));
-        recorded(recording);
+        recording.finish().unwrap();
         let mut sizes: HashMap<String, u32> = HashMap::new();
         for row in capture::fields(&file, "udp.checksum.status == 1", &["frame.len"]).unwrap() {
             *sizes.entry(row[0].clone()).or_default() += 1;
@@ -334,7 +318,7 @@ fn tshark_decodes_the_tunnel() {
         };
         let recording = record(&right, &file, 50);
         generate(&left, engine, &traffic, count(50));
-        recorded(recording);
+        recording.finish().unwrap();
         let names = ["vxlan.vni", "eth.src", "udp.srcport", "udp.checksum.status"];
         let rows = capture::fields(&file, "vxlan and frame.len == 196", &names).unwrap();
         assert_eq!(rows.len(), 50, "{name}");
@@ -576,7 +560,7 @@ fn jumbo_frames_leave_whole() {
     traffic.sizes = Sizes::one(9018);
     let recording = record(&right, &file, 20);
     generate(&left, Engine::AfXdp, &traffic, count(20));
-    recorded(recording);
+    recording.finish().unwrap();
     let good = "udp.checksum.status == 1 and frame.len == 9014";
     assert_eq!(capture::count(&file, good).unwrap(), 20);
 }
@@ -591,18 +575,13 @@ fn paced_frames_keep_their_rate() {
         let sink = tracking(&right, Hook::Tc, &UDP_TO_9);
         let limit = Limit {
             rate: Some(10_000),
-            duration: Some(Duration::from_secs(1)),
-            ..Limit::default()
+            ..count(10_000)
         };
         let began = Instant::now();
         let sent = generate(&left, engine, &traffic(false), limit);
-        // A late wake-up makes up for itself; only the end may be short, and
-        // nothing may come early.
-        assert!(
-            (9_500..=10_001).contains(&sent.packets),
-            "{engine:?} {sent:?}"
-        );
-        assert!(began.elapsed() >= Duration::from_millis(950), "{engine:?}");
+        assert_eq!(sent.packets, 10_000, "{engine:?} {sent:?}");
+        // A late wake-up makes up for itself, and nothing may come early.
+        assert!(began.elapsed() >= Duration::from_millis(990), "{engine:?}");
         expect(sent.packets, || sink.count().unwrap().packets);
     }
 }

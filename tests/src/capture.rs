@@ -1,13 +1,16 @@
 //! Reading captures with tshark: an opinion about bytes that is not ours.
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use crate::error::{LabError, Result};
 use crate::namespace::Namespace;
 use crate::process::{Process, run};
 use crate::{PATIENCE, wait_for};
+
+/// The kernel hands packets to tcpdump within a second; and then some.
+const HANDED_OVER: Duration = Duration::from_millis(1500);
 
 /// Packets that tcpdump writes to a file.
 #[derive(Debug)]
@@ -30,7 +33,7 @@ impl Recording {
     ) -> Result<Self> {
         let (namespace, interface) = on;
         let file_name = file.display().to_string();
-        let mut argv = vec!["tcpdump", "--immediate-mode", "-U", "-B", "16384"];
+        let mut argv = vec!["tcpdump", "-U", "-B", "16384"];
         argv.extend(["-Z", "root", "-i", interface, "-w", &file_name]);
         argv.extend(options);
         argv.push(filter);
@@ -43,6 +46,15 @@ impl Recording {
         Ok(Self { process, file })
     }
 
+    /// Waits for tcpdump's own end, after as many packets as it was told by
+    /// `-c`; how many it missed.
+    ///
+    /// # Errors
+    /// When they do not come, or tcpdump fails.
+    pub fn finish(self) -> Result<u32> {
+        missed(&self.process.wait(PATIENCE)?)
+    }
+
     /// Ends the recording once tcpdump has no more to write; how many packets
     /// it missed.
     ///
@@ -53,18 +65,20 @@ impl Recording {
         let mut last = 0;
         while last != len() {
             last = len();
-            std::thread::sleep(Duration::from_millis(300));
+            std::thread::sleep(HANDED_OVER);
         }
-        let output = self.process.interrupt(PATIENCE)?;
-        let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
-        let mut lines = complaint.lines();
-        let missed = lines.find_map(|line| line.strip_suffix(" packets dropped by kernel"));
-        if let Some(missed) = missed.and_then(|missed| missed.parse().ok())
-            && output.status.success()
-        {
-            return Ok(missed);
-        }
-        Err(LabError::unexpected("tcpdump", complaint))
+        missed(&self.process.interrupt(PATIENCE)?)
+    }
+}
+
+/// How many packets an ended tcpdump missed.
+fn missed(tcpdump: &Output) -> Result<u32> {
+    let complaint = String::from_utf8_lossy(&tcpdump.stderr).into_owned();
+    let mut lines = complaint.lines();
+    let missed = lines.find_map(|line| line.strip_suffix(" packets dropped by kernel"));
+    match missed.and_then(|missed| missed.parse().ok()) {
+        Some(missed) if tcpdump.status.success() => Ok(missed),
+        _ => Err(LabError::unexpected("tcpdump", complaint)),
     }
 }
 

@@ -142,7 +142,7 @@ impl Stage {
 }
 
 fn serve(mut stream: UnixStream, answer: &impl Fn(&Request) -> Option<Response>, seen: &Seen) {
-    let _ = stream.set_read_timeout(Some(Duration::from_secs(5)));
+    let _ = stream.set_read_timeout(Some(Duration::from_secs(30)));
     let Some((request, netns)) = receive(&mut stream) else {
         return;
     };
@@ -254,7 +254,7 @@ impl Invocation {
         }
         command
             .write_stdin(input)
-            .timeout(Duration::from_secs(20))
+            .timeout(Duration::from_secs(60))
             .output()
             .expect("the program runs")
     }

@@ -46,7 +46,7 @@ fn a_bridged_pod_shares_the_underlay_with_the_node() {
         lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 172.31.0.1");
         lab.succeeds("pod", "ping -c 3 -i 0.2 -W 2 fd00:31::2");
     });
-    assert_eq!(engine.stats().frames.in_use, 0);
+    frames_come_home(&engine);
     engine.stop();
     // The kernel has the uplink to itself, and no longer in promiscuous mode.
     lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 172.31.0.1");
@@ -114,7 +114,7 @@ fn the_node_is_a_station_of_the_segment_by_the_uplinks_address() {
     let segment = snapshot.segment(SegmentId(0)).unwrap();
     let target = segment.fdb.get(&POD_MAC).unwrap();
     assert_eq!(target.at, spinlane_dataplane::snapshot::Location::Port(POD));
-    assert_eq!(engine.stats().frames.in_use, 0);
+    frames_come_home(&engine);
     engine.stop();
     lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 172.31.0.1");
 }

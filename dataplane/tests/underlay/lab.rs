@@ -3,8 +3,9 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::os::fd::AsRawFd;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use spinlane_dataplane::engine::{
     Attached, Engine, EngineConfig, PollMode, PortError, PortSpec, UplinkSpec, XdpChoice,
@@ -127,6 +128,19 @@ impl Lab {
         text.trim().parse().unwrap()
     }
 
+    /// An iperf3 server in a namespace, listening, that serves one client.
+    pub(crate) fn iperf_server(&self, end: &str) -> Child {
+        let server = Command::new("ip")
+            .args(["netns", "exec", &self.namespace(end), "iperf3", "-s", "-1"])
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        eventually("the server listens", || {
+            self.succeeds(end, "ss -Hltn").contains(":5201")
+        });
+        server
+    }
+
     /// Moves this thread, and those that it starts, into the node.
     pub(crate) fn enter_node(&self) {
         let path = format!("/run/netns/{}", self.namespace("node"));
@@ -143,6 +157,20 @@ impl Drop for Lab {
             output(&format!("ip netns delete {}", self.namespace(end)));
         }
     }
+}
+
+/// Waits, as long as a busy machine takes, until something is so.
+pub(crate) fn eventually(what: &str, mut is_so: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !is_so() {
+        assert!(Instant::now() < deadline, "waited in vain until {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Waits until no frame is under way.
+pub(crate) fn frames_come_home(engine: &Engine) {
+    eventually("every frame is home", || engine.stats().frames.in_use == 0);
 }
 
 pub(crate) fn output(line: &str) -> Output {

@@ -45,7 +45,7 @@ pub(super) fn set_up() -> Result<Peer, MeasureError> {
         "--total-num-mbufs=16384",
     ]);
     let mut process = Process::spawn(command)?;
-    let attached = wait_for("testpmd's XDP programs", Duration::from_secs(15), || {
+    let attached = wait_for("testpmd's XDP programs", Duration::from_secs(90), || {
         if !process.is_running() {
             return Some(false);
         }
