@@ -220,6 +220,10 @@ pub struct Port {
     pub zero_copy: bool,
     /// Lanes that hold a queue of this port.
     pub lanes: Vec<usize>,
+    /// Queues of the interface that packets are received on; each has a
+    /// socket.
+    #[serde(default)]
+    pub queues: u32,
     /// Whether super-frames are delivered whole; `false` for a pod that
     /// forwards or asked for segments.
     pub super_frames: bool,

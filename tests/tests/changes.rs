@@ -83,6 +83,19 @@ fn a_late_node_object_brings_the_ranges_and_a_changed_one_keeps_pods() -> Result
     reach(new.namespace(), &old, "from the new range to the old one")?;
     reach(one.namespace(), &old, "from the node to the old range")?;
     assert_eq!(old.check(one, "eth0")?.code(), None);
+    // The agent that comes next finds one range and pods of another.
+    cluster.nodes_mut()[0].restart()?;
+    let [one, ..] = cluster.nodes() else {
+        unreachable!("two nodes");
+    };
+    notice(one, &["keep addresses", "default/old (10.244.1.2)"])?;
+    reach(old.namespace(), &new, "from the old range after a restart")?;
+    reach(one.namespace(), &old, "to the old range after a restart")?;
+    reach(
+        remote.namespace(),
+        &new,
+        "into the new range after a restart",
+    )?;
     new.del(one, "eth0")?;
     let mut old = old;
     old.del(one, "eth0")?;
@@ -109,7 +122,14 @@ fn pods_follow_the_uplinks_mtu() -> Result<(), LabError> {
     if !root_or_skip("pods_follow_the_uplinks_mtu") {
         return Ok(());
     }
-    let mut cluster = Cluster::start(2, Families::V4, |_| {})?;
+    for lanes in ["", "offloads = \"off\""] {
+        let cluster = Cluster::start(2, Families::V4, |config| config.lanes = lanes.to_owned())?;
+        mtu_goes_down_and_up(cluster)?;
+    }
+    Ok(())
+}
+
+fn mtu_goes_down_and_up(mut cluster: Cluster) -> Result<(), LabError> {
     let [one, two] = cluster.nodes() else {
         unreachable!("two nodes");
     };
@@ -187,11 +207,14 @@ fn an_uplink_goes_and_comes_back() -> Result<(), LabError> {
     if !root_or_skip("an_uplink_goes_and_comes_back") {
         return Ok(());
     }
-    // With a name, and by the default route.
-    for name in [UPLINK, "auto"] {
+    // With a name, and by the default route; the node's addresses found out,
+    // and written down.
+    for (name, names_addresses) in [(UPLINK, false), ("auto", false), (UPLINK, true)] {
         let cluster = Cluster::prepare(2, Families::Dual, |config| {
-            config.addresses = Vec::new();
             config.uplink = name.to_owned();
+            if !names_addresses {
+                config.addresses = Vec::new();
+            }
         });
         let mut cluster = cluster?;
         let gateway = |node: &Node| node.namespace().ip("route add default via 172.31.0.254");
@@ -282,5 +305,55 @@ fn a_node_gets_another_address() -> Result<(), LabError> {
     );
     let held = one.namespace().ip("-4 address show dev spinlane0")?;
     assert!(!held.contains("inet "), "nothing is left behind: {held}");
+    Ok(())
+}
+
+#[test]
+fn an_uplink_gets_more_queues() -> Result<(), LabError> {
+    if !root_or_skip("an_uplink_gets_more_queues") {
+        return Ok(());
+    }
+    let mut cluster = Cluster::prepare(2, Families::V4, |_| {})?;
+    // A device with room for four, of which one is in use.
+    let (one, link) = (
+        cluster.nodes()[0].namespace(),
+        cluster.underlay().namespace(),
+    );
+    let queues = "numrxqueues 4 numtxqueues 4";
+    one.ip(&format!("link delete {UPLINK}"))?;
+    one.ip(&format!(
+        "link add {UPLINK} {queues} type veth peer name p1 netns {} {queues}",
+        link.name()
+    ))?;
+    link.ip("link set p1 master br0 up")?;
+    one.ip(&format!("link set {UPLINK} up"))?;
+    one.ip(&format!("address add 172.31.0.1/24 dev {UPLINK}"))?;
+    one.run(&["ethtool", "-L", UPLINK, "rx", "1", "tx", "1"])?;
+    for node in cluster.nodes_mut() {
+        node.start_agent()?;
+    }
+    let [one, two] = cluster.nodes() else {
+        unreachable!("two nodes");
+    };
+    let (a, b) = (Pod::attach(one, "a")?, Pod::attach(two, "b")?);
+    reach(a.namespace(), &b, "by one queue")?;
+    for count in [2, 4] {
+        let namespace = one.namespace();
+        let queues = count.to_string();
+        namespace.run(&["ethtool", "-L", UPLINK, "rx", &queues, "tx", &queues])?;
+        wait_for(&format!("{count} queues"), PATIENCE, || {
+            let ports = one.ports().ok()?;
+            let uplink = ports.into_iter().find(|port| port.name == UPLINK)?;
+            (uplink.queues == count).then_some(())
+        })?;
+        // Whichever queue the peer's packets come by.
+        for _ in 0..8 {
+            assert_eq!(
+                traffic::udp_echo(b.namespace(), a.namespace(), a.v4()?, 5, 1000)?,
+                5
+            );
+        }
+        traffic::tcp_both_ways(a.namespace(), b.namespace(), b.v4()?, MEGABYTE)?;
+    }
     Ok(())
 }

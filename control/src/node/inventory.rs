@@ -58,10 +58,21 @@ pub struct BoundUplink {
     pub mac: MacAddr,
     /// Its MTU in bytes.
     pub mtu: u32,
-    /// Frames from it may lack checksums, and may be longer than the MTU.
+    /// The other end is another namespace of this machine.
     pub is_veth: bool,
     /// Receive queues; each has a socket.
     pub queues: u32,
+}
+
+impl BoundUplink {
+    /// Whether frames come from it with checksums that nobody completed, and
+    /// longer than its MTU. A driver's own program sees them as they came by
+    /// the wire. Programs in the stack see what the kernel made of them: on a
+    /// bridge, a VLAN or a bond several segments put together, on a virtual
+    /// machine's device what its host left to be summed up.
+    pub fn has_partial_checksums(&self) -> bool {
+        self.is_veth || !self.port.binding.native
+    }
 }
 
 /// Everything.

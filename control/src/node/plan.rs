@@ -181,7 +181,7 @@ fn ports(desired: &Desired) -> Vec<Option<PortEntry>> {
         super_frames: false,
         device_mtu: uplink.mtu,
         segment_mtu: uplink.mtu,
-        partial_checksums: uplink.is_veth,
+        partial_checksums: uplink.has_partial_checksums(),
     });
     let mut table: Vec<Option<PortEntry>> = Vec::new();
     for entry in pods.chain(host).chain(uplink) {

@@ -41,6 +41,7 @@ impl Node {
             let addresses = setup.addresses.iter();
             row.addresses = addresses.map(ToString::to_string).collect();
             row.mtu = uplink.mtu;
+            row.queues = uplink.queues;
             row.super_frames = false;
             rows.push((uplink.port.id, row));
         }
@@ -286,6 +287,7 @@ fn row(port: BoundPort, name: String, kind: PortKind) -> Port {
         },
         zero_copy: port.binding.zero_copy,
         lanes: (0..port.binding.lanes).collect(),
+        queues: port.binding.lanes as u32,
         super_frames: true,
         mtu: 0,
         rx_packets: 0,

@@ -135,6 +135,7 @@ pub(crate) fn port(name: &str, namespace: &str, pod: &str) -> view::Port {
         xdp_mode: view::XdpMode::Generic,
         zero_copy: false,
         lanes: vec![0],
+        queues: 1,
         super_frames: true,
         mtu: 1450,
         rx_packets: 1_234_567,

@@ -1,0 +1,71 @@
+//! An uplink on top of another device, as nodes often have it: here a bridge.
+//! What it hands up was put together by the kernel, in pieces longer than a
+//! packet and with checksums that nobody completed.
+
+use std::time::Duration;
+
+use spinlane_tests::cluster::{Families, UPLINK};
+use spinlane_tests::{Cluster, LabError, Namespace, Pod, root_or_skip, traffic, wait_for};
+
+const PATIENCE: Duration = Duration::from_secs(15);
+const MEGABYTE: usize = 1 << 20;
+const BRIDGE: &str = "br0";
+const OUTSIDE: u8 = 200;
+
+/// Makes a station's device a port of a bridge, which has the addresses then.
+fn bridge(station: &Namespace) -> Result<(), LabError> {
+    let held = station.ip(&format!("-br address show dev {UPLINK}"))?;
+    let addresses = held.split_whitespace().skip(2);
+    let global: Vec<&str> = addresses.filter(|a| !a.starts_with("fe80")).collect();
+    station.ip(&format!("link add {BRIDGE} type bridge forward_delay 0"))?;
+    station.ip(&format!("link set {UPLINK} master {BRIDGE}"))?;
+    station.ip(&format!("address flush dev {UPLINK}"))?;
+    station.ip(&format!("link set {BRIDGE} up"))?;
+    for address in global {
+        let nodad = if address.contains(':') { "nodad" } else { "" };
+        station.ip(&format!("address add {address} dev {BRIDGE} {nodad}"))?;
+    }
+    Ok(())
+}
+
+fn talk(from: &Namespace, to: &Namespace, address: std::net::IpAddr) -> Result<(), LabError> {
+    wait_for(&format!("ping of {address}"), PATIENCE, || {
+        let pings = traffic::ping(from, address, 1);
+        pings.ok().filter(traffic::Pings::all)
+    })?;
+    assert_eq!(traffic::udp_echo(from, to, address, 10, 1200)?, 10);
+    traffic::tcp_both_ways(from, to, address, 4 * MEGABYTE)
+}
+
+#[test]
+fn pods_talk_through_a_bridge() -> Result<(), LabError> {
+    if !root_or_skip("pods_talk_through_a_bridge") {
+        return Ok(());
+    }
+    for mode in ["routed", "vxlan"] {
+        let mut cluster = Cluster::prepare(2, Families::Dual, |config| {
+            config.uplink = BRIDGE.to_owned();
+            config.mode = mode.to_owned();
+        })?;
+        let outside = Namespace::create("outside")?;
+        cluster.underlay().plug(&outside, OUTSIDE)?;
+        for node in cluster.nodes_mut() {
+            bridge(node.namespace())?;
+            node.start_agent()?;
+        }
+        let [one, two] = cluster.nodes() else {
+            unreachable!("two nodes");
+        };
+        let (a, b) = (Pod::attach(one, "a")?, Pod::attach(two, "b")?);
+        for address in b.addresses("eth0")? {
+            talk(a.namespace(), b.namespace(), address)?;
+        }
+        for address in cluster.underlay().addresses(OUTSIDE) {
+            talk(a.namespace(), &outside, address)?;
+        }
+        for address in cluster.underlay().addresses(2) {
+            talk(one.namespace(), two.namespace(), address)?;
+        }
+    }
+    Ok(())
+}
