@@ -356,6 +356,14 @@ INLINE int quotes_ours(const struct config *config, void *at, void *end, int is_
 		if (!ip)
 			return 0;
 		struct upper upper = walk(ip + 1, end, ip->next_header);
+		if (upper.protocol == FRAGMENT) {
+			struct fragment_v6 *fragment = FIELD(struct fragment_v6, upper.at, end);
+			// The first fragment is what errors quote.
+			if (!fragment || (swap16(fragment->offset_more) & 0xfff8))
+				return 0;
+			upper.protocol = fragment->next_header;
+			upper.at = fragment + 1;
+		}
 		struct address source = ip->source;
 		quoted = FIELD(struct transport, upper.at, end);
 		return quoted && was_ours(config, own_role(&source), upper.protocol, quoted);

@@ -1,6 +1,9 @@
 //! Pods reach hosts that know nothing of them, with the node's address.
 
+mod addresses;
+mod lanes;
 mod outside;
+mod paths;
 mod restart;
 
 use std::io::ErrorKind;

@@ -31,7 +31,14 @@ impl Outside {
 
     /// `change` has the last word on the node's configuration.
     pub(crate) fn start_with(change: impl Fn(&mut NodeConfig)) -> Result<Outside, LabError> {
-        let mut cluster = Cluster::prepare(1, Families::Dual, change)?;
+        let mut outside = Outside::prepare(change)?;
+        outside.node_mut().start_agent()?;
+        Ok(outside)
+    }
+
+    /// As [`Outside::start_with`], the agent not yet started.
+    pub(crate) fn prepare(change: impl Fn(&mut NodeConfig)) -> Result<Outside, LabError> {
+        let cluster = Cluster::prepare(1, Families::Dual, change)?;
         let (router, far) = (Namespace::create("router")?, Namespace::create("far")?);
         cluster.underlay().plug(&router, 9)?;
         veth((&router, "far0"), (&far, "eth0"))?;
@@ -51,12 +58,11 @@ impl Outside {
              '{ type filter hook prerouting priority 0; }' && \
              nft add rule inet seen pods ip saddr 10.244.0.0/16 counter && \
              nft add rule inet seen pods ip6 saddr fd44::/16 counter")?;
-        let node = &mut cluster.nodes_mut()[0];
+        let node = &cluster.nodes()[0];
         node.namespace()
             .ip("route add 203.0.113.0/24 via 172.31.0.9")?;
         node.namespace()
             .ip("-6 route add 2001:db8:7::/64 via fd31::9")?;
-        node.start_agent()?;
         Ok(Outside {
             cluster,
             router,

@@ -105,3 +105,41 @@ fn loom_a_refresh_and_a_removal_end_well() {
         open(&table, tuple(1, 2), tuple(2, 9)).unwrap();
     });
 }
+
+#[test]
+fn loom_a_port_has_one_holder() {
+    model(|| {
+        let holders = Arc::new(Holders::new(1));
+        let other = Arc::clone(&holders);
+        let (protocol, outside, range) = (crate::wire::protocol::UDP, end(9).address, 0..=1);
+        let lane = thread::spawn(move || other.claim(protocol, end(5), outside, &(0..=1)));
+        let here = holders.claim(protocol, end(6), outside, &range);
+        let there = lane.join().unwrap();
+        let (here, there) = (here.unwrap(), there.unwrap());
+        assert_ne!(here.port, there.port);
+        assert_eq!(holders.claim(protocol, end(7), outside, &range), None);
+        holders.release(here.place);
+        let next = holders.claim(protocol, end(7), outside, &range).unwrap();
+        assert_eq!(next.port, here.port);
+    });
+}
+
+/// A lane of an old snapshot goes on with what a lane of the next one ends.
+#[test]
+fn loom_an_end_and_a_refresh_leave_nothing_half() {
+    model(|| {
+        let table = Arc::new(Connections::new(1, 1));
+        let found = open(&table, tuple(1, 2), tuple(2, 9)).unwrap();
+        let other = Arc::clone(&table);
+        let lane = thread::spawn(move || {
+            let fin = crate::wire::tcp::flags::FIN;
+            other.follow(found.id, Side::Original, fin, 1, 1001)
+        });
+        assert!(table.end(found.id));
+        lane.join().unwrap();
+        assert!(!table.end(found.id));
+        assert_eq!(table.len(), 0);
+        let again = open(&table, tuple(1, 2), tuple(2, 9)).unwrap();
+        assert_ne!(again.id, found.id);
+    });
+}
