@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use spinlane_tests::cluster::{Families, UPLINK};
 use spinlane_tests::{Cluster, LabError, Namespace, Node, Pod, root_or_skip, traffic, wait_for};
 
@@ -59,8 +59,12 @@ fn a_late_node_object_brings_the_ranges_and_a_changed_one_keeps_pods() -> Result
         unreachable!("two nodes");
     };
     notice(one, &["no pod ranges", "Node n1"])?;
-    let refused = Pod::attach(one, "early").map(drop).unwrap_err().to_string();
-    assert!(refused.contains("no address ranges"), "{refused}");
+    // The runtime tries again later (code 11 of the specification).
+    let early = Pod::bare("early")?;
+    let refused = early.call("ADD", "eth0", one.network("pods", json!({})));
+    let refused = refused.invoke(one.namespace())?;
+    assert_eq!(refused.code(), Some(11), "{}", refused.output);
+    assert!(refused.output.to_string().contains("Node n1"));
     cluster.announce(1, None)?;
     no_notice(one)?;
     let old = Pod::attach(one, "old")?;

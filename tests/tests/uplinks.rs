@@ -69,3 +69,37 @@ fn pods_talk_through_a_bridge() -> Result<(), LabError> {
     }
     Ok(())
 }
+
+#[test]
+fn an_uplink_that_somebody_else_holds_is_taken_when_it_is_free() -> Result<(), LabError> {
+    if !root_or_skip("an_uplink_that_somebody_else_holds_is_taken_when_it_is_free") {
+        return Ok(());
+    }
+    let mut cluster = Cluster::prepare(2, Families::V4, |_| {})?;
+    // Any program of another network does.
+    let program = concat!(env!("CARGO_MANIFEST_DIR"), "/../dataplane/bpf/port.bpf.o");
+    let one = cluster.nodes()[0].namespace();
+    one.ip(&format!(
+        "link set dev {UPLINK} xdpgeneric obj {program} sec xdp.frags"
+    ))?;
+    for node in cluster.nodes_mut() {
+        node.start_agent()?;
+    }
+    let [one, two] = cluster.nodes() else {
+        unreachable!("two nodes");
+    };
+    let state = |state: &str| {
+        wait_for(&format!("the uplink to be {state}"), PATIENCE, || {
+            let status = one.status().ok()?;
+            (status.uplink?.state == state).then_some(status.notices)
+        })
+    };
+    let notices = state("refused")?;
+    let told = |n: &String| n.contains("cannot attach the uplink eth0") && n.contains("trying");
+    assert!(notices.iter().any(told), "{notices:?}");
+    let (a, b) = (Pod::attach(one, "a")?, Pod::attach(two, "b")?);
+    one.namespace()
+        .ip(&format!("link set dev {UPLINK} xdpgeneric off"))?;
+    assert!(state("up")?.is_empty());
+    talk(a.namespace(), b.namespace(), b.v4()?)
+}

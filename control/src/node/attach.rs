@@ -17,7 +17,7 @@ use super::addressing::{choose_addresses, give_back, pod_routes};
 use super::endpoint::{Endpoint, State, host_ifname};
 pub use super::error::AttachError;
 use super::inventory::{BoundPort, Inventory, Live};
-use super::ipam::ScopeName;
+use super::ipam::{IpamError, ScopeName};
 use super::link::{self, LinkError, SUPER_FRAME_MTU, Veth};
 use super::netlink::{Netlink, delete_link};
 use super::netns::{self, NetnsError};
@@ -123,7 +123,15 @@ impl Core {
             &setup,
             (request, on_link.as_ref()),
             unix_s(),
-        )?;
+        );
+        let addresses = addresses.map_err(|error| match error {
+            AttachError::Ipam(IpamError::NoRanges(_))
+                if scope.is_none() && setup.follows_pod_cidrs =>
+            {
+                AttachError::NoRangesYet(setup.name.clone())
+            }
+            other => other,
+        })?;
         // Without routes of ours only the device says how long packets may be.
         let is_self_configured = is_shared && addresses.is_empty();
         if mtu < 1280 && addresses.iter().any(|a| a.address.is_ipv6()) {

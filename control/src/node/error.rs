@@ -34,6 +34,11 @@ pub enum AttachError {
     /// No address.
     #[error(transparent)]
     Ipam(#[from] IpamError),
+    /// The node's own object is not there yet, or says nothing.
+    #[error(
+        "the node has no pod ranges yet: give Node {0} spec.podCIDRs, or write node.pod-cidrs; trying again helps then"
+    )]
+    NoRangesYet(String),
     /// Not recorded.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -104,7 +109,9 @@ impl AttachError {
             AttachError::Link(LinkError::Netns(NetnsError::Open { .. } | NetnsError::Enter(_))) => {
                 code::UNKNOWN_CONTAINER
             }
-            AttachError::Store(StoreError::Closed) | AttachError::Stopping => code::TRY_AGAIN,
+            AttachError::NoRangesYet(_)
+            | AttachError::Store(StoreError::Closed)
+            | AttachError::Stopping => code::TRY_AGAIN,
             AttachError::Store(_)
             | AttachError::Link(_)
             | AttachError::Steering(_)
