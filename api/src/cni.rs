@@ -106,6 +106,10 @@ pub struct AddRequest {
     /// Result of delegated IPAM. Absent: the agent chooses the addresses.
     #[serde(default)]
     pub delegated: Option<Delegated>,
+    /// Addresses come with a request of their own, since who gives them asks
+    /// the network by the pod's interface (`dhcp`).
+    #[serde(default)]
+    pub addresses_follow: bool,
 }
 
 /// What a delegated IPAM plugin answered.
@@ -150,6 +154,10 @@ pub struct CheckRequest {
 pub enum Request {
     /// Attach a pod's interface; carries the namespace's descriptor.
     Add(AddRequest),
+    /// Give an interface the addresses of `delegated` that was attached before
+    /// they were known; carries the descriptor. Answered as ADD, which it
+    /// completes: when it fails, the interface is gone.
+    Address(AddRequest),
     /// Detach; succeeds when nothing is there.
     Del(Attachment),
     /// Compare the world with what was attached; carries the descriptor.

@@ -73,6 +73,13 @@ impl<'a> Ipam<'a> {
         }
     }
 
+    /// Whether it asks the network by the pod's interface, which must be there
+    /// while it has the lease.
+    #[must_use]
+    pub fn needs_interface(&self) -> bool {
+        self.name == "dhcp"
+    }
+
     /// ADD: takes addresses.
     ///
     /// # Errors
@@ -162,7 +169,14 @@ impl<'a> Ipam<'a> {
     fn older_config(&self) -> Option<Vec<u8>> {
         let newest = self.known_versions().into_iter().max()?;
         let mut config = self.input.document().clone();
-        config["cniVersion"] = Value::String(newest.to_string());
+        let version = Value::String(newest.to_string());
+        // A result of an older version lacks keys, and has none that differ.
+        if let Some(result) = config.get_mut("prevResult")
+            && result.is_object()
+        {
+            result["cniVersion"] = version.clone();
+        }
+        config["cniVersion"] = version;
         Some(config.to_string().into_bytes())
     }
 

@@ -50,24 +50,7 @@ impl SpinlaneCni {
         let (netns, netns_path) = open_netns(args)?;
         let attachment = attachment(args)?;
         let ipam = Ipam::find(args, &self.input)?;
-        // Before addresses are taken: without an agent nothing has to be undone.
-        let mut agent = Agent::connect(&settings.run_dir)?;
-        let leasing = Instant::now();
-        let lease = ipam.as_ref().map(Ipam::add).transpose()?;
-        if leasing.elapsed() > SHORT_SILENCE {
-            match Agent::connect(&settings.run_dir) {
-                Ok(anew) => agent = anew,
-                Err(error) => {
-                    give_back(ipam.as_ref());
-                    return Err(error);
-                }
-            }
-        }
-        let (delegated, leased_dns) = match lease {
-            Some(lease) => (Some(lease.delegated), lease.result.dns),
-            None => (None, None),
-        };
-        let request = Request::Add(AddRequest {
+        let mut request = AddRequest {
             attachment: attachment.clone(),
             pod: arguments.pod,
             netns_path,
@@ -76,22 +59,61 @@ impl SpinlaneCni {
             super_frames: settings.super_frames,
             mac: wishes.mac,
             ips: wishes.ips,
-            delegated,
-        });
+            delegated: None,
+            addresses_follow: ipam.as_ref().is_some_and(Ipam::needs_interface),
+        };
+        let run_dir = &settings.run_dir;
+        // Before addresses are taken: without an agent nothing has to be undone.
+        let mut agent = Agent::connect(run_dir)?;
+        let is_made = request.addresses_follow;
+        if is_made {
+            let made = agent.ask(&Request::Add(request.clone()), Some(netns.as_fd()));
+            made.inspect_err(|error| undo_add(run_dir, &attachment, error))?;
+            agent = Agent::connect(run_dir)?;
+        }
+        let leasing = Instant::now();
+        let lease = ipam.as_ref().map(Ipam::add).transpose();
+        let lease = lease.inspect_err(|_| {
+            if is_made {
+                remove(run_dir, &attachment);
+            }
+        })?;
+        if leasing.elapsed() > SHORT_SILENCE {
+            match Agent::connect(run_dir) {
+                Ok(anew) => agent = anew,
+                Err(error) => {
+                    give_back(ipam.as_ref());
+                    if is_made {
+                        remove(run_dir, &attachment);
+                    }
+                    return Err(error);
+                }
+            }
+        }
+        let (delegated, leased_dns) = match lease {
+            Some(lease) => (Some(lease.delegated), lease.result.dns),
+            None => (None, None),
+        };
+        request.delegated = delegated;
+        request.addresses_follow = false;
+        let request = match is_made {
+            true => Request::Address(request),
+            false => Request::Add(request),
+        };
         let dns = settings::dns(config).or(leased_dns);
         let added = agent
             .ask(&request, Some(netns.as_fd()))
             .and_then(|answer| match answer {
                 Response::Added(made) => result::added(config.prev_result.clone(), made, dns),
-                other => Err(Agent::unexpected(&settings.run_dir, &other)),
+                other => Err(Agent::unexpected(run_dir, &other)),
             });
         match added {
             Ok(result) => {
-                pending::forget(&settings.run_dir, &attachment);
+                pending::forget(run_dir, &attachment);
                 Ok(result)
             }
             Err(error) => {
-                undo_add(&settings.run_dir, &attachment, &error);
+                undo_add(run_dir, &attachment, &error);
                 give_back(ipam.as_ref());
                 Err(error)
             }
@@ -101,15 +123,20 @@ impl SpinlaneCni {
     fn do_del(&self, args: &Args) -> Result<(), Error> {
         let run_dir = settings::run_dir(args.config())?;
         let attachment = attachment(args)?;
+        let early = Ipam::find(args, &self.input).ok().flatten();
+        // It says goodbye to the network by the interface.
+        let early = early.filter(Ipam::needs_interface);
+        let released = early.as_ref().map(Ipam::del);
         match delete(&run_dir, &attachment) {
             Err(error) if error.is_no_agent() => {
                 pending_deletion(&run_dir, &attachment)?;
             }
             other => other?,
         }
-        match Ipam::find(args, &self.input)? {
-            Some(ipam) => ipam.del(),
-            None => Ok(()),
+        match (released, Ipam::find(args, &self.input)?) {
+            (Some(released), _) => released,
+            (None, Some(ipam)) => ipam.del(),
+            (None, None) => Ok(()),
         }
     }
 
@@ -214,9 +241,13 @@ fn delete(run_dir: &Path, attachment: &Attachment) -> Result<(), Error> {
 /// have finished the work and will remember it, so it must be told; and a
 /// result that we cannot print is an attachment that nobody will know of.
 fn undo_add(run_dir: &Path, attachment: &Attachment, error: &Error) {
-    if matches!(error, Error::Refused(_)) {
-        return;
+    if !matches!(error, Error::Refused(_)) {
+        remove(run_dir, attachment);
     }
+}
+
+/// Has the agent delete what an ADD that failed made.
+fn remove(run_dir: &Path, attachment: &Attachment) {
     let told = match delete(run_dir, attachment) {
         Err(error) if error.is_no_agent() => pending_deletion(run_dir, attachment),
         other => other,

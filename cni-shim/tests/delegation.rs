@@ -203,3 +203,39 @@ fn a_slow_plugin_does_not_cost_the_agents_patience() {
     assert_eq!(stage.ipam_calls(), ["ADD"]);
     assert_eq!(stage.requests().len(), 1);
 }
+
+#[test]
+fn a_plugin_that_asks_by_the_interface_finds_it_and_loses_it_last() {
+    let stage = Stage::answering(|request| match request {
+        Request::Add(_) | Request::Address(_) => Some(added()),
+        _ => Some(Response::Done),
+    });
+    let path = stage.ipam_path();
+    let config = pool_config(&stage, json!({"ipam": {"type": "dhcp"}}));
+    let run = |verb: &str| {
+        call(verb)
+            .pod("web")
+            .env("CNI_PATH", Some(&path))
+            .run(&config)
+    };
+    stage.install_ipam("dhcp", POOL);
+    assert!(run("ADD").status.success());
+    let requests = stage.requests();
+    let [Request::Add(first), Request::Address(second)] = &requests[..] else {
+        panic!("not the interface, then its addresses: {requests:?}");
+    };
+    assert!(first.addresses_follow && first.delegated.is_none());
+    let given = second.delegated.as_ref().expect("delegated addresses");
+    assert_eq!(given.addresses[0].address.to_string(), "10.9.0.5");
+    assert!(run("DEL").status.success());
+    assert_eq!(stage.ipam_calls(), ["ADD", "DEL"]);
+    // Without a lease the interface goes again.
+    stage.install_ipam("dhcp", "[ $CNI_COMMAND != ADD ] || exit 1");
+    let before = stage.requests().len();
+    assert!(!run("ADD").status.success());
+    let requests = stage.requests();
+    assert!(matches!(
+        &requests[before..],
+        [Request::Add(_), Request::Del(_)]
+    ));
+}

@@ -3,8 +3,11 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
 
+use serde_json::json;
 use spinlane_tests::lan::{HOST, Lan, OUTSIDE, ROUTER};
-use spinlane_tests::{LabError, Namespace, Pod, capture, lab_dir, root_or_skip, traffic, wait_for};
+use spinlane_tests::{
+    LabError, Namespace, Pod, Process, capture, lab_dir, root_or_skip, traffic, wait_for,
+};
 
 const SOON: Duration = Duration::from_secs(15);
 
@@ -201,19 +204,10 @@ case $1 in bound|renew)
 esac
 ";
 
-#[test]
-fn pods_without_addresses_ask_the_network_for_them() -> Result<(), LabError> {
-    if !root_or_skip("pods_without_addresses_ask_the_network_for_them") {
-        return Ok(());
-    }
-    let lan = Lan::start(2, |config| config.pod_cidrs = Vec::new())?;
-    let dir = lab_dir()?;
-    let script = dir.join("lease.sh");
-    std::fs::write(&script, LEASE).map_err(LabError::io("write the script"))?;
-    lan.host()
-        .run(&["chmod", "+x", &script.display().to_string()])?;
-    let leases = format!("--dhcp-leasefile={}", dir.join("leases").display());
-    let _server = lan.router().spawn(&[
+/// The router's DHCP server and advertisements.
+fn serve(lan: &Lan) -> Result<Process, LabError> {
+    let leases = lab_dir()?.join(format!("{}.leases", lan.router().name()));
+    lan.router().spawn(&[
         "dnsmasq",
         "--keep-in-foreground",
         "--conf-file=/dev/null",
@@ -226,8 +220,22 @@ fn pods_without_addresses_ask_the_network_for_them() -> Result<(), LabError> {
         "--no-ping",
         "--dhcp-range=172.31.0.210,172.31.0.220,255.255.255.0,2m",
         "--dhcp-range=fd31::,ra-only,64",
-        &leases,
-    ])?;
+        &format!("--dhcp-leasefile={}", leases.display()),
+    ])
+}
+
+#[test]
+fn pods_without_addresses_ask_the_network_for_them() -> Result<(), LabError> {
+    if !root_or_skip("pods_without_addresses_ask_the_network_for_them") {
+        return Ok(());
+    }
+    let lan = Lan::start(2, |config| config.pod_cidrs = Vec::new())?;
+    let dir = lab_dir()?;
+    let script = dir.join("lease.sh");
+    std::fs::write(&script, LEASE).map_err(LabError::io("write the script"))?;
+    lan.host()
+        .run(&["chmod", "+x", &script.display().to_string()])?;
+    let _server = serve(&lan)?;
     let pods = [
         Pod::attach(&lan.nodes()[0], "a")?,
         Pod::attach(&lan.nodes()[1], "b")?,
@@ -274,6 +282,72 @@ fn pods_without_addresses_ask_the_network_for_them() -> Result<(), LabError> {
     for address in addresses[1] {
         traffic::tcp_both_ways(pods[0].namespace(), pods[1].namespace(), address, 300 << 10)?;
     }
+    Ok(())
+}
+
+#[test]
+fn other_plugins_give_addresses_of_the_network() -> Result<(), LabError> {
+    if !root_or_skip("other_plugins_give_addresses_of_the_network") {
+        return Ok(());
+    }
+    let lan = Lan::start(1, |_| {})?;
+    let node = &lan.nodes()[0];
+    let _server = serve(&lan)?;
+    let mut pods = [
+        Pod::bare("leased")?,
+        Pod::bare("fixed")?,
+        Pod::bare("local")?,
+    ];
+    let socket = lab_dir()?.join(format!("{}.dhcp", node.namespace().name()));
+    let socket = socket.display().to_string();
+    let daemon = ["/usr/lib/cni/dhcp", "daemon", "-socketpath", &socket];
+    let _daemon = node.namespace().spawn(&daemon)?;
+    wait_for("the daemon", SOON, || {
+        std::path::Path::new(&socket).exists().then_some(())
+    })?;
+    let kinds = [
+        json!({"type": "dhcp", "daemonSocketPath": socket}),
+        json!({"type": "static", "addresses": [{"address": "172.31.0.150/24"}]}),
+        json!({"type": "host-local", "dataDir": node.ipam_dir(), "ranges": [[
+            {"subnet": "172.31.0.0/24", "rangeStart": "172.31.0.160", "gateway": "172.31.0.254"}
+        ]]}),
+    ];
+    for (pod, ipam) in pods.iter_mut().zip(kinds) {
+        let network = node.network("delegated", json!({ "ipam": ipam }));
+        pod.add(node, "eth0", &network)?;
+        let own = pod.v4()?;
+        let inside = pod.namespace();
+        assert_eq!(own_address(inside, "-4"), Some(own));
+        let routes = inside.ip("route show default")?;
+        assert!(
+            routes.contains(&format!("via 172.31.0.{ROUTER} ")),
+            "{routes}"
+        );
+        let answer = pod.check(node, "eth0")?;
+        assert_eq!(answer.exit, 0, "{}", answer.output);
+        for from in [lan.host(), node.namespace(), lan.outside()] {
+            reaches(from, own)?;
+        }
+        traffic::tcp_both_ways(inside, lan.outside(), address(OUTSIDE[0]), 300 << 10)?;
+        // What it was not given it may not use.
+        inside.ip("address add 172.31.0.99/24 dev eth0")?;
+        let forged = traffic::ping_with(inside, lan.addresses(HOST)[0], 2, &["-I", "172.31.0.99"])?;
+        assert_eq!(forged.received, 0, "{}", forged.text);
+    }
+    let leased = pods[0].v4()?.to_string();
+    assert!(leased.starts_with("172.31.0.2"), "{leased}");
+    for pod in &mut pods {
+        pod.del(node, "eth0")?;
+    }
+    // Without a server nothing is left behind.
+    let mut lost = Pod::bare("lost")?;
+    let wrong = json!({"ipam": {"type": "dhcp", "daemonSocketPath": "/nowhere"}});
+    assert!(
+        lost.add(node, "eth0", &node.network("delegated", wrong))
+            .is_err()
+    );
+    assert_eq!(node.status()?.endpoints, 0);
+    assert!(lost.namespace().ip("link show eth0").is_err());
     Ok(())
 }
 

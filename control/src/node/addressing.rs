@@ -100,6 +100,9 @@ fn hold_addresses(
         }
         return Ok(());
     }
+    if request.addresses_follow {
+        return Ok(());
+    }
     let ranges = ipam.has_ranges(scope);
     for text in &request.ips {
         let (address, len) = parse_ip(text)?;
@@ -242,6 +245,7 @@ mod tests {
             mac: None,
             ips: vec![],
             delegated: None,
+            addresses_follow: false,
         }
     }
 

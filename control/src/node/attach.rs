@@ -38,10 +38,12 @@ impl Core {
             return Err(AttachError::Stopping);
         }
         validate(&request.attachment)?;
-        let request = &AddRequest {
-            segment: self.setup().segment_of(request.segment.as_ref()),
-            ..request.clone()
-        };
+        let request = &self.in_segment(request);
+        if request.addresses_follow && request.segment.is_none() {
+            return Err(AttachError::Invalid(
+                "addresses of the network itself need one that the pod is a station of: join a segment, or use mode \"l2\"".into(),
+            ));
+        }
         let _held = self.locks.lock(&request.attachment);
         self.clear_leftovers(&request.attachment)?;
         let endpoint = self.take_addresses(request)?;
@@ -56,6 +58,67 @@ impl Core {
         self.route_stranger(&endpoint);
         let result = result(self.finish(&request.attachment)?, request);
         self.announce(&request.attachment, netns);
+        undo.armed = false;
+        Ok(result)
+    }
+
+    fn in_segment(&self, request: &AddRequest) -> AddRequest {
+        AddRequest {
+            segment: self.setup().segment_of(request.segment.as_ref()),
+            ..request.clone()
+        }
+    }
+
+    /// Completes an ADD whose addresses had to wait for the interface. Undoes
+    /// all of it when a step fails.
+    pub(crate) fn give_addresses(
+        &self,
+        request: &AddRequest,
+        netns: BorrowedFd<'_>,
+    ) -> Result<AddResult, AttachError> {
+        let request = &self.in_segment(request);
+        let attachment = &request.attachment;
+        let _held = self.locks.lock(attachment);
+        let known = self.inventory().endpoints.get(attachment).cloned();
+        let waits = |live: &Live| live.endpoint.addresses.is_empty() && live.port.is_some();
+        let Some(before) = known.filter(waits).map(|live| live.endpoint) else {
+            return Err(AttachError::Invalid(format!(
+                "interface {} of container {} does not wait for addresses: ADD it",
+                attachment.ifname, attachment.container_id
+            )));
+        };
+        let mut undo = Undo {
+            core: self,
+            attachment,
+            armed: true,
+        };
+        let endpoint = {
+            let mut inventory = self.inventory();
+            let setup = self.setup();
+            let is_shared = request.segment == setup.segment_of(None);
+            let on_link = is_shared.then(|| OnLink::of(&setup, &inventory));
+            let on_link = (request, on_link.as_ref());
+            let addresses = choose_addresses(&mut inventory.ipam, &setup, on_link, unix_s())?;
+            let endpoint = Endpoint {
+                routes: pod_routes(&addresses, (request, is_shared), before.mtu),
+                addresses,
+                delegated: true,
+                ..before
+            };
+            if let Some(live) = inventory.endpoints.get_mut(attachment) {
+                live.endpoint = endpoint.clone();
+            }
+            endpoint
+        };
+        let queues = self.switch.veth_queues();
+        let routes = netns::run(netns, || link::configure_pod(&endpoint, queues))?;
+        if let Some(live) = self.inventory().endpoints.get_mut(attachment) {
+            live.endpoint.routes = routes;
+        }
+        self.inventory().touch();
+        self.publish();
+        let result = result(self.finish(attachment)?, request);
+        self.announce(attachment, netns);
         undo.armed = false;
         Ok(result)
     }
@@ -133,7 +196,7 @@ impl Core {
             other => other,
         })?;
         // Without routes of ours only the device says how long packets may be.
-        let is_self_configured = is_shared && addresses.is_empty();
+        let is_self_configured = is_shared && addresses.is_empty() && !request.addresses_follow;
         if mtu < 1280 && addresses.iter().any(|a| a.address.is_ipv6()) {
             give_back(&mut inventory.ipam, &scope, &addresses);
             return Err(AttachError::Invalid(format!(

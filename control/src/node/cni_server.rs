@@ -227,7 +227,7 @@ fn refuse(code: u32, msg: &str, details: &str) -> Failure {
 
 fn command(request: &Request) -> &'static str {
     match request {
-        Request::Add(_) => "ADD",
+        Request::Add(_) | Request::Address(_) => "ADD",
         Request::Del(_) => "DEL",
         Request::Check(_) => "CHECK",
         Request::Gc { .. } => "GC",
@@ -239,6 +239,10 @@ fn handle(core: &Core, request: &Request, netns: Option<OwnedFd>) -> Response {
     let outcome = match request {
         Request::Add(add) => match pod_netns(netns.as_ref()) {
             Ok(netns) => core.add(add, netns.as_fd()).map(Response::Added),
+            Err(failure) => return Response::Failed(failure),
+        },
+        Request::Address(add) => match pod_netns(netns.as_ref()) {
+            Ok(netns) => core.give_addresses(add, netns.as_fd()).map(Response::Added),
             Err(failure) => return Response::Failed(failure),
         },
         Request::Check(check) => match pod_netns(netns.as_ref()) {

@@ -191,6 +191,7 @@ fn request(container: &str, ifname: &str) -> AddRequest {
         mac: None,
         ips: vec![],
         delegated: None,
+        addresses_follow: false,
     }
 }
 
