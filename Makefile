@@ -2,7 +2,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 CARGO ?= cargo
 
-.PHONY: all demo test loom bench readme-table bpf fmt fmt-check lint doc packages bench-packages root
+.PHONY: all demo test soak loom bench readme-table bpf fmt fmt-check lint doc packages bench-packages root
 
 all: | packages
 	$(CARGO) build --release --workspace
@@ -17,6 +17,13 @@ demo: root | packages
 test: root | packages
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace --no-fail-fast
+
+# Everything at once between nodes for so many seconds, with the programs as
+# they are shipped; frames are accounted for at the end.
+SOAK_SECONDS ?= 600
+soak: root | packages
+	$(CARGO) build --release --bins
+	SPINLANE_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release -p spinlane-tests --test soak -- --nocapture
 
 # What threads share, in every order of its steps.
 loom: | packages
