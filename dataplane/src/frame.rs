@@ -187,6 +187,8 @@ pub struct Packet {
     pub in_port: PortId,
     /// Remote end of the overlay that it came from; its outer headers are off.
     pub vtep: Option<VtepId>,
+    /// Merged here from TCP segments: its checksum is partial.
+    pub is_merged: bool,
     /// What becomes of it; set by the pipeline.
     pub verdict: Verdict,
 }
@@ -240,6 +242,7 @@ impl Batch {
             len: chain.iter().flatten().map(|frame| frame.len() as u32).sum(),
             in_port,
             vtep: None,
+            is_merged: false,
             verdict: Verdict::Drop(DropReason::BrokenChain),
         });
     }

@@ -233,6 +233,8 @@ pub(crate) struct LanePort {
     pub(crate) counters: Arc<CachePadded<PortCounters>>,
     /// The way out for super-frames; absent where the kernel refused it.
     pub(crate) bulk: Option<PacketSocket>,
+    /// Whether `bulk` takes datagrams of the overlay that the device cuts.
+    pub(crate) cuts_datagrams: bool,
     /// Where copies of group frames come from: on one lane of a bridged
     /// uplink.
     pub(crate) groups: Option<GroupSocket>,
@@ -253,6 +255,7 @@ impl LanePort {
             queue,
             more: Vec::new(),
             groups: None,
+            cuts_datagrams: false,
             bulk,
             counters: Arc::default(),
             dirty: false,
@@ -347,6 +350,9 @@ pub struct UplinkSpec {
     pub zero_copy: bool,
     /// XDP modes to try.
     pub xdp: XdpChoice,
+    /// Whether the device cuts UDP datagrams that are handed to it together
+    /// (`tx-udp-segmentation`).
+    pub cuts_datagrams: bool,
     /// Whether the switch wants frames to other MAC addresses than the
     /// interface's own, and copies of group frames (layer 2).
     pub is_bridged: bool,

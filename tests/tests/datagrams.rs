@@ -8,7 +8,8 @@ use std::time::Duration;
 
 use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt};
-use spinlane_tests::{LabError, Node, Pod, Result, root_or_skip};
+use spinlane_tests::cluster::Families;
+use spinlane_tests::{Cluster, LabError, Node, Pod, Result, root_or_skip, traffic};
 
 const DATAGRAM_BYTES: usize = 101;
 const LAST_BYTES: usize = 30;
@@ -88,13 +89,33 @@ fn a_burst_arrives_as_it_was_sent() -> Result<()> {
     }
     let node = Node::plain("burst")?;
     let (a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
+    bursts_arrive(&a, &b)
+}
+
+#[test]
+fn a_burst_arrives_at_another_node_as_it_was_sent() -> Result<()> {
+    if !root_or_skip("a_burst_arrives_at_another_node_as_it_was_sent") {
+        return Ok(());
+    }
+    let cluster = Cluster::start(2, Families::V4, |_| {})?;
+    let [one, two] = cluster.nodes() else {
+        unreachable!("two nodes");
+    };
+    let (a, b) = (Pod::attach(one, "a")?, Pod::attach(two, "b")?);
+    for address in b.addresses("eth0")? {
+        traffic::reach(a.namespace(), address)?;
+    }
+    bursts_arrive(&a, &b)
+}
+
+fn bursts_arrive(a: &Pod, b: &Pod) -> Result<()> {
     let sent = payload();
     let sent: Vec<&[u8]> = sent.chunks(DATAGRAM_BYTES).collect();
     for address in [b.v4()?, b.v6()?] {
-        let messages = burst(&a, &b, address, false)?;
+        let messages = burst(a, b, address, false)?;
         let arrived: Vec<&[u8]> = messages.iter().map(|(_, bytes)| &bytes[..]).collect();
         assert_eq!(arrived, sent, "to {address}");
-        let messages = burst(&a, &b, address, true)?;
+        let messages = burst(a, b, address, true)?;
         let arrived: Vec<&[u8]> = messages
             .iter()
             .flat_map(|(length, bytes)| bytes.chunks(length.unwrap_or(bytes.len())))

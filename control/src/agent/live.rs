@@ -86,6 +86,7 @@ impl Switch for Lanes {
                 true => XdpChoice::Auto,
                 false => XdpChoice::Native,
             },
+            cuts_datagrams: way_out.cuts_datagrams,
             is_bridged: way_out.is_bridged,
             host_side: way_out.host.map(|host| HostSide {
                 port_ifindex: host.port.ifindex,

@@ -142,6 +142,7 @@ fn layer_2(ifindex: u32) -> Item {
             receive_ring: 0,
             zero_copy: false,
             xdp: XdpChoice::Auto,
+            cuts_datagrams: false,
             is_bridged: true,
             host_side: Some(HostSide {
                 port_ifindex: ifindex,

@@ -15,7 +15,7 @@ use super::genetlink::{Attributes, Channel, ETHTOOL, attributes, number};
 
 /// Features that go off in every pod that keeps its offloads.
 pub const UNSUITED: &[&str] = &[
-    "tx-udp-segmentation",
+    UDP_SEGMENTATION,
     "tx-checksum-sctp",
     "tx-sctp-segmentation",
     "tx-udp_tnl-segmentation",
@@ -47,6 +47,9 @@ pub const TCP_SEGMENTATION: &[&str] = &[
     "tx-tcp-ecn-segmentation",
     "tx-tcp-mangleid-segmentation",
 ];
+
+/// Cutting of UDP datagrams that are handed to the device together.
+pub const UDP_SEGMENTATION: &str = "tx-udp-segmentation";
 
 /// Merging of received segments.
 pub const RECEIVE_MERGE: &[&str] = &["rx-gro"];

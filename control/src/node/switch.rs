@@ -33,6 +33,8 @@ pub struct WayOut<'a> {
     pub receive_ring: u32,
     /// A veth: what it carries may lack checksums and be longer than its MTU.
     pub is_veth: bool,
+    /// It cuts UDP datagrams that it is handed together.
+    pub cuts_datagrams: bool,
     /// Pods and uplink share a segment.
     pub is_bridged: bool,
     /// The port by which the node takes part in that segment.

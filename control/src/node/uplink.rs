@@ -17,6 +17,7 @@ use super::device;
 use super::inventory::{BoundHost, BoundPort, BoundUplink};
 use super::kernel::{self, Kernel};
 use super::netlink::{Link, Netlink, NetlinkError};
+use super::offload;
 use super::reconcile;
 use super::setup::Setup;
 use super::switch::WayOut;
@@ -268,12 +269,19 @@ impl Core {
             queues,
             receive_ring: device::rings(name).map_or(0, |rings| rings.rx),
             is_veth: link.is_veth,
+            cuts_datagrams: cuts_datagrams(name),
             is_bridged: is_shared,
             host: host.filter(|_| is_shared),
         };
         match self.switch.attach_uplink(id, way_out) {
             Ok(binding) => {
-                tracing::info!(uplink = name, queues, native = binding.native, "attached");
+                tracing::info!(
+                    uplink = name,
+                    queues,
+                    native = binding.native,
+                    cuts_datagrams = way_out.cuts_datagrams,
+                    "attached"
+                );
                 let port = BoundPort {
                     id,
                     ifindex: link.index,
@@ -463,5 +471,16 @@ pub fn wanted_uplink<'k>(
         Uplink::Auto => held
             .and_then(|index| kernel.link(index))
             .or_else(|| kernel.default_route()),
+    }
+}
+
+/// Whether the interface cuts UDP datagrams that it is handed together.
+fn cuts_datagrams(name: &str) -> bool {
+    match offload::active(name) {
+        Ok(features) => features.contains(offload::UDP_SEGMENTATION),
+        Err(error) => {
+            tracing::warn!(%error, "datagrams leave one by one");
+            false
+        }
     }
 }

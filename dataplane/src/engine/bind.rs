@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::{Inner, PortError, PortSpec, UplinkSpec, lock};
 use crate::port::PortHandle;
-use crate::xsk::queue::{FILL_MIN, Queue};
+use crate::xsk::queue::{FILL_MIN, FILL_STREAM, Queue};
 use crate::xsk::socket::{Memory, RING_SIZE, Socket, Transfer};
 
 /// Just after another socket of the queue was closed the kernel still refuses
@@ -40,7 +40,7 @@ impl Inner {
         let socket = patiently(spec, queue, || {
             self.bind_copying(spec.ifindex, queue, RING_SIZE)
         })?;
-        Ok(Queue::new(socket, FILL_MIN))
+        Ok(Queue::new(socket, FILL_MIN, FILL_STREAM))
     }
 
     fn bind_copying(&self, ifindex: u32, queue: u32, ring_size: u32) -> io::Result<Socket> {
@@ -80,6 +80,8 @@ impl Inner {
             known => known,
         };
         let fill_floor = fills.min(share);
+        // All other nodes may send at once.
+        let fill_stream = share.max(FILL_STREAM);
         let mut queues: Vec<Queue> = Vec::new();
         for queue in 0..wanted {
             let bound = patiently(&spec.port, queue, || {
@@ -93,7 +95,7 @@ impl Inner {
                 Socket::bind(spec.port.ifindex, queue, memory, ring_size)
             });
             match bound {
-                Ok(socket) => queues.push(Queue::new(socket, fill_floor)),
+                Ok(socket) => queues.push(Queue::new(socket, fill_floor, fill_stream)),
                 // Fewer are in use than the device could have.
                 Err(PortError::Bind { source, .. })
                     if queue > 0 && source.raw_os_error() == Some(libc::EINVAL) =>

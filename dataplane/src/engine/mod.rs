@@ -448,6 +448,12 @@ impl Inner {
                 }
             }
         }
+        if self
+            .uplink_spec(id)
+            .is_some_and(|uplink| uplink.cuts_datagrams)
+        {
+            parts.iter_mut().for_each(|part| part.cuts_datagrams = true);
+        }
         if let Some(first) = parts.first_mut()
             && self.uplink_spec(id).is_some_and(|uplink| uplink.is_bridged)
         {

@@ -292,6 +292,7 @@ fn posted(frames: usize, receive_ring: u32) -> u32 {
         receive_ring,
         zero_copy: false,
         xdp: XdpChoice::Auto,
+        cuts_datagrams: true,
         is_bridged: false,
         host_side: None,
     };

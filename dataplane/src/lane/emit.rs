@@ -9,7 +9,7 @@ use crate::frame::{Awaited, Batch, Frame, Packet, TxChecksum, Verdict};
 use crate::lane::capture::Copies;
 use crate::lane::ports::LanePorts;
 use crate::lane::waiting::Waiting;
-use crate::pipeline::datagrams;
+use crate::pipeline::datagrams::{self, Taken};
 use crate::pipeline::segment::{Offload, is_super_frame, offload, segment};
 use crate::pipeline::{complete, source_port_of, wrap};
 use crate::snapshot::{PortEntry, Snapshot};
@@ -38,6 +38,11 @@ pub(super) struct Emitter<'a> {
 impl Emitter<'_> {
     /// Carries every verdict out and leaves the batch empty.
     pub(super) fn emit(mut self, batch: &mut Batch) {
+        self.send_all(batch);
+        batch.clear();
+    }
+
+    fn send_all(&mut self, batch: &mut Batch) {
         let mut next = 0;
         while next < batch.len() {
             let index = next;
@@ -70,7 +75,6 @@ impl Emitter<'_> {
                 Verdict::Drop(reason) => self.drop(batch, index, reason),
             }
         }
-        batch.clear();
     }
 
     fn forward(
@@ -204,27 +208,30 @@ impl Emitter<'_> {
         let captured = self.captured.take();
         let cut = segment(self.umem, self.pool, batch, index, way.mtu, &mut scratch);
         for at in 0..scratch.len() {
-            self.wrap(&mut scratch, at, way);
+            let verdict = self.wrap(&mut scratch, at, way);
+            scratch.decide(at, verdict);
         }
+        self.send_all(&mut scratch);
         scratch.clear();
         *self.scratch = scratch;
         self.captured = captured;
         cut
     }
 
-    /// Puts the outer headers before a packet that fits, and sends it.
-    fn wrap(&mut self, batch: &mut Batch, index: usize, way: Tunnel) {
+    /// Puts the outer headers before a packet that fits.
+    fn wrap(&self, batch: &mut Batch, index: usize, way: Tunnel) -> Verdict {
         let snapshot = self.snapshot;
         let (vtep, out) = (snapshot.vtep(way.vtep), snapshot.underlay.uplink);
         let (Some(vtep), Some(out)) = (vtep, out) else {
-            return self.drop(batch, index, DropReason::PortGone);
+            return Verdict::Drop(DropReason::PortGone);
         };
         if !snapshot.is_resolved(vtep) {
-            return self.drop(batch, index, DropReason::NeighborUnresolved);
+            return Verdict::Drop(DropReason::NeighborUnresolved);
         }
+        let checksum = None;
         match wrap(self.umem, batch, index, vtep, way.source_port) {
-            Ok(()) => self.forward(batch, index, out, None),
-            Err(reason) => self.drop(batch, index, reason),
+            Ok(()) => Verdict::Forward { out, checksum },
+            Err(reason) => Verdict::Drop(reason),
         }
     }
 
@@ -257,7 +264,9 @@ impl Emitter<'_> {
         if let Some(field) = checksum {
             complete(self.umem, &mut scratch, 0, field);
         }
-        self.wrap(&mut scratch, 0, way);
+        let verdict = self.wrap(&mut scratch, 0, way);
+        scratch.decide(0, verdict);
+        self.send_all(&mut scratch);
         scratch.clear();
         *self.scratch = scratch;
         Ok(())
@@ -313,12 +322,14 @@ impl Emitter<'_> {
     /// Sends packet `index` together with what continues it, where the port
     /// takes that, and says how many packets went.
     fn send_run(&mut self, batch: &mut Batch, index: usize, out: PortId) -> Option<usize> {
-        if !self.snapshot.port(out)?.super_frames {
-            return None;
-        }
         let umem = self.umem;
-        let run = datagrams::run(umem, batch, index, out)?;
         let port = self.ports.get(out)?;
+        let taken = match self.snapshot.port(out)?.super_frames {
+            true => Taken::Any,
+            false if port.cuts_datagrams => Taken::Overlay(self.snapshot.underlay.vxlan_port),
+            false => return None,
+        };
+        let run = datagrams::run(umem, batch, index, (out, taken))?;
         let bulk = port.bulk.as_ref()?;
         // What was written to the ring before must not be overtaken.
         if port.dirty && port.queue.flush() != Flush::Sent {

@@ -25,6 +25,7 @@ use crossbeam::utils::CachePadded;
 use crate::counters::LaneCounters;
 use crate::drops::DropReason;
 use crate::frame::{Batch, Frame, MAX_CHAIN};
+use crate::pipeline::apart::Parting;
 use crate::pipeline::coalesce::Coalescer;
 use crate::pipeline::{self, FlowRecord, LaneState};
 use crate::port::LanePort;
@@ -115,6 +116,7 @@ pub(crate) struct Lane {
     pub(crate) ports: LanePorts,
     batch: Batch,
     scratch: Batch,
+    parting: Parting,
     coalescer: Coalescer,
     copies: Vec<Frame>,
     waiting: Waiting,
@@ -151,6 +153,7 @@ impl Lane {
             ports: LanePorts::default(),
             batch: Batch::new(),
             scratch: Batch::new(),
+            parting: Parting::new(),
             coalescer: Coalescer::new(),
             copies: Vec::with_capacity(MAX_CHAIN),
             waiting: Waiting::new(),
@@ -221,28 +224,42 @@ impl Lane {
             if in_port.is_some() {
                 self.shared.counters.rx_packets.add(self.batch.len() as u64);
             }
-            let mut copies = Copies::before(&self.captures, &self.umem, &self.batch);
-            pipeline::process(&self.umem, &mut self.batch, snapshot, &mut self.state, now);
-            match &mut copies {
-                // Who captures sees the packets as they came.
-                Some(copies) => copies.after(&self.umem, &self.batch, snapshot),
-                None => self.coalescer.merge(&self.umem, &mut self.batch, snapshot),
-            }
-            Emitter {
-                umem: &self.umem,
-                snapshot,
-                owners: &self.owners,
-                pool: &mut self.pool,
-                ports: &mut self.ports,
-                counters: &self.shared.counters,
-                scratch: &mut self.scratch,
-                copies: &mut self.copies,
-                waiting: &mut self.waiting,
-                captured: copies.as_mut(),
-            }
-            .emit(&mut self.batch);
-            if let Some(copies) = copies {
-                copies.deliver(&self.captures);
+            loop {
+                // Who captures sees single packets.
+                let may_merge = self.captures.is_empty();
+                let (batch, pool) = (&mut self.batch, &mut self.pool);
+                let parted = self
+                    .parting
+                    .take(&self.umem, pool, batch, snapshot, may_merge);
+                if parted.lost > 0 {
+                    self.shared.counters.drops[DropReason::NoFrames.index()].add(parted.lost);
+                }
+                let mut copies = Copies::before(&self.captures, &self.umem, &self.batch);
+                pipeline::process(&self.umem, &mut self.batch, snapshot, &mut self.state, now);
+                match &mut copies {
+                    // Who captures sees the packets as they came.
+                    Some(copies) => copies.after(&self.umem, &self.batch, snapshot),
+                    None => self.coalescer.merge(&self.umem, &mut self.batch, snapshot),
+                }
+                Emitter {
+                    umem: &self.umem,
+                    snapshot,
+                    owners: &self.owners,
+                    pool: &mut self.pool,
+                    ports: &mut self.ports,
+                    counters: &self.shared.counters,
+                    scratch: &mut self.scratch,
+                    copies: &mut self.copies,
+                    waiting: &mut self.waiting,
+                    captured: copies.as_mut(),
+                }
+                .emit(&mut self.batch);
+                if let Some(copies) = copies {
+                    copies.deliver(&self.captures);
+                }
+                if !parted.more {
+                    break;
+                }
             }
             if let Some(in_port) = in_port {
                 self.ports

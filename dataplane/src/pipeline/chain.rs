@@ -16,21 +16,15 @@ pub(super) const MAX_HEADERS: usize = 512;
 /// The sum of packet `index` from byte `from` to its end. `from` lies in the
 /// head frame.
 pub(super) fn sum(umem: &Umem, batch: &Batch, index: usize, from: usize) -> Sum {
-    let mut sum = Sum::ZERO;
-    let mut summed = 0;
+    let mut sum = RunningSum::ZERO;
     for (position, frame) in batch.chain(index).enumerate() {
         let bytes = umem.bytes(frame);
-        let bytes = match position {
+        sum.add(match position {
             0 => bytes.get(from..).unwrap_or_default(),
             _ => bytes,
-        };
-        sum = match summed % 2 {
-            0 => sum.bytes(bytes),
-            _ => sum.odd_bytes(bytes),
-        };
-        summed += bytes.len();
+        });
     }
-    sum
+    sum.total()
 }
 
 /// Finishes a partial checksum. The field takes part in the sum as the
@@ -135,14 +129,15 @@ impl<'a> Cutter<'a> {
 }
 
 /// Reads the payload of a packet from frame to frame.
-struct Source<'a> {
+#[derive(Clone, Copy)]
+pub(super) struct Source<'a> {
     pieces: [&'a [u8]; MAX_CHAIN],
     at: usize,
 }
 
 impl<'a> Source<'a> {
     /// The bytes of packet `index` from `skip`, which lies in its head frame.
-    fn new(umem: &'a Umem, batch: &'a Batch, index: usize, skip: usize) -> Source<'a> {
+    pub(super) fn new(umem: &'a Umem, batch: &'a Batch, index: usize, skip: usize) -> Source<'a> {
         let mut pieces: [&[u8]; MAX_CHAIN] = [&[]; MAX_CHAIN];
         for (piece, frame) in pieces.iter_mut().zip(batch.chain(index)) {
             *piece = umem.bytes(frame);
@@ -152,17 +147,53 @@ impl<'a> Source<'a> {
     }
 
     /// Fills `into`; the layout made sure that there are enough bytes.
-    fn read(&mut self, mut into: &mut [u8]) {
-        while !into.is_empty() && self.at < MAX_CHAIN {
-            let piece = &mut self.pieces[self.at];
-            let take = piece.len().min(into.len());
-            let (front, rest) = into.split_at_mut(take);
-            front.copy_from_slice(&piece[..take]);
-            *piece = &piece[take..];
+    pub(super) fn read(&mut self, mut into: &mut [u8]) {
+        self.each(into.len(), |piece| {
+            let (front, rest) = std::mem::take(&mut into).split_at_mut(piece.len());
+            front.copy_from_slice(piece);
             into = rest;
-            if piece.is_empty() {
+        });
+    }
+
+    /// Gives the next `len` bytes away, as they lie in the frames.
+    pub(super) fn each(&mut self, mut len: usize, mut take: impl FnMut(&'a [u8])) {
+        while len > 0 && self.at < MAX_CHAIN {
+            let piece = &mut self.pieces[self.at];
+            let (front, rest) = piece.split_at(piece.len().min(len));
+            *piece = rest;
+            len -= front.len();
+            if rest.is_empty() {
                 self.at += 1;
             }
+            if !front.is_empty() {
+                take(front);
+            }
         }
+    }
+}
+
+/// A sum of bytes that come in parts.
+#[derive(Clone, Copy)]
+pub(super) struct RunningSum {
+    sum: Sum,
+    is_odd: bool,
+}
+
+impl RunningSum {
+    pub(super) const ZERO: RunningSum = RunningSum {
+        sum: Sum::ZERO,
+        is_odd: false,
+    };
+
+    pub(super) fn add(&mut self, bytes: &[u8]) {
+        self.sum = match self.is_odd {
+            false => self.sum.bytes(bytes),
+            true => self.sum.odd_bytes(bytes),
+        };
+        self.is_odd ^= bytes.len() % 2 == 1;
+    }
+
+    pub(super) fn total(self) -> Sum {
+        self.sum
     }
 }

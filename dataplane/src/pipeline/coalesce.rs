@@ -28,7 +28,7 @@ use crate::frame::{Batch, MAX_CHAIN, Packet, TxChecksum, Verdict};
 use crate::snapshot::{PortEntry, Role, Snapshot};
 use crate::types::PortId;
 use crate::umem::Umem;
-use crate::wire::checksum::{self, pseudo_header};
+use crate::wire::checksum::{self, Sum, pseudo_header};
 use crate::wire::ethernet;
 use crate::wire::ipv4::{self, DONT_FRAGMENT};
 use crate::wire::ipv6;
@@ -143,14 +143,14 @@ impl Coalescer {
 
 /// Where the headers of a segment lie.
 #[derive(Debug, Clone, Copy)]
-struct Headers {
+pub(super) struct Headers {
     is_v6: bool,
-    transport: usize,
-    payload: usize,
+    pub(super) transport: usize,
+    pub(super) payload: usize,
 }
 
 impl Headers {
-    /// Of a packet that [`Segment::read`] let pass as mergeable.
+    /// Of a packet that [`is_plain`] let pass.
     fn of(bytes: &[u8]) -> Headers {
         let is_v6 = bytes[L3] >> 4 == 6;
         let transport = L3
@@ -168,8 +168,8 @@ impl Headers {
     }
 
     /// Makes the first segment's headers those of a packet of `len` bytes with
-    /// a partial checksum.
-    fn rewrite(&self, bytes: &mut [u8], len: usize, ends: u8) {
+    /// a partial checksum, and sets the flags `ends`.
+    pub(super) fn rewrite(&self, bytes: &mut [u8], len: usize, ends: u8) {
         let (ip_len, tcp_len) = (len - L3, len - self.transport);
         let addresses = match self.is_v6 {
             true => {
@@ -241,7 +241,7 @@ impl Segment {
             && takes_merged(port, packet)
         {
             segment.limit = L3 + MAX_LEN.min(port.device_mtu as usize);
-            segment.is_plain = is_plain(bytes, &headers, packet);
+            segment.is_plain = is_plain(bytes, &headers, packet.len as usize);
         }
         Some(segment)
     }
@@ -254,7 +254,7 @@ fn takes_merged(port: &PortEntry, packet: &Packet) -> bool {
 
 /// Where the headers of a TCP packet lie, and whether nothing stands between
 /// the plain IP header and TCP's.
-fn locate(bytes: &[u8]) -> Option<(Headers, bool)> {
+pub(super) fn locate(bytes: &[u8]) -> Option<(Headers, bool)> {
     let ip = bytes.get(L3..)?;
     let (is_v6, len, is_bare) = match (bytes.get(12..14)?, *ip.first()?) {
         ([0x08, 0x00], version_ihl) => {
@@ -286,9 +286,9 @@ fn locate(bytes: &[u8]) -> Option<(Headers, bool)> {
     Some((headers, is_bare))
 }
 
-/// Whether a segment's own headers allow merging: it has payload, and its
-/// lengths, flags and options are the ordinary ones.
-fn is_plain(bytes: &[u8], headers: &Headers, packet: &Packet) -> bool {
+/// Whether the headers of a segment of `len` bytes of frame allow merging: it
+/// has payload, and its lengths, flags and options are the ordinary ones.
+pub(super) fn is_plain(bytes: &[u8], headers: &Headers, len: usize) -> bool {
     let Headers {
         is_v6,
         transport,
@@ -301,7 +301,7 @@ fn is_plain(bytes: &[u8], headers: &Headers, packet: &Packet) -> bool {
     let others = flags::SYN | flags::RST | flags::URG;
     payload >= transport + tcp::HEADER_LEN
         && payload < bytes.len()
-        && claimed + L3 == packet.len as usize
+        && claimed + L3 == len
         && bytes[transport + 13] & others == 0
         && has_plain_options(&bytes[transport + tcp::HEADER_LEN..payload])
 }
@@ -335,7 +335,7 @@ fn hash(bytes: &[u8], headers: &Headers) -> u32 {
     source.rotate_left(7) ^ destination ^ ports.rotate_left(13)
 }
 
-fn is_same_connection(a: &[u8], b: &[u8], one: &Headers, other: &Headers) -> bool {
+pub(super) fn is_same_connection(a: &[u8], b: &[u8], one: &Headers, other: &Headers) -> bool {
     let (x, y) = (one.transport, other.transport);
     one.is_v6 == other.is_v6
         && a[addresses(one)] == b[addresses(other)]
@@ -347,15 +347,31 @@ fn is_same_connection(a: &[u8], b: &[u8], one: &Headers, other: &Headers) -> boo
 struct Run {
     head: u8,
     last: u8,
-    /// Segments, frames, and bytes of the merged packet.
-    count: u16,
     frames: usize,
-    len: usize,
+    line: Line,
     /// The head as it was read.
     first: Segment,
     /// Its checksum was found right.
     is_verified: bool,
+}
+
+/// Segments in sequence, as far as their headers tell.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Line {
+    /// Of the first one.
+    headers: Headers,
+    count: u16,
+    /// Bytes of the merged packet.
+    pub(super) len: usize,
+    /// Bytes of the first one's payload: no other has more.
+    pub(super) first_len: usize,
     /// IPv4 identification does not count up.
+    is_fixed_id: bool,
+}
+
+/// What the line is like with one segment more.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Next {
     is_fixed_id: bool,
 }
 
@@ -422,9 +438,7 @@ impl Runs {
             self.ends[usize::from(run.head)] |= ends;
             self.joined |= 1 << index;
             run.last = index as u8;
-            run.count += 1;
             run.frames += segment.frames;
-            run.len += segment.len;
             // A short one is the last of what its sender had.
             if ends != 0 || segment.len < run.first.len {
                 self.open[place] = None;
@@ -441,36 +455,27 @@ impl Run {
         Run {
             head: index as u8,
             last: index as u8,
-            count: 1,
             frames: first.frames,
-            len: first.headers.payload + first.len,
+            line: Line::begin(first.headers, first.len),
             first,
             is_verified: false,
-            is_fixed_id: false,
         }
     }
 
-    /// Whether packet `index` of the same connection continues the run.
+    /// Whether packet `index` of the same connection continues the run, which
+    /// then has it.
     fn takes(&mut self, umem: &Umem, batch: &Batch, index: usize, segment: &Segment) -> bool {
-        let head = umem.bytes(batch.head(self.head.into()));
-        let bytes = umem.bytes(batch.head(index));
         let fits = segment.is_plain
             && segment.out == self.first.out
-            && segment.len <= self.first.len
-            && self.len + segment.len <= self.first.limit
+            && self.line.len + segment.len <= self.first.limit
             && self.frames + segment.frames <= MAX_CHAIN;
-        if !fits
-            || segment.headers.payload != self.first.headers.payload
-            || head[..12] != bytes[..12]
-            || !self.continues(head, bytes)
-        {
+        if !fits {
             return false;
         }
-        let is_fixed_id = match segment.headers.is_v6 {
-            true => follows_v6(head, bytes).then_some(false),
-            false => self.follows_v4(head, bytes),
-        };
-        let Some(is_fixed_id) = is_fixed_id else {
+        let head = umem.bytes(batch.head(self.head.into()));
+        let bytes = umem.bytes(batch.head(index));
+        let (headers, len) = (&segment.headers, segment.len);
+        let Some(next) = self.line.next(head, bytes, headers, len) else {
             return false;
         };
         if !self.is_verified {
@@ -479,14 +484,68 @@ impl Run {
         if !self.is_verified || !is_right(umem, batch, index, segment) {
             return false;
         }
-        self.is_fixed_id = is_fixed_id;
+        self.line.extend(len, next);
         true
+    }
+}
+
+impl Line {
+    /// Of one segment with `len` bytes of payload.
+    pub(super) fn begin(headers: Headers, len: usize) -> Line {
+        Line {
+            headers,
+            count: 1,
+            len: headers.payload + len,
+            first_len: len,
+            is_fixed_id: false,
+        }
+    }
+
+    /// Whether a segment with `len` bytes of payload comes next, by its
+    /// headers in `bytes` and those of the first one in `head`.
+    pub(super) fn next(
+        &self,
+        head: &[u8],
+        bytes: &[u8],
+        headers: &Headers,
+        len: usize,
+    ) -> Option<Next> {
+        let is_alike = len <= self.first_len
+            && headers.is_v6 == self.headers.is_v6
+            && headers.payload == self.headers.payload
+            && head[..12] == bytes[..12]
+            && self.continues(head, bytes);
+        if !is_alike {
+            return None;
+        }
+        let is_fixed_id = match headers.is_v6 {
+            true => follows_v6(head, bytes).then_some(false),
+            false => self.follows_v4(head, bytes),
+        };
+        is_fixed_id.map(|is_fixed_id| Next { is_fixed_id })
+    }
+
+    /// Adds a segment that [`Line::next`] let pass.
+    pub(super) fn extend(&mut self, len: usize, next: Next) {
+        self.count += 1;
+        self.len += len;
+        self.is_fixed_id = next.is_fixed_id;
+    }
+
+    /// How many segments there are.
+    pub(super) fn count(&self) -> u64 {
+        self.count.into()
+    }
+
+    /// The first one's headers.
+    pub(super) fn headers(&self) -> &Headers {
+        &self.headers
     }
 
     /// Whether the TCP headers differ as neighbours' may.
     fn continues(&self, head: &[u8], bytes: &[u8]) -> bool {
-        let at = self.first.headers.transport;
-        let sent = (self.len - self.first.headers.payload) as u32;
+        let at = self.headers.transport;
+        let sent = (self.len - self.headers.payload) as u32;
         let may_differ = flags::FIN | flags::PSH | flags::CWR;
         double_word(bytes, at + 4) == double_word(head, at + 4).wrapping_add(sent)
             // Acknowledgment and header length.
@@ -495,7 +554,7 @@ impl Run {
             && bytes[at + 13] & flags::CWR == 0
             // Window; urgent pointer and options.
             && bytes[at + 14..at + 16] == head[at + 14..at + 16]
-            && bytes[at + 18..self.first.headers.payload] == head[at + 18..self.first.headers.payload]
+            && bytes[at + 18..self.headers.payload] == head[at + 18..self.headers.payload]
     }
 
     /// Whether the IPv4 headers do, and then whether the identification stands
@@ -527,14 +586,28 @@ fn follows_v6(head: &[u8], bytes: &[u8]) -> bool {
 fn is_right(umem: &Umem, batch: &Batch, index: usize, segment: &Segment) -> bool {
     let headers = &segment.headers;
     let bytes = umem.bytes(batch.head(index));
-    if !headers.is_v6 && checksum::checksum(&bytes[L3..headers.transport]) != 0 {
-        return false;
+    let tcp_sum = || chain::sum(umem, batch, index, headers.transport);
+    match segment.checksum {
+        Some(partial) => {
+            has_right_header(bytes, headers) && usize::from(partial.start) == headers.transport
+        }
+        None => are_right(bytes, headers, segment.len, tcp_sum),
     }
-    if let Some(partial) = segment.checksum {
-        return usize::from(partial.start) == headers.transport;
-    }
-    let len = headers.payload - headers.transport + segment.len;
-    let pseudo = pseudo_header(&bytes[addresses(headers)], protocol::TCP, len as u16);
-    let sum = chain::sum(umem, batch, index, headers.transport);
-    pseudo.sum(sum).checksum() == 0
+}
+
+/// Whether the checksums of a segment with `len` bytes of payload are right.
+/// `tcp_sum` is that of TCP header and payload.
+pub(super) fn are_right(
+    bytes: &[u8],
+    headers: &Headers,
+    len: usize,
+    tcp_sum: impl FnOnce() -> Sum,
+) -> bool {
+    let tcp_len = headers.payload - headers.transport + len;
+    let pseudo = pseudo_header(&bytes[addresses(headers)], protocol::TCP, tcp_len as u16);
+    has_right_header(bytes, headers) && pseudo.sum(tcp_sum()).checksum() == 0
+}
+
+fn has_right_header(bytes: &[u8], headers: &Headers) -> bool {
+    headers.is_v6 || checksum::checksum(&bytes[L3..headers.transport]) == 0
 }

@@ -10,20 +10,27 @@
 //! section 4), and checksums that are
 //! either the receiver's to fill in or verified here. A datagram without a
 //! checksum stays by itself, so that it does not get one.
+//!
+//! By the uplink, datagrams of the overlay leave together, where the device
+//! cuts them. Their outer headers were written here; over IPv4 they get a
+//! checksum by it (RFC 7348, section 5, allows one), which the device fills in
+//! for each.
 
 use zerocopy::FromBytes;
 use zerocopy::big_endian::U16;
 
+use super::apart;
 use super::segment::{Cut, Offload, Segments};
 use crate::frame::{Batch, TxChecksum, Verdict};
 use crate::types::PortId;
 use crate::umem::Umem;
-use crate::wire::checksum::pseudo_header;
+use crate::wire::checksum::{Sum, pseudo_header};
 use crate::wire::ethernet::{self, EtherType, EthernetHeader};
 use crate::wire::ipv4::{self, Ipv4Header};
 use crate::wire::ipv6::{self, Ipv6Header};
 use crate::wire::protocol;
 use crate::wire::udp::{self, UdpHeader};
+use crate::wire::vxlan;
 
 /// Datagrams that leave together at most.
 pub(crate) const MAX_DATAGRAMS: usize = Batch::MAX_PACKETS;
@@ -59,6 +66,15 @@ impl Run {
     }
 }
 
+/// Whose datagrams may leave together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Taken {
+    /// Those of any flow with checksums.
+    Any,
+    /// Those to this port, the overlay's, which were wrapped here.
+    Overlay(u16),
+}
+
 /// A plain datagram in one frame.
 #[derive(Clone, Copy)]
 struct Datagram<'a> {
@@ -70,10 +86,15 @@ struct Datagram<'a> {
 
 /// The longest run that begins with packet `first` and goes to `out`; `None`
 /// when the next packet does not continue it.
-pub(crate) fn run(umem: &Umem, batch: &Batch, first: usize, out: PortId) -> Option<Run> {
+pub(crate) fn run(
+    umem: &Umem,
+    batch: &Batch,
+    first: usize,
+    (out, taken): (PortId, Taken),
+) -> Option<Run> {
     let head = Datagram::of(umem, batch, first, out)?;
     let second = Datagram::of(umem, batch, first + 1, out)?;
-    if !second.continues(&head, 1) || !head.is_sound() {
+    if !second.continues(&head, 1) || !head.is_sound(taken) {
         return None;
     }
     let mut payload = head.payload_len();
@@ -82,7 +103,7 @@ pub(crate) fn run(umem: &Umem, batch: &Batch, first: usize, out: PortId) -> Opti
     while let Some(datagram) = next {
         let len = datagram.payload_len();
         let fits = head.headers_len() - ethernet::HEADER_LEN + payload + len <= MAX_PACKET;
-        if !fits || !datagram.continues(&head, packets as u16) || !datagram.is_sound() {
+        if !fits || !datagram.continues(&head, packets as u16) || !datagram.is_sound(taken) {
             break;
         }
         payload += len;
@@ -128,9 +149,8 @@ impl<'a> Datagram<'a> {
         };
         let (udp, _) = UdpHeader::ref_from_prefix(bytes.get(datagram.transport()..)?).ok()?;
         let is_own = checksum.is_none_or(|checksum| checksum == datagram.checksum_field());
-        let is_whole = usize::from(udp.length.get()) == datagram.transport_len()
-            && datagram.payload_len() > 0
-            && udp.checksum != U16::ZERO;
+        let is_whole =
+            usize::from(udp.length.get()) == datagram.transport_len() && datagram.payload_len() > 0;
         (is_plain && is_own && is_whole).then_some(datagram)
     }
 
@@ -200,13 +220,27 @@ impl<'a> Datagram<'a> {
         u16::from_be_bytes([self.bytes[18], self.bytes[19]])
     }
 
-    /// Whether the checksum is right, as far as anybody can tell.
-    fn is_sound(&self) -> bool {
-        self.is_partial
-            || pseudo_header(self.addresses(), protocol::UDP, self.transport_len() as u16)
-                .bytes(&self.bytes[self.transport()..])
-                .checksum()
-                == 0
+    /// Whether it may leave with others: its checksum is right, as far as
+    /// anybody can tell, or its outer headers are the switch's own.
+    fn is_sound(&self, taken: Taken) -> bool {
+        let word = |at: usize| u16::from_be_bytes([self.bytes[at], self.bytes[at + 1]]);
+        match taken {
+            Taken::Any => {
+                let field = word(self.transport() + udp::CHECKSUM_OFFSET);
+                field != 0 && (self.is_partial || self.sum().checksum() == 0)
+            }
+            Taken::Overlay(port) => {
+                let frame = self.bytes.get(self.headers_len() + vxlan::HEADER_LEN..);
+                !self.is_partial
+                    && word(self.transport() + 2) == port
+                    && frame.is_some_and(apart::tells_length)
+            }
+        }
+    }
+
+    fn sum(&self) -> Sum {
+        pseudo_header(self.addresses(), protocol::UDP, self.transport_len() as u16)
+            .bytes(&self.bytes[self.transport()..])
     }
 
     /// A run that begins with this one and carries `payload` bytes.

@@ -15,6 +15,7 @@
 //! and it counts no drops: both are the lane's, when it carries the verdict
 //! out. Per packet of a known flow nothing is allocated.
 
+pub(crate) mod apart;
 mod bridge;
 mod chain;
 mod classify;

@@ -217,19 +217,19 @@ pub(super) fn unwrap(
 }
 
 /// What the outer headers say.
-struct Outer {
+pub(super) struct Outer {
     source: IpAddr,
     ecn: u8,
     /// Where the UDP header is.
-    tunnel: usize,
+    pub(super) tunnel: usize,
     /// What the UDP header says of its length.
-    udp_len: usize,
+    pub(super) udp_len: usize,
     /// Where the outer IP packet ends.
-    end: usize,
+    pub(super) end: usize,
 }
 
 /// The outer headers of a packet of the overlay to this node.
-fn outer(bytes: &[u8], underlay: &Underlay) -> Result<Option<Outer>, DropReason> {
+pub(super) fn outer(bytes: &[u8], underlay: &Underlay) -> Result<Option<Outer>, DropReason> {
     if underlay.vxlan_port == 0 {
         return Ok(None);
     }

@@ -165,6 +165,7 @@ pub(super) fn inside(
         bytes,
         len,
         port,
+        may_be_partial: port.partial_checksums,
         in_port: port.id.0,
     };
     match (port.role, snapshot.underlay.segment) {
@@ -198,6 +199,7 @@ fn uplink(
         bytes: umem.bytes(batch.head(index)),
         len: packet.len as usize,
         port,
+        may_be_partial: port.partial_checksums || packet.is_merged,
         in_port: location.to_key(),
     };
     match (unwrapped.map(|u| u.network), underlay.segment) {
@@ -229,6 +231,8 @@ struct Seen<'a> {
     bytes: &'a [u8],
     len: usize,
     port: &'a PortEntry,
+    /// Whether checksums may be partial.
+    may_be_partial: bool,
     /// Where it came from, as the key has it.
     in_port: u16,
 }
@@ -246,7 +250,7 @@ impl Seen<'_> {
         parsed.kind = Kind::Segment(segment, key);
         parsed.headers = Headers {
             to_group: bytes[0] & 1 == 1,
-            may_be_partial: self.port.partial_checksums,
+            may_be_partial: self.may_be_partial,
             ..Headers::NONE
         };
         parsed.is_cacheable = true;
@@ -323,7 +327,7 @@ impl Seen<'_> {
             part,
             icmp_kind,
             to_group,
-            may_be_partial: self.port.partial_checksums && part == Part::Whole,
+            may_be_partial: self.may_be_partial && part == Part::Whole,
         };
         let is_plain =
             view.protocol != protocol::ICMP || (is_echo_v4(icmp_kind) && part == Part::Whole);
@@ -370,7 +374,7 @@ impl Seen<'_> {
             part,
             icmp_kind,
             to_group,
-            may_be_partial: self.port.partial_checksums && part == Part::Whole,
+            may_be_partial: self.may_be_partial && part == Part::Whole,
         };
         let is_plain =
             upper.protocol != protocol::ICMPV6 || (is_echo_v6(icmp_kind) && part == Part::Whole);

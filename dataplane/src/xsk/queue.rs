@@ -24,7 +24,7 @@ pub(crate) const FILL_MIN: u32 = 3 * MAX_CHAIN as u32 + 10;
 /// Chunks that a port keeps posted from its first super-frame on: a sender
 /// doubles its window from round trip to round trip, faster than a level that
 /// only follows use, and what finds no chunk is lost.
-const FILL_STREAM: u32 = 16 * MAX_CHAIN as u32;
+pub(crate) const FILL_STREAM: u32 = 16 * MAX_CHAIN as u32;
 
 /// Chunks that may be missing before a port is topped up: an idle one still
 /// holds the fragments of a longest datagram then.
@@ -64,6 +64,8 @@ pub(crate) struct Queue {
     fill_target: u32,
     /// Level that it does not sink below.
     fill_floor: u32,
+    /// Level that it has at least from its first super-frame on.
+    fill_stream: u32,
     /// A packet of several chunks came since the last refill.
     streaming: bool,
     /// Chunks sent and not yet completed.
@@ -77,10 +79,12 @@ pub(crate) struct Queue {
 }
 
 impl Queue {
-    /// A queue that keeps `fill_floor` chunks posted at least.
-    pub(crate) fn new(socket: Socket, fill_floor: u32) -> Queue {
+    /// A queue that keeps `fill_floor` chunks posted at least, and
+    /// `fill_stream` while packets of several chunks come.
+    pub(crate) fn new(socket: Socket, fill_floor: u32, fill_stream: u32) -> Queue {
         Queue {
             fill_floor: fill_floor.clamp(FILL_MIN, socket.ring_size),
+            fill_stream: fill_stream.clamp(FILL_MIN, socket.ring_size),
             socket,
             tag: next_tag(),
             posted: 0,
@@ -137,7 +141,7 @@ impl Queue {
         let is_first = self.fill_target == 0;
         self.fill_target = self.fill_target.max(self.fill_floor);
         if std::mem::take(&mut self.streaming) && !frames_short {
-            self.fill_target = self.fill_target.max(FILL_STREAM);
+            self.fill_target = self.fill_target.max(self.fill_stream);
         }
         if self.posted + REFILL_LOT > self.fill_target {
             return;

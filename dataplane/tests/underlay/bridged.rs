@@ -87,6 +87,7 @@ fn the_node_is_a_station_of_the_segment_by_the_uplinks_address() {
         receive_ring: 0,
         zero_copy: false,
         xdp: XdpChoice::Auto,
+        cuts_datagrams: true,
         is_bridged: true,
         host_side: Some(host_side),
     };

@@ -323,6 +323,7 @@ pub(crate) fn attach_as(
         receive_ring: 0,
         zero_copy: false,
         xdp: XdpChoice::Auto,
+        cuts_datagrams: true,
         is_bridged: false,
         host_side: None,
     };

@@ -9,7 +9,6 @@ pub mod text;
 use std::time::Duration;
 
 use crate::compare::document::{Comparison, Outcome, Participant, Verdict};
-use crate::compare::machine::Machine;
 use crate::scenario::Better;
 use crate::stats::Median;
 use crate::subject::{Kind, Topology};
@@ -119,17 +118,13 @@ impl Word {
 /// that need a core of their own than on those that run in the sender's.
 #[must_use]
 pub fn other_work(comparison: &Comparison) -> Option<String> {
-    busy_elsewhere(
-        &comparison.machine,
-        "polling switches look worse than they are",
-    )
-}
-
-/// A warning when the machine had other work, and what that means.
-#[must_use]
-pub fn busy_elsewhere(machine: &Machine, meaning: &str) -> Option<String> {
-    let work = machine.other_work;
-    (work > 0.1).then(|| format!("This machine is at work elsewhere ({work:.1} cores): {meaning}."))
+    let work = comparison.machine.other_work;
+    (work > 0.1).then(|| {
+        format!(
+            "This machine is at work elsewhere ({work:.1} cores): polling switches look worse \
+             than they are."
+        )
+    })
 }
 
 /// The machine and the run, a line each.

@@ -21,24 +21,24 @@ const UPLINK: u16 = 20;
 
 /// A TCP segment as it leaves for pod B.
 #[derive(Debug, Clone)]
-struct Segment {
+pub(super) struct Segment {
     is_v6: bool,
-    port: u16,
-    sequence: u32,
-    payload: Vec<u8>,
+    pub(super) port: u16,
+    pub(super) sequence: u32,
+    pub(super) payload: Vec<u8>,
     identification: u16,
     dont_fragment: bool,
-    ecn: u8,
-    hops: u8,
+    pub(super) ecn: u8,
+    pub(super) hops: u8,
     flow_label: u32,
-    tcp: TcpHeader,
-    is_corrupt: bool,
-    is_partial: bool,
+    pub(super) tcp: TcpHeader,
+    pub(super) is_corrupt: bool,
+    pub(super) is_partial: bool,
 }
 
 impl Segment {
     /// Segment `number` of a connection that sends `len` bytes each time.
-    fn of(is_v6: bool, number: usize, len: usize) -> Segment {
+    pub(super) fn of(is_v6: bool, number: usize, len: usize) -> Segment {
         let mut tcp = TcpHeader::new(0, 80, 0, 500);
         tcp.ack = true;
         tcp.acknowledgment_number = 99;
@@ -65,12 +65,12 @@ impl Segment {
         }
     }
 
-    fn run(is_v6: bool, count: usize, len: usize) -> Vec<Segment> {
+    pub(super) fn run(is_v6: bool, count: usize, len: usize) -> Vec<Segment> {
         let numbers = 0..count;
         numbers.map(|n| Segment::of(is_v6, n, len)).collect()
     }
 
-    fn bytes(&self) -> Vec<u8> {
+    pub(super) fn bytes(&self) -> Vec<u8> {
         let ip = match self.is_v6 {
             true => {
                 let header = Ipv6Header {

@@ -3,7 +3,7 @@
 use etherparse::{IpFragOffset, PacketBuilder};
 
 use crate::frame::{Batch, TxChecksum, Verdict};
-use crate::pipeline::datagrams;
+use crate::pipeline::datagrams::{self, Taken};
 use crate::pipeline::segment::{Cut, Segments};
 use crate::pipeline::world::*;
 use crate::types::PortId;
@@ -109,7 +109,7 @@ fn shape(datagrams: &[Datagram]) -> Vec<usize> {
     let mut batch = batch(&mut world, datagrams);
     let (mut at, mut shape) = (0, Vec::new());
     while at < batch.len() {
-        let run = datagrams::run(&world.umem, &batch, at, PortId(B));
+        let run = datagrams::run(&world.umem, &batch, at, (PortId(B), Taken::Any));
         let packets = run.map_or(1, |run| run.packets);
         shape.push(packets);
         at += packets;
@@ -133,7 +133,7 @@ fn a_run_is_one_datagram_of_all_payloads() {
         whole.is_partial = true;
         let mut world = World::new();
         let mut batch = batch(&mut world, &sent);
-        let run = datagrams::run(&world.umem, &batch, 0, PortId(B)).unwrap();
+        let run = datagrams::run(&world.umem, &batch, 0, (PortId(B), Taken::Any)).unwrap();
         assert_eq!(run.packets, 5);
         let mut bytes = run.headers().to_vec();
         for index in 0..5 {

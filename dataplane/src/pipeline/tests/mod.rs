@@ -1,6 +1,7 @@
 //! The packet logic in memory: packets built by etherparse go in, verdicts
 //! and rewritten frames come out.
 
+mod apart;
 mod coalesce;
 mod datagrams;
 mod fragments;

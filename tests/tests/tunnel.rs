@@ -1,0 +1,94 @@
+//! Datagrams of the overlay travel together where devices let them, and come
+//! apart as they were sent.
+
+use spinlane_api::view::PortKind;
+use spinlane_tests::capture::Recording;
+use spinlane_tests::cluster::{Families, UPLINK, Underlay};
+use spinlane_tests::{
+    Cluster, LabError, Namespace, Node, Pod, Result, capture, root_or_skip, traffic,
+};
+
+const BYTES: usize = 4 << 20;
+
+/// Packets that the uplink's port received and sent.
+fn uplink_packets(node: &Node) -> Result<(u64, u64)> {
+    let ports = node.ports()?;
+    let uplink = ports.iter().find(|port| port.kind == PortKind::Uplink);
+    let uplink = uplink.ok_or_else(|| LabError::unexpected("ports", "no uplink"))?;
+    Ok((uplink.rx_packets, uplink.tx_packets))
+}
+
+/// Sends from one pod to the other's addresses and back; how many packets
+/// `to` received and how many datagrams `from` had sent.
+fn transfer(cluster: &Cluster, from: &Pod, to: &Pod) -> Result<(u64, u64)> {
+    let [one, two] = cluster.nodes() else {
+        unreachable!("two nodes");
+    };
+    let (_, sent) = uplink_packets(one)?;
+    let (received, _) = uplink_packets(two)?;
+    for address in [to.v4()?, to.v6()?] {
+        traffic::tcp_both_ways(from.namespace(), to.namespace(), address, BYTES)?;
+    }
+    let datagrams = uplink_packets(one)?.1 - sent;
+    let packets = uplink_packets(two)?.0 - received;
+    // Both transfers' data, in datagrams that fit 1500 bytes.
+    assert!(datagrams > 2 * BYTES as u64 / 1448, "{datagrams}");
+    Ok((packets, datagrams))
+}
+
+fn two_pods(cluster: &Cluster) -> Result<(Pod, Pod)> {
+    let [one, two] = cluster.nodes() else {
+        unreachable!("two nodes");
+    };
+    let pods = (Pod::attach(one, "a")?, Pod::attach(two, "b")?);
+    traffic::reach(pods.0.namespace(), pods.1.v4()?)?;
+    Ok(pods)
+}
+
+/// Has interfaces of a namespace cut what leaves by them.
+fn cutting(namespace: &Namespace, interfaces: &[&str]) -> Result<()> {
+    for interface in interfaces {
+        namespace.sh(&format!(
+            "ethtool -K {interface} tso off gso off tx-udp-segmentation off \
+             tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off"
+        ))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn datagrams_travel_together_where_nothing_cuts_them() -> Result<()> {
+    if !root_or_skip("datagrams_travel_together_where_nothing_cuts_them") {
+        return Ok(());
+    }
+    for families in [Families::V4, Families::V6] {
+        let cluster = Cluster::start(2, families, |_| {})?;
+        let (a, b) = two_pods(&cluster)?;
+        let (packets, datagrams) = transfer(&cluster, &a, &b)?;
+        assert!(packets * 4 < datagrams, "{packets} of {datagrams}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_device_that_does_not_cut_gets_single_datagrams() -> Result<()> {
+    if !root_or_skip("a_device_that_does_not_cut_gets_single_datagrams") {
+        return Ok(());
+    }
+    let mut cluster = Cluster::prepare(2, Families::V4, |_| {})?;
+    for node in cluster.nodes_mut() {
+        cutting(node.namespace(), &[UPLINK])?;
+        node.start_agent()?;
+    }
+    let (a, b) = two_pods(&cluster)?;
+    let link = cluster.underlay().namespace();
+    let file = cluster.nodes()[0].run_dir().join("link.pcap");
+    let port = Underlay::port(1);
+    let recording = Recording::start((link, &port), &["-Q", "in", "-c", "4000"], "", &file)?;
+    let (packets, datagrams) = transfer(&cluster, &a, &b)?;
+    recording.stop()?;
+    assert!(packets * 10 > datagrams * 9, "{packets} of {datagrams}");
+    assert!(capture::count(&file, "vxlan && tcp")? > 1000);
+    assert_eq!(capture::count(&file, "ip.len > 1500")?, 0);
+    Ok(())
+}
