@@ -38,13 +38,19 @@ fn expected(site: &Site, from: Kind, to: Kind, target: IpAddr) -> probe::Path {
     if matches!(from, Kind::Pod(_)) || is_tunnelled && is_to_pod {
         hops.push(gateway(1, is_v6));
     }
+    let side = |number: u8| {
+        let addresses = site.cluster().addresses(number);
+        let mut fitting = addresses.into_iter().filter(|a| a.is_ipv6() == is_v6);
+        fitting.next().map(|address| address.to_string())
+    };
     if node == 3 && way == Way::Across {
-        let router = site.cluster().underlay().addresses(ROUTER);
-        let side = router.into_iter().find(|a| a.is_ipv6() == is_v6);
-        hops.extend(side.map(|side| side.to_string()));
+        hops.extend(side(ROUTER));
     }
-    if is_tunnelled || is_to_pod && node != 1 {
+    if is_tunnelled {
         hops.push(gateway(node, is_v6));
+    } else if is_to_pod && node != 1 {
+        // To what comes by the uplink as it is, a node answers itself.
+        hops.extend(side(node));
     }
     hops.push(target.to_string());
     let overhead = match site.cluster().addresses(1)[0] {
