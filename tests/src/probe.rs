@@ -24,7 +24,7 @@ pub fn traceroute(from: &Namespace, to: IpAddr, options: &[&str]) -> Result<Vec<
         "-N",
         "1",
         "-w",
-        "2",
+        "10",
         "-m",
         "8",
     ];

@@ -10,6 +10,8 @@ use spinlane_tests::cluster::{Families, ROUTER, UPLINK, Underlay};
 use spinlane_tests::site::{Kind, Site, Station, Way};
 use spinlane_tests::{LabError, Namespace, Result, capture, probe, root_or_skip};
 
+/// A machine that does much else loses something now and then.
+const ATTEMPTS: u32 = 12;
 /// DSCP "expedited forwarding", as a byte of the IP header.
 const CLASS: u32 = 0xb8;
 
@@ -105,23 +107,24 @@ fn streams(site: &Site, from: &Namespace, to: &Namespace, address: IpAddr) -> Re
     // that is nobody's fault.
     let class = CLASS.to_string();
     let mut complaints = String::new();
-    for _ in 0..4 {
+    for _ in 0..ATTEMPTS {
         let file = site.node(1).run_dir().join("link.pcap");
         let _ = std::fs::remove_file(&file);
         let recording = Recording::start((link, &Underlay::port(1)), &["-s", "2000"], "", &file)?;
+        let mut few = false;
         let tcp = ["-S", &class, "-t", "1", "-P", "3", "-b", "5M"];
         for options in [&tcp[..], &[&tcp[..], &["-R"]].concat()] {
             let report = probe::iperf3(from, to, address, options)?;
             let bytes = report["end"]["sum_received"]["bytes"].as_u64();
-            assert!(bytes > Some(1 << 20), "{address} {options:?}: {report}");
+            few |= bytes < Some(1 << 20);
         }
         let udp = ["-u", "-S", &class, "-t", "1", "-b", "5M", "-l", "1300"];
         let report = probe::iperf3(from, to, address, &udp)?;
         let sum = &report["end"]["sum"];
-        assert!(sum["packets"].as_u64() > Some(200), "{address}: {sum}");
+        few |= sum["packets"].as_u64() < Some(201);
         let missed = recording.stop()?;
-        if missed > 0 {
-            complaints = format!("tcpdump missed {missed} packets");
+        if missed > 0 || few {
+            complaints = format!("tcpdump missed {missed} packets; too few were sent: {few}");
             continue;
         }
         assert_eq!(
@@ -139,7 +142,7 @@ fn streams(site: &Site, from: &Namespace, to: &Namespace, address: IpAddr) -> Re
         let few: Vec<_> = odd.iter().take(9).collect();
         complaints = format!("{lost:?} datagrams lost, TCP: {few:?}");
     }
-    let what = format!("four runs to {address} without loss");
+    let what = format!("{ATTEMPTS} runs to {address}, one of them without loss");
     Err(LabError::unexpected(what, complaints))
 }
 

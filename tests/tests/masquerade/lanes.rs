@@ -1,5 +1,7 @@
 //! One lane opens a connection, the answers come to another.
 
+use std::net::IpAddr;
+
 use serde_json::Value;
 use spinlane_tests::{LabError, Pod, root_or_skip, traffic};
 
@@ -26,20 +28,20 @@ fn answers_may_come_to_another_lane() -> Result<(), LabError> {
     for to in FAR {
         traffic::reach(pod.namespace(), to)?;
     }
-    std::thread::scope(|scope| -> Result<(), LabError> {
-        let streams: Vec<_> = (0..24)
-            .map(|number| {
-                let (pod, far) = (pod.namespace(), &outside.far);
-                let to = FAR[number % 2];
-                scope.spawn(move || {
-                    traffic::tcp_both_ways(pod, far, to, 256 << 10)?;
-                    traffic::udp_echo(pod, far, to, 10, 200)
-                })
-            })
-            .collect();
-        for stream in streams {
-            assert_eq!(stream.join().expect("no stream panics")?, 10);
-        }
+    let side_by_side = |talk: &(dyn Fn(IpAddr) -> Result<(), LabError> + Sync)| {
+        std::thread::scope(|scope| {
+            let talks = (0..24).map(|number| scope.spawn(move || talk(FAR[number % 2])));
+            let talks: Vec<_> = talks.collect();
+            talks
+                .into_iter()
+                .try_for_each(|talk| talk.join().expect("no panic"))
+        })
+    };
+    let (inside, far) = (pod.namespace(), &outside.far);
+    side_by_side(&|to| traffic::tcp_both_ways(inside, far, to, 256 << 10))?;
+    side_by_side(&|to| {
+        let whole = traffic::udp_echo(inside, far, to, 10, 200)?;
+        assert_eq!(whole, 10, "datagrams to {to}");
         Ok(())
     })?;
     // Both directions of one connection, on different lanes.

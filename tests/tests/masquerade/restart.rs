@@ -183,8 +183,12 @@ fn connections_outlive_the_agent() -> Result<(), LabError> {
     // They were followed to their ends, and a pod that vanished meanwhile
     // leaves nothing.
     assert_eq!(held(&outside, pod.v4()?, "udp")?, ["stream"]);
-    assert_eq!(held(&outside, pod.v4()?, "tcp")?, ["time-wait"]);
-    assert_eq!(held(&outside, pod.v6()?, "tcp")?, ["time-wait"]);
+    for address in [pod.v4()?, pod.v6()?] {
+        wait_for("TCP's last acknowledgement", SILENCE, || {
+            let states = held(&outside, address, "tcp").ok()?;
+            (states == ["time-wait"]).then_some(())
+        })?;
+    }
     traffic::reach(other.namespace(), FAR[0])?;
     let address = other.v4()?;
     assert!(!held(&outside, address, "icmp")?.is_empty());
