@@ -59,6 +59,6 @@ root:
 # The XDP programs' objects, from their sources; the recorded hashes let a test
 # notice when one changed without the other.
 bpf:
-	cd dataplane/bpf && for program in port uplink; do \
+	cd dataplane/bpf && for program in port uplink pod; do \
 		clang -O2 -g -Wall -target bpf -ffile-prefix-map="$$PWD"=. -c $$program.bpf.c -o $$program.bpf.o \
 		&& llvm-strip -g $$program.bpf.o && sha256sum $$program.bpf.c | cut -d' ' -f1 > $$program.bpf.sha256 || exit 1; done

@@ -35,4 +35,14 @@ int spinlane_port(struct xdp_md *ctx)
 	return bpf_redirect_map(&sockets, ctx->rx_queue_index, XDP_PASS);
 }
 
+// What the XDP program did not see went to a packet socket (pod.bpf.c); the
+// kernel itself has no use for it.
+#define TCX_DROP 2
+
+SEC("classifier")
+int spinlane_taken(void *skb)
+{
+	return TCX_DROP;
+}
+
 char _license[] SEC("license") = "Dual MIT/GPL";

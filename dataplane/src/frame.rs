@@ -18,8 +18,16 @@ pub const HEADROOM: usize = 256;
 /// (`struct xsk_tx_metadata`, include/uapi/linux/if_xdp.h).
 pub const TX_METADATA_BYTES: usize = 24;
 
-/// Most descriptors of one packet: `MAX_SKB_FRAGS` + 1 (net/xdp/xsk.c).
+/// Most descriptors of one packet on a ring: `MAX_SKB_FRAGS` + 1
+/// (net/xdp/xsk.c).
 pub const MAX_CHAIN: usize = 18;
+
+/// Most frames of one packet: what pods' TCP sends at once comes and leaves by
+/// packet sockets, which have no such bound.
+pub const MAX_FRAMES: usize = 64;
+
+/// Longest TCP super-frame that fits them, Ethernet header included.
+pub const LONGEST_SUPER_FRAME: usize = MAX_FRAMES * (FRAME_SIZE - HEADROOM);
 
 /// The right to one chunk of the UMEM, and where the data lies in it.
 #[derive(Debug, PartialEq, Eq)]

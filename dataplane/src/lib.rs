@@ -41,8 +41,12 @@ pub mod pipeline;
 mod port;
 #[cfg(not(loom))]
 pub mod snapshot;
+#[cfg(not(loom))]
+mod stream_socket;
 mod sync;
 pub mod tables;
+#[cfg(not(loom))]
+mod tcx;
 pub mod types;
 pub mod umem;
 #[cfg(not(loom))]

@@ -19,15 +19,20 @@ use crossbeam::utils::CachePadded;
 use crate::counters::PortCounters;
 use crate::group_socket::GroupSocket;
 use crate::packet_socket::PacketSocket;
+use crate::stream_socket::StreamSocket;
+use crate::tcx;
 use crate::types::PortId;
 use crate::umem::OwnerTag;
 use crate::xsk::queue::Queue;
 use crate::xsk::socket::{KernelDrops, kernel_drops};
 
-/// The compiled `bpf/port.bpf.c` and `bpf/uplink.bpf.c`.
+/// The compiled `bpf/port.bpf.c`, `bpf/pod.bpf.c` and `bpf/uplink.bpf.c`.
 static PORT: &[u8] = aya::include_bytes_aligned!("../bpf/port.bpf.o");
+static POD: &[u8] = aya::include_bytes_aligned!("../bpf/pod.bpf.o");
 static UPLINK: &[u8] = aya::include_bytes_aligned!("../bpf/uplink.bpf.o");
 const SOCKETS: &str = "sockets";
+const TAKEN: &str = "spinlane_taken";
+const LEAD: &str = "spinlane_lead";
 
 /// Which program a port gets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -116,6 +121,9 @@ pub enum ProgramError {
     /// The object lacks what it should have.
     #[error("the XDP program's object has no {0:?}: rebuild it with `make bpf`")]
     Missing(&'static str),
+    /// The kernel refused the program at a pod's end.
+    #[error("the kernel refused the program that leads a pod's TCP: {0}; it needs Linux 6.6")]
+    Lead(std::io::Error),
     /// A map's memory cannot be shared.
     #[error("cannot map the XDP program's echo identifiers: {0}; it needs Linux 5.5")]
     Share(std::io::Error),
@@ -123,18 +131,25 @@ pub enum ProgramError {
 
 /// Loads port programs. Kept for the process, because a fresh loader parses
 /// the kernel's type information, which takes tens of milliseconds.
-pub(crate) struct ProgramLoader(Mutex<EbpfLoader<'static>>);
+pub(crate) struct ProgramLoader {
+    loader: Mutex<EbpfLoader<'static>>,
+    /// The program of pods' ends, once a pod had need of it.
+    pod: Mutex<Option<Ebpf>>,
+}
 
 impl ProgramLoader {
     pub(crate) fn new() -> ProgramLoader {
         let mut loader = EbpfLoader::new();
         loader.btf(None);
-        ProgramLoader(Mutex::new(loader))
+        ProgramLoader {
+            loader: Mutex::new(loader),
+            pod: Mutex::default(),
+        }
     }
 
     /// A program with sockets in its map, not yet attached.
     pub(crate) fn load(&self, kind: Kind, sockets: &[Queue]) -> Result<Program, ProgramError> {
-        let mut loader = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut loader = self.loader.lock().unwrap_or_else(PoisonError::into_inner);
         let mut ebpf = loader.load(kind.object())?;
         drop(loader);
         let map = ebpf
@@ -145,6 +160,26 @@ impl ProgramLoader {
             map.set(queue as u32, socket.fd().as_raw_fd(), 0)?;
         }
         Ok(Program { kind, ebpf })
+    }
+
+    /// Puts `bpf/pod.bpf.c` on an interface of the calling thread's network
+    /// namespace, where it stays.
+    pub(crate) fn lead_streams(&self, ifindex: u32) -> Result<(), ProgramError> {
+        let mut pod = self.pod.lock().unwrap_or_else(PoisonError::into_inner);
+        let ebpf = match &mut *pod {
+            Some(ebpf) => ebpf,
+            none => {
+                let mut loader = self.loader.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut ebpf = loader.load(POD)?;
+                let program = ebpf.program_mut(LEAD).ok_or(ProgramError::Missing(LEAD))?;
+                let classifier: &mut SchedClassifier = program.try_into()?;
+                classifier.load()?;
+                none.insert(ebpf)
+            }
+        };
+        let program = ebpf.program(LEAD).ok_or(ProgramError::Missing(LEAD))?;
+        let fd = program.fd()?.as_fd();
+        tcx::attach_egress(ifindex, fd).map_err(ProgramError::Lead)
     }
 }
 
@@ -171,6 +206,18 @@ impl Program {
             }
         }
         Err(refused.map_or(ProgramError::Missing("XDP mode"), ProgramError::Program))
+    }
+
+    /// Keeps what the port's stream socket gets from the host's own protocols.
+    /// It ends with the program.
+    pub(crate) fn keep_from_host(&mut self, name: &str) -> Result<(), ProgramError> {
+        let program = self.ebpf.program_mut(TAKEN);
+        let program = program.ok_or(ProgramError::Missing(TAKEN))?;
+        let classifier: &mut SchedClassifier = program.try_into()?;
+        classifier.load()?;
+        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
+        classifier.attach_with_options(name, TcAttachType::Ingress, order)?;
+        Ok(())
     }
 
     /// Joins the node itself to the segment of a bridged uplink: frames pass
@@ -238,6 +285,12 @@ pub(crate) struct LanePort {
     /// Where copies of group frames come from: on one lane of a bridged
     /// uplink.
     pub(crate) groups: Option<GroupSocket>,
+    /// Where a pod's TCP comes from.
+    pub(crate) stream: Option<StreamSocket>,
+    /// It has packets.
+    pub(crate) stream_waits: bool,
+    /// Packets that are asked of it in a round.
+    pub(crate) stream_burst: usize,
     /// Descriptors wait for a flush.
     pub(crate) dirty: bool,
     /// The device is gone or down: what was sent may never be completed.
@@ -256,6 +309,9 @@ impl LanePort {
             more: Vec::new(),
             groups: None,
             cuts_datagrams: false,
+            stream: None,
+            stream_waits: false,
+            stream_burst: 1,
             bulk,
             counters: Arc::default(),
             dirty: false,
@@ -389,11 +445,16 @@ mod tests {
 
     #[test]
     fn object_was_built_from_the_source_beside_it() {
-        let programs: [(&str, &[u8], &str); 2] = [
+        let programs: [(&str, &[u8], &str); 3] = [
             (
                 "port",
                 include_bytes!("../bpf/port.bpf.c"),
                 include_str!("../bpf/port.bpf.sha256"),
+            ),
+            (
+                "pod",
+                include_bytes!("../bpf/pod.bpf.c"),
+                include_str!("../bpf/pod.bpf.sha256"),
             ),
             (
                 "uplink",

@@ -100,6 +100,11 @@ impl Switch for Lanes {
         self.engine.detach(id).map_err(failure)
     }
 
+    fn lead_streams(&self, ifindex: u32) -> Result<(), SwitchError> {
+        let led = self.engine.lead_streams(ifindex);
+        led.map_err(|error| SwitchError::Failed(error.to_string()))
+    }
+
     fn publish(&self, snapshot: Snapshot) {
         self.engine.publish(snapshot);
     }

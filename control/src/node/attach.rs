@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use ipnet::IpNet;
 use spinlane_api::cni::{AddRequest, AddResult, Attachment, Interface, Route};
+use spinlane_dataplane::frame::LONGEST_SUPER_FRAME;
 use spinlane_dataplane::snapshot::Location;
 use spinlane_dataplane::types::MacAddr;
 
@@ -288,6 +289,9 @@ impl Core {
         }
         link::raise_host(&mut netlink, &endpoint.host_ifname, ifindex)?;
         let routes = netns::run(netns, || link::configure_pod(&endpoint, veth.used_queues))?;
+        if endpoint.super_frames {
+            self.lengthen_super_frames(&mut netlink, (veth.host, ifindex), veth.pod, netns)?;
+        }
         recorded.wait()?;
         let mut inventory = self.inventory();
         if let Some(live) = inventory.endpoints.get_mut(attachment) {
@@ -297,6 +301,27 @@ impl Core {
         inventory.fix_stations(&self.setup(), attachment, self.now_s());
         inventory.touch();
         Ok(())
+    }
+
+    /// Has a pod's TCP take the way that is made for it, and both ends let
+    /// through what that takes.
+    fn lengthen_super_frames(
+        &self,
+        netlink: &mut Netlink,
+        (host, ifindex): (&str, u32),
+        pod: &str,
+        netns: BorrowedFd<'_>,
+    ) -> Result<(), AttachError> {
+        let bytes = LONGEST_SUPER_FRAME as u32;
+        netlink.request(link::set_super_frame_len(host, ifindex, bytes))?;
+        let lead = |index| {
+            let led = self.switch.lead_streams(index);
+            led.map_err(|source| AttachError::Switch {
+                interface: pod.to_owned(),
+                source,
+            })
+        };
+        netns::run(netns, || link::lengthen_super_frames(pod, lead))
     }
 
     /// Binds an interface that is down, and steers it. The endpoint has the

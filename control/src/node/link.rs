@@ -26,6 +26,7 @@ use netlink_packet_route::route::{
     RouteNextHopFlags, RouteProtocol, RouteScope, RouteType, RouteVia,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use spinlane_dataplane::frame::LONGEST_SUPER_FRAME;
 use spinlane_dataplane::types::MacAddr;
 
 use super::endpoint::{Endpoint, PodRoute};
@@ -257,6 +258,35 @@ pub fn configure_pod(endpoint: &Endpoint, queues: u32) -> Result<Vec<PodRoute>, 
         netns::set(&key, &value)?;
     }
     Ok(routes)
+}
+
+/// Lets IPv4's TCP send super-frames of up to `bytes` by an interface
+/// (`IFLA_GSO_IPV4_MAX_SIZE`, Linux 6.3).
+pub fn set_super_frame_len(name: &str, index: u32, bytes: u32) -> Request {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes = vec![LinkAttribute::GsoIpv4MaxSize(bytes)];
+    Request::plain(
+        format!("let {name} take super-frames of {bytes} bytes"),
+        RouteNetlinkMessage::SetLink(message),
+    )
+}
+
+/// Has `lead` lead the TCP of a pod's interface past XDP, and only then lets it
+/// send super-frames that no other way takes; runs inside the pod's namespace.
+pub fn lengthen_super_frames<E: From<LinkError>>(
+    name: &str,
+    lead: impl FnOnce(u32) -> Result<(), E>,
+) -> Result<(), E> {
+    let failed = |error: NetlinkError| E::from(LinkError::from(error));
+    let mut netlink = Netlink::open().map_err(failed)?;
+    let link = netlink.link(name).map_err(failed)?;
+    let link = link.ok_or_else(|| E::from(LinkError::Vanished(name.to_owned())))?;
+    lead(link.index)?;
+    let bytes = LONGEST_SUPER_FRAME as u32;
+    let longer = set_super_frame_len(name, link.index, bytes);
+    netlink.request(longer).map_err(failed)?;
+    Ok(())
 }
 
 /// Gives a pod's interface and its routes the endpoint's MTU; runs inside the

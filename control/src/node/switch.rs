@@ -63,6 +63,9 @@ pub trait Switch: Send + Sync + 'static {
     /// Lets go of a port; returns when its frames are home. Fine when there
     /// is no such port.
     fn detach(&self, id: PortId) -> Result<(), SwitchError>;
+    /// Has a pod's interface, in the calling thread's network namespace, lead
+    /// its bulk TCP to the port's other way in, which takes longer super-frames.
+    fn lead_streams(&self, ifindex: u32) -> Result<(), SwitchError>;
     /// Puts a snapshot in force.
     fn publish(&self, snapshot: Snapshot);
     /// Ends what an earlier process knew of pods that the snapshot in force

@@ -86,6 +86,10 @@ impl Switch for Recorder {
         self.attach(id, way_out.ifindex, way_out.name)
     }
 
+    fn lead_streams(&self, _: u32) -> Result<(), SwitchError> {
+        Ok(())
+    }
+
     fn detach(&self, id: PortId) -> Result<(), SwitchError> {
         self.state.lock().unwrap().ports.remove(&id.0);
         Ok(())

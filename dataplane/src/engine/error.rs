@@ -69,6 +69,14 @@ pub enum PortError {
         /// The system's answer.
         source: io::Error,
     },
+    /// No packet sockets for pods' TCP.
+    #[error("port {port}: cannot open packet sockets for TCP: {source}")]
+    Streams {
+        /// Name of the port.
+        port: String,
+        /// The system's answer.
+        source: io::Error,
+    },
     /// A lane would have no queue to send by.
     #[error(
         "uplink {port}: {queues} queues are too few for {lanes} lanes: name fewer CPUs in lanes.cores, or give the interface more queues (ethtool -L)"

@@ -33,11 +33,12 @@ use closing::Closing;
 use crate::counters::LaneCounters;
 use crate::event::Event;
 use crate::group_socket::GroupSocket;
-use crate::lane::{Alarm, CaptureQueue, Command, Lane, LaneParts, LaneShared, Wedged};
+use crate::lane::{Alarm, CaptureQueue, Command, Lane, LaneParts, LaneShared, Streams, Wedged};
 use crate::packet_socket::PacketSocket;
 use crate::pipeline::{FlowCapacity, FlowRecord, LaneState};
 use crate::port::{Kind, LanePort, PortHandle, ProgramLoader};
 use crate::snapshot::Snapshot;
+use crate::stream_socket::StreamSocket;
 use crate::tables::connection::Connections;
 use crate::types::{Generation, LaneId, PortId};
 use crate::umem::{Depot, FramePool, OwnerTable, Umem};
@@ -215,6 +216,13 @@ impl Engine {
         attached
     }
 
+    /// Has a pod's interface, which the calling thread's network namespace
+    /// holds, lead its TCP to the stream sockets of its port. It does so for
+    /// as long as it exists, whatever becomes of this process.
+    pub fn lead_streams(&self, ifindex: u32) -> Result<(), ProgramError> {
+        self.inner.loader.lead_streams(ifindex)
+    }
+
     /// Fragments of the overlay's outer packets that were left to the kernel.
     pub fn outer_fragments(&self) -> u64 {
         self.inner.outer_fragments()
@@ -352,6 +360,22 @@ impl Drop for Engine {
     }
 }
 
+/// Opens a stream socket for each lane's part of a port.
+fn open_streams(parts: &mut [LanePort], ifindex: u32) -> io::Result<()> {
+    let mut sockets: Vec<StreamSocket> = Vec::with_capacity(parts.len());
+    for _ in 0..parts.len() {
+        let socket = StreamSocket::open(ifindex)?;
+        if parts.len() > 1 {
+            socket.share(sockets.first())?;
+        }
+        sockets.push(socket);
+    }
+    for (part, socket) in parts.iter_mut().zip(sockets) {
+        part.stream = Some(socket);
+    }
+    Ok(())
+}
+
 /// What a lane said.
 enum Answer<T> {
     Got(T),
@@ -394,6 +418,7 @@ impl Inner {
                 shared: Arc::clone(&shared),
                 events: Arc::clone(&self.event_alarm),
                 wedged: wedged.clone(),
+                streams: Streams::new().map_err(failed)?,
             });
             let thread = std::thread::Builder::new()
                 .name(format!("lane-{index}"))
@@ -425,6 +450,7 @@ impl Inner {
         let xdp_mode = program
             .attach(spec.ifindex, self.config.xdp)
             .map_err(failed)?;
+        program.keep_from_host(&spec.name).map_err(failed)?;
         let handle = PortHandle::new(spec, program, &queues);
         self.join(handle, queues, xdp_mode)
     }
@@ -448,14 +474,19 @@ impl Inner {
                 }
             }
         }
-        if self
-            .uplink_spec(id)
-            .is_some_and(|uplink| uplink.cuts_datagrams)
-        {
+        let uplink = self.uplink_spec(id);
+        if uplink.as_ref().is_some_and(|uplink| uplink.cuts_datagrams) {
             parts.iter_mut().for_each(|part| part.cuts_datagrams = true);
         }
+        if uplink.is_none() {
+            let failed = |source| PortError::Streams {
+                port: name.clone(),
+                source,
+            };
+            open_streams(&mut parts, ifindex).map_err(failed)?;
+        }
         if let Some(first) = parts.first_mut()
-            && self.uplink_spec(id).is_some_and(|uplink| uplink.is_bridged)
+            && uplink.is_some_and(|uplink| uplink.is_bridged)
         {
             let groups = GroupSocket::open(ifindex);
             let failed = |source| PortError::Groups {

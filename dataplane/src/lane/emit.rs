@@ -5,18 +5,22 @@ use std::iter;
 
 use crate::counters::LaneCounters;
 use crate::drops::DropReason;
-use crate::frame::{Awaited, Batch, Frame, Packet, TxChecksum, Verdict};
+use crate::frame::{Awaited, Batch, Frame, LONGEST_SUPER_FRAME, Packet, TxChecksum, Verdict};
 use crate::lane::capture::Copies;
 use crate::lane::ports::LanePorts;
 use crate::lane::waiting::Waiting;
 use crate::pipeline::datagrams::{self, Taken};
 use crate::pipeline::segment::{Offload, is_super_frame, offload, segment};
 use crate::pipeline::{complete, source_port_of, wrap};
-use crate::snapshot::{PortEntry, Snapshot};
+use crate::snapshot::{PortEntry, Role, Snapshot};
 use crate::types::{PortId, SegmentId, VtepId};
 use crate::umem::{FramePool, OwnerTable, Umem};
 use crate::wire::ethernet;
 use crate::xsk::queue::Flush;
+
+/// Longest packet that goes without a description: what IPv4's length field
+/// can say. The rings take no longer one either.
+const MAX_WHOLE: u32 = u16::MAX as u32 + ethernet::HEADER_LEN as u32;
 
 /// The last stage of a round.
 pub(super) struct Emitter<'a> {
@@ -84,19 +88,17 @@ impl Emitter<'_> {
         out: PortId,
         checksum: Option<TxChecksum>,
     ) {
-        if batch.packets()[index].frames > 1
+        let packet = batch.packets()[index];
+        if packet.frames > 1
             && let Some(checksum) = checksum
-            && self.send_bulk(
-                batch,
-                index,
-                out,
-                &Offload {
-                    checksum,
-                    cut: None,
-                },
-            )
+            && let Some(offload) = self.description(batch, index, out, checksum)
+            && self.send_bulk(batch, index, out, &offload)
         {
             return self.free(batch, index);
+        }
+        if packet.len > MAX_WHOLE {
+            let mtu = self.snapshot.port(out).map_or(0, |port| port.segment_mtu);
+            return self.segment(batch, index, out, mtu);
         }
         match self.admit(batch.chain(index), out, checksum) {
             Ok(()) => self.send(batch.packets()[index].len, out, checksum, batch.take(index)),
@@ -105,6 +107,29 @@ impl Emitter<'_> {
                 self.drop(batch, index, reason);
             }
         }
+    }
+
+    /// How a packet of many chunks goes to the kernel. Up to 64 KiB it goes
+    /// whole, so that a pod that cannot forward it is noticed. What is longer
+    /// has to be described, and goes nowhere that takes no super-frames.
+    fn description(
+        &self,
+        batch: &Batch,
+        index: usize,
+        out: PortId,
+        checksum: TxChecksum,
+    ) -> Option<Offload> {
+        if batch.packets()[index].len <= MAX_WHOLE {
+            return Some(Offload {
+                checksum,
+                cut: None,
+            });
+        }
+        let port = self.snapshot.port(out)?;
+        let takes = port.super_frames && self.device_takes(out, batch.packets()[index].len);
+        takes
+            .then(|| offload(self.umem, batch, index, port.segment_mtu))
+            .flatten()
     }
 
     fn lost(&mut self, index: usize, out: PortId, reason: DropReason) {
@@ -286,8 +311,16 @@ impl Emitter<'_> {
 
     /// Whether a packet of `len` bytes of frame fits the far end's device.
     fn device_takes(&self, out: PortId, len: u32) -> bool {
-        let device_mtu = self.snapshot.port(out).map_or(0, |port| port.device_mtu);
-        len <= device_mtu + ethernet::HEADER_LEN as u32
+        let Some(port) = self.snapshot.port(out) else {
+            return false;
+        };
+        let is_pod = matches!(port.role, Role::Pod | Role::SegmentPod(_));
+        let longest = match port.device_mtu + ethernet::HEADER_LEN as u32 {
+            // Made for whatever a pod's TCP sends at once.
+            MAX_WHOLE if is_pod => LONGEST_SUPER_FRAME as u32,
+            longest => longest,
+        };
+        len <= longest
     }
 
     /// Sends a packet of many chunks by the port's packet socket; `false` when
@@ -304,9 +337,12 @@ impl Emitter<'_> {
             return false;
         }
         let umem = self.umem;
-        batch
-            .chain(index)
-            .for_each(|frame| umem.prefetch_whole(frame));
+        // Longer ones the lane has just copied itself.
+        if batch.packets()[index].len <= MAX_WHOLE {
+            batch
+                .chain(index)
+                .for_each(|frame| umem.prefetch_whole(frame));
+        }
         let pieces = batch.chain(index).map(|frame| umem.bytes(frame));
         if bulk.send(pieces, offload).is_err() {
             return false;
@@ -532,7 +568,8 @@ impl Length {
         let header = ethernet::payload(head).map_or(0, |(_, at)| at as u32);
         Length {
             network: batch.packets()[index].len.saturating_sub(header),
-            is_super_frame: checksum.is_some() && is_super_frame(head),
+            is_super_frame: checksum.is_some()
+                && is_super_frame(head, batch.packets()[index].len as usize),
         }
     }
 
@@ -556,7 +593,6 @@ impl Length {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::snapshot::Role;
     use crate::types::MacAddr;
 
     fn member(mtu: u32, segment_mtu: u32, super_frames: bool) -> PortEntry {

@@ -10,6 +10,7 @@ mod capture;
 mod emit;
 mod ports;
 mod rest;
+mod streams;
 #[cfg(test)]
 mod tests;
 mod waiting;
@@ -24,7 +25,7 @@ use crossbeam::utils::CachePadded;
 
 use crate::counters::LaneCounters;
 use crate::drops::DropReason;
-use crate::frame::{Batch, Frame, MAX_CHAIN};
+use crate::frame::{Batch, Frame, MAX_FRAMES};
 use crate::pipeline::apart::Parting;
 use crate::pipeline::coalesce::Coalescer;
 use crate::pipeline::{self, FlowRecord, LaneState};
@@ -42,6 +43,7 @@ use ports::{LanePorts, Waits};
 pub(crate) use rest::Alarm;
 pub use rest::PollMode;
 use rest::Rest;
+pub(crate) use streams::Streams;
 use waiting::Waiting;
 
 /// How often a lane looks after its gauges and fill levels.
@@ -102,6 +104,7 @@ pub(crate) struct LaneParts {
     pub(crate) shared: Arc<LaneShared>,
     pub(crate) events: Arc<Alarm>,
     pub(crate) wedged: Sender<Wedged>,
+    pub(crate) streams: Streams,
 }
 
 /// The poll loop's own state.
@@ -122,6 +125,7 @@ pub(crate) struct Lane {
     waiting: Waiting,
     captures: Vec<Arc<CaptureQueue>>,
     wedged: Sender<Wedged>,
+    streams: Streams,
     rest: Rest,
     frames_low: u64,
     housekeeping_due: Nanos,
@@ -137,7 +141,8 @@ struct Window {
 
 impl Lane {
     pub(crate) fn new(parts: LaneParts) -> Lane {
-        let rest = Rest::new(parts.poll, &parts.shared.alarm);
+        let mut rest = Rest::new(parts.poll, &parts.shared.alarm);
+        rest.watch(parts.streams.fd());
         // It has not been away: its clock may count from long ago.
         let now = parts.shared.epoch.elapsed().as_nanos() as u64;
         parts.shared.counters.last_round.set(now);
@@ -155,10 +160,11 @@ impl Lane {
             scratch: Batch::new(),
             parting: Parting::new(),
             coalescer: Coalescer::new(),
-            copies: Vec::with_capacity(MAX_CHAIN),
+            copies: Vec::with_capacity(MAX_FRAMES),
             waiting: Waiting::new(),
             captures: Vec::new(),
             wedged: parts.wedged,
+            streams: parts.streams,
             rest,
             housekeeping_due: Nanos(0),
             window: Window::default(),
@@ -173,6 +179,7 @@ impl Lane {
                 // Old and young.
                 self.give_up_waiting();
                 self.give_up_waiting();
+                self.streams.release(&mut self.pool);
                 return self.ports.take_all();
             }
             let packets = self.breathe(now);
@@ -185,6 +192,7 @@ impl Lane {
                 self.keep_house(now);
             }
             if self.rest.is_due(packets, now) {
+                self.streams.release(&mut self.pool);
                 self.update_gauges();
                 let waits = match self.waiting.is_empty() {
                     true => self.ports.waits(),
@@ -204,13 +212,18 @@ impl Lane {
         let snapshot = self.snapshot.load();
         let frames_short = self.pool.depot_free() < self.frames_low;
         let mut packets = 0;
+        self.streams.look(&mut self.ports);
         // What waited for a neighbour goes first, or copies of group frames,
         // then port by port.
         for at in 0..=self.ports.len() {
             let in_port = match at.checked_sub(1) {
-                Some(at) => self
-                    .ports
-                    .receive(at, &mut self.batch, &self.umem, &self.owners),
+                Some(at) => self.ports.receive(
+                    at,
+                    &mut self.batch,
+                    &self.umem,
+                    &self.owners,
+                    (&mut self.pool, &mut self.streams.spares),
+                ),
                 None if self.waiting.release(&mut self.batch, snapshot.generation) => None,
                 None => self
                     .ports
@@ -313,6 +326,9 @@ impl Lane {
         if let Some(groups) = &port.groups {
             self.rest.watch(groups.fd());
         }
+        if let Some(stream) = &port.stream {
+            self.streams.watch(port.id, stream);
+        }
         self.ports.insert(port);
         posted
     }
@@ -322,6 +338,9 @@ impl Lane {
         port.queues().for_each(|queue| self.rest.forget(queue.fd()));
         if let Some(groups) = &port.groups {
             self.rest.forget(groups.fd());
+        }
+        if let Some(stream) = &port.stream {
+            self.streams.forget(stream);
         }
         let abandoned: u32 = port.queues_mut().map(Queue::abandoned).sum();
         self.shared.counters.drops[DropReason::PortRemoved.index()].add(u64::from(abandoned));
@@ -333,6 +352,9 @@ impl Lane {
         self.ports.relax_idle();
         let broken = self.ports.count_broken();
         self.shared.counters.drops[DropReason::BrokenChain.index()].add(broken);
+        let lost = self.ports.count_lost();
+        self.shared.counters.drops[DropReason::RxRingFull.index()].add(lost);
+        self.streams.release(&mut self.pool);
         self.ports.refill_all(&mut self.pool, &self.owners);
         for wedged in self.ports.take_wedged() {
             // Nobody listens only while the engine stops.

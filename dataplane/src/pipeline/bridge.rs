@@ -234,7 +234,7 @@ fn send(
         return Verdict::Drop(DropReason::Runt);
     };
     let partial = match frame.is_partial_port {
-        true => tunnel::partial_checksum(bytes, ethertype, payload),
+        true => tunnel::partial_checksum(bytes, len, ethertype, payload),
         false => None,
     };
     let is_oversize = len - payload > usize::from(actions.mtu);

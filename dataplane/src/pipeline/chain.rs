@@ -1,7 +1,9 @@
 //! Reads across the frames of one packet, and copies into new ones.
 
 use crate::drops::DropReason;
-use crate::frame::{Batch, FRAME_SIZE, HEADROOM, MAX_CHAIN, Packet, TxChecksum, Verdict};
+use crate::frame::{
+    Batch, FRAME_SIZE, HEADROOM, MAX_CHAIN, MAX_FRAMES, Packet, TxChecksum, Verdict,
+};
 use crate::umem::{FramePool, Umem};
 use crate::wire::checksum::Sum;
 use crate::wire::udp;
@@ -131,14 +133,14 @@ impl<'a> Cutter<'a> {
 /// Reads the payload of a packet from frame to frame.
 #[derive(Clone, Copy)]
 pub(super) struct Source<'a> {
-    pieces: [&'a [u8]; MAX_CHAIN],
+    pieces: [&'a [u8]; MAX_FRAMES],
     at: usize,
 }
 
 impl<'a> Source<'a> {
     /// The bytes of packet `index` from `skip`, which lies in its head frame.
     pub(super) fn new(umem: &'a Umem, batch: &'a Batch, index: usize, skip: usize) -> Source<'a> {
-        let mut pieces: [&[u8]; MAX_CHAIN] = [&[]; MAX_CHAIN];
+        let mut pieces: [&[u8]; MAX_FRAMES] = [&[]; MAX_FRAMES];
         for (piece, frame) in pieces.iter_mut().zip(batch.chain(index)) {
             *piece = umem.bytes(frame);
         }
@@ -157,7 +159,7 @@ impl<'a> Source<'a> {
 
     /// Gives the next `len` bytes away, as they lie in the frames.
     pub(super) fn each(&mut self, mut len: usize, mut take: impl FnMut(&'a [u8])) {
-        while len > 0 && self.at < MAX_CHAIN {
+        while len > 0 && self.at < MAX_FRAMES {
             let piece = &mut self.pieces[self.at];
             let (front, rest) = piece.split_at(piece.len().min(len));
             *piece = rest;

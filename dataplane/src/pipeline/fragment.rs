@@ -122,8 +122,9 @@ fn complete_checksum(
     first: &mut [u8],
 ) -> Result<(), DropReason> {
     let head = umem.bytes(batch.head(index));
+    let total = batch.packets()[index].len as usize;
     let partial = ethernet::payload(head)
-        .and_then(|(ethertype, at)| tunnel::partial_checksum(head, ethertype, at));
+        .and_then(|(ethertype, at)| tunnel::partial_checksum(head, total, ethertype, at));
     let Some(partial) = partial else {
         return Ok(());
     };

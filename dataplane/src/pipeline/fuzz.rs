@@ -18,7 +18,7 @@ use crate::wire::{checksum, ethernet, icmpv6, ipv4, ipv6, tunnel};
 pub fn parse_bytes(data: &[u8]) {
     if let Some((ethertype, at)) = ethernet::payload(data) {
         assert!(at <= data.len());
-        if let Some(partial) = tunnel::partial_checksum(data, ethertype, at) {
+        if let Some(partial) = tunnel::partial_checksum(data, data.len(), ethertype, at) {
             assert_inside(partial.field, data.len());
         }
     }

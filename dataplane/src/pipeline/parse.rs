@@ -17,7 +17,7 @@ use crate::umem::Umem;
 use crate::wire::ethernet::{self, EtherType, EthernetHeader};
 use crate::wire::ipv4::{self, Ipv4Header};
 use crate::wire::ipv6::{self, Ipv6Header};
-use crate::wire::{icmpv4, icmpv6, protocol, tcp, udp};
+use crate::wire::{icmpv4, icmpv6, protocol, tcp, tunnel, udp};
 
 /// Where the network header begins in a routed packet.
 pub(super) const L3: usize = ethernet::HEADER_LEN;
@@ -308,7 +308,7 @@ impl Seen<'_> {
         if view.version() != 4 || header_len < ipv4::HEADER_LEN {
             return Err(DropReason::BadHeader);
         }
-        let ip_len = usize::from(view.total_length.get());
+        let ip_len = view.packet_len(self.len.saturating_sub(L3));
         if ip_len < header_len || ip_len + L3 > self.len {
             return Err(DropReason::BadLength);
         }
@@ -319,6 +319,9 @@ impl Seen<'_> {
         let (upper, icmp_kind) = self.upper_key(transport, payload_len, view.protocol, part)?;
         let mut addresses = [0; 8];
         addresses.copy_from_slice(&header[12..20]);
+        if ip_len > usize::from(u16::MAX) && !self.is_longest_super_frame(transport, ip_len) {
+            return Err(DropReason::BadLength);
+        }
         parsed.kind = Kind::V4(KeyV4 { addresses, upper });
         parsed.headers = Headers {
             ip_len: ip_len as u32,
@@ -333,6 +336,15 @@ impl Seen<'_> {
             view.protocol != protocol::ICMP || (is_echo_v4(icmp_kind) && part == Part::Whole);
         parsed.is_cacheable = is_plain && !to_group;
         Ok(())
+    }
+
+    /// Whether a packet that is too long for its length field is one that its
+    /// sender left to a device to cut: nobody could make anything else of it.
+    #[cold]
+    fn is_longest_super_frame(&self, transport: usize, ip_len: usize) -> bool {
+        let (addresses, len) = (&self.bytes[L3 + 12..L3 + 20], ip_len + L3 - transport);
+        self.port.partial_checksums
+            && tunnel::partial_field(self.bytes, addresses, protocol::TCP, transport, len).is_some()
     }
 
     #[inline]

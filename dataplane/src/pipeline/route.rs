@@ -113,7 +113,8 @@ pub(super) fn partial_checksum<K: RoutedKey>(
         true => EtherType::IPV6,
         false => EtherType::IPV4,
     };
-    tunnel::partial_checksum(bytes, ethertype, L3).map(|partial| partial.field)
+    tunnel::partial_checksum(bytes, L3 + headers.ip_len as usize, ethertype, L3)
+        .map(|partial| partial.field)
 }
 
 /// A packet longer than the path. A TCP super-frame, which its sender left for

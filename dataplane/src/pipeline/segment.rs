@@ -50,7 +50,7 @@ pub fn segment(
 ) -> Result<(), DropReason> {
     let (frames, packets) = (out.frames.len(), out.packets.len());
     let head = umem.bytes(batch.head(index));
-    let done = match is_super_frame(head) {
+    let done = match is_super_frame(head, batch.packets()[index].len as usize) {
         true => cut(umem, pool, batch, index, mtu, out),
         false => fragment::cut(umem, pool, batch, index, mtu, out),
     };
@@ -102,10 +102,10 @@ pub struct Cut {
 /// for all that is no plain TCP super-frame.
 pub fn offload(umem: &Umem, batch: &Batch, index: usize, mtu: u32) -> Option<Offload> {
     let head = umem.bytes(batch.head(index));
-    if !is_super_frame(head) {
+    let len = batch.packets()[index].len as usize;
+    if !is_super_frame(head, len) {
         return None;
     }
-    let len = batch.packets()[index].len as usize;
     let layout = layout(head, len).ok()?;
     let (tcp, _) = TcpHeader::ref_from_prefix(head.get(layout.transport..)?).ok()?;
     let segment_len = (mtu as usize + layout.network).checked_sub(layout.payload)?;
@@ -126,11 +126,11 @@ pub fn offload(umem: &Umem, batch: &Batch, index: usize, mtu: u32) -> Option<Off
     })
 }
 
-/// A TCP packet whose sender left its checksum, and so its cutting, to a
-/// device.
-pub(crate) fn is_super_frame(head: &[u8]) -> bool {
+/// A TCP packet of `len` bytes of frame whose sender left its checksum, and so
+/// its cutting, to a device.
+pub(crate) fn is_super_frame(head: &[u8], len: usize) -> bool {
     let partial = ethernet::payload(head)
-        .and_then(|(ethertype, at)| tunnel::partial_checksum(head, ethertype, at));
+        .and_then(|(ethertype, at)| tunnel::partial_checksum(head, len, ethertype, at));
     partial.is_some_and(|partial| partial.is_own_tcp)
 }
 
@@ -184,7 +184,7 @@ fn layout(head: &[u8], len: usize) -> Result<Layout, DropReason> {
                 protocol::TCP => network + ip.header_len(),
                 _ => return Err(DropReason::Oversize),
             };
-            let end = network + usize::from(ip.total_length.get());
+            let end = network + ip.packet_len(len.saturating_sub(network));
             (false, transport, end)
         }
         EtherType::IPV6 => {

@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use zerocopy::big_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
-use super::checksum;
+use super::{checksum, protocol};
 
 /// Bytes of the header without options.
 pub const HEADER_LEN: usize = 20;
@@ -52,6 +52,17 @@ impl Ipv4Header {
     #[inline]
     pub fn header_len(&self) -> usize {
         usize::from(self.version_ihl & 0x0f) * 4
+    }
+
+    /// Bytes of the packet, of whose frame `room` are left from here on. A
+    /// TCP super-frame too long for the field has 0 there and ends with its
+    /// frame (`skb_ip_totlen`, include/linux/ip.h).
+    #[inline]
+    pub fn packet_len(&self, room: usize) -> usize {
+        match self.total_length.get() {
+            0 if room > usize::from(u16::MAX) && self.protocol == protocol::TCP => room,
+            len => usize::from(len),
+        }
     }
 
     /// The version field.

@@ -65,6 +65,9 @@ pub fn partial_field(
 ) -> Option<TxChecksum> {
     let offset = checksum_offset(protocol)?;
     let field = frame.get(start + offset..start + offset + 2)?;
+    // In ones' complement a length of more than 16 bits is the sum of its halves.
+    let len = (len & 0xffff) + (len >> 16);
+    let len = (len & 0xffff) + (len >> 16);
     let pseudo = pseudo_header(addresses, protocol, len as u16).fold();
     (field == pseudo.to_be_bytes()).then_some(TxChecksum {
         start: start as u16,
@@ -126,8 +129,10 @@ fn udp_tunnel(transport: &[u8]) -> Option<UdpTunnel> {
 
 /// The partial checksum of the packet whose network header of type
 /// `ethertype` begins at `at`: its own transport's, or that of one inside.
+/// `frame` may hold only the first of the frame's `total` bytes.
 pub fn partial_checksum(
     mut frame: &[u8],
+    total: usize,
     mut ethertype: EtherType,
     mut at: usize,
 ) -> Option<Partial> {
@@ -138,7 +143,7 @@ pub fn partial_checksum(
             start,
             len,
             addresses,
-        } = transport(frame, ethertype, at)?;
+        } = transport(frame, total, ethertype, at)?;
         if depth == 0 {
             end = start + len;
             // Nothing inside lies in the frame's padding.
@@ -156,7 +161,7 @@ pub fn partial_checksum(
     None
 }
 
-fn transport(frame: &[u8], ethertype: EtherType, at: usize) -> Option<Transport<'_>> {
+fn transport(frame: &[u8], total: usize, ethertype: EtherType, at: usize) -> Option<Transport<'_>> {
     let packet = frame.get(at..)?;
     match ethertype {
         EtherType::IPV4 => {
@@ -172,7 +177,9 @@ fn transport(frame: &[u8], ethertype: EtherType, at: usize) -> Option<Transport<
             Some(Transport {
                 protocol: header.protocol,
                 start: at + header_len,
-                len: usize::from(header.total_length.get()).checked_sub(header_len)?,
+                len: header
+                    .packet_len(total.saturating_sub(at))
+                    .checked_sub(header_len)?,
                 addresses: &packet[12..20],
             })
         }
@@ -286,7 +293,7 @@ mod tests {
             ("Geneve's header elsewhere", 53, geneve, false),
         ] {
             let frame = over_udp(port, header, &inner);
-            let partial = partial_checksum(&frame, EtherType::IPV4, L3);
+            let partial = partial_checksum(&frame, frame.len(), EtherType::IPV4, L3);
             assert_eq!(
                 partial.map(|partial| usize::from(partial.field.start)),
                 found.then_some(outer + start),
@@ -309,10 +316,16 @@ mod tests {
             .write(&mut inner, b"payload")
             .unwrap();
         let frame = over_udp(4790, [0x08, 0, 0, 0, 0, 0, 7, 0], &inner);
-        assert_eq!(partial_checksum(&frame, EtherType::IPV4, L3), None);
+        assert_eq!(
+            partial_checksum(&frame, frame.len(), EtherType::IPV4, L3),
+            None
+        );
         for len in 0..frame.len() {
             // Cut off anywhere: nothing found, nothing read outside.
-            assert_eq!(partial_checksum(&frame[..len], EtherType::IPV4, L3), None);
+            assert_eq!(
+                partial_checksum(&frame[..len], frame.len(), EtherType::IPV4, L3),
+                None
+            );
         }
     }
 }

@@ -5,7 +5,7 @@ use proptest::prelude::*;
 
 use crate::drops::DropReason;
 use crate::event::Event;
-use crate::frame::{Batch, MAX_CHAIN, TxChecksum, Verdict};
+use crate::frame::{Batch, LONGEST_SUPER_FRAME, MAX_CHAIN, TxChecksum, Verdict};
 use crate::pipeline::segment::segment;
 use crate::pipeline::world::*;
 use crate::types::PortId;
@@ -64,6 +64,12 @@ impl Super {
                 .unwrap();
         }
         let mut packet = Vec::new();
+        if self.payload.len() > usize::from(u16::MAX) {
+            tcp.write(&mut packet, &[]).unwrap();
+            packet.extend(&self.payload);
+            make_longest(&mut packet);
+            return packet;
+        }
         tcp.write(&mut packet, &self.payload).unwrap();
         match self.is_v6 {
             true => make_partial_v6(&mut packet, 54, 16),
@@ -71,6 +77,19 @@ impl Super {
         }
         packet
     }
+}
+
+/// Makes an IPv4 packet one that is too long for its length field, as Linux's
+/// TCP sends it: the length 0, the pseudo-header's of 32 bits.
+fn make_longest(packet: &mut [u8]) {
+    packet[16..18].fill(0);
+    packet[24..26].fill(0);
+    let sum = !naive_sum(&packet[14..34]);
+    packet[24..26].copy_from_slice(&sum.to_be_bytes());
+    let mut pseudo = packet[26..34].to_vec();
+    pseudo.extend((packet.len() as u32 - 34).to_be_bytes());
+    pseudo.extend([0, 6]);
+    packet[50..52].copy_from_slice(&naive_sum(&pseudo).to_be_bytes());
 }
 
 /// Cuts a packet and checks every segment by etherparse.
@@ -159,6 +178,43 @@ fn the_longest_super_frame_is_cut() {
         check(&Super::of(MTU as usize - 52, is_v6), MTU);
         check(&Super::of(1, is_v6), MTU);
     }
+    for len in [65_536, 131_072, LONGEST_SUPER_FRAME - 66] {
+        check(&Super::of(len, false), MTU);
+    }
+}
+
+#[test]
+fn a_super_frame_beyond_the_length_field_passes_whole() {
+    let mut world = World::new();
+    let mut packet = Super::of(200_000, false).packet(A, B);
+    let (out, checksum) = (
+        PortId(B),
+        Some(TxChecksum {
+            start: 34,
+            offset: 16,
+        }),
+    );
+    for _ in 0..2 {
+        let outcome = world.send(A, &packet);
+        assert_eq!(outcome.verdict, Verdict::Forward { out, checksum });
+        assert_eq!(outcome.bytes[60..], packet[60..], "payload is not touched");
+    }
+    let to_small = Super::of(200_000, false).packet(A, SMALL);
+    let (out, mtu) = (PortId(SMALL), MTU);
+    assert_eq!(
+        world.send(A, &to_small).verdict,
+        Verdict::Segment { out, mtu }
+    );
+    // Not left to a device, so of no use to anybody.
+    packet[51] ^= 1;
+    assert_eq!(
+        world.send(A, &packet).dropped(),
+        Some(DropReason::BadLength)
+    );
+    let mut udp = Super::of(200_000, false).packet(A, B);
+    udp[23] = 17;
+    make_longest(&mut udp);
+    assert_eq!(world.send(A, &udp).dropped(), Some(DropReason::BadLength));
 }
 
 #[test]

@@ -1,0 +1,100 @@
+//! Which ports' stream sockets have packets.
+//!
+//! Their packets stand in no ring that the lane could look at, so it asks the
+//! kernel once a round, for all ports at once. `epoll` costs a call back for
+//! each packet here, too, but these are few and long.
+#![allow(unsafe_code)] // epoll system calls
+
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+
+use crate::lane::ports::LanePorts;
+use crate::stream_socket::{Spares, StreamSocket};
+use crate::types::PortId;
+use crate::umem::FramePool;
+
+/// Ports that are told of at once; the others follow in the next round.
+const MOST_READY: usize = 16;
+
+/// A lane's stream sockets.
+#[derive(Debug)]
+pub(crate) struct Streams {
+    epoll: OwnedFd,
+    watched: u32,
+    pub(super) spares: Spares,
+}
+
+impl Streams {
+    pub(crate) fn new() -> io::Result<Streams> {
+        // SAFETY: plain system call.
+        let fd = unsafe { libc::epoll_create1(libc::EPOLL_CLOEXEC) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(Streams {
+            // SAFETY: epoll_create1() just made the descriptor; nobody else
+            // has it.
+            epoll: unsafe { OwnedFd::from_raw_fd(fd) },
+            watched: 0,
+            spares: Spares::default(),
+        })
+    }
+
+    /// Readable while a socket has packets.
+    pub(super) fn fd(&self) -> BorrowedFd<'_> {
+        self.epoll.as_fd()
+    }
+
+    /// Looks after a port's socket from now on.
+    pub(super) fn watch(&mut self, id: PortId, socket: &StreamSocket) {
+        let mut event = libc::epoll_event {
+            events: libc::EPOLLIN as u32,
+            u64: u64::from(id.0),
+        };
+        if self.control(libc::EPOLL_CTL_ADD, socket, &raw mut event) {
+            self.watched += 1;
+        }
+    }
+
+    /// No longer looks after it.
+    pub(super) fn forget(&mut self, socket: &StreamSocket) {
+        if self.control(libc::EPOLL_CTL_DEL, socket, std::ptr::null_mut()) {
+            self.watched -= 1;
+        }
+    }
+
+    fn control(&self, what: i32, socket: &StreamSocket, event: *mut libc::epoll_event) -> bool {
+        let (epoll, fd) = (self.epoll.as_raw_fd(), socket.fd().as_raw_fd());
+        // SAFETY: both descriptors are open; the event is live, or absent
+        // where none is read.
+        unsafe { libc::epoll_ctl(epoll, what, fd, event) == 0 }
+    }
+
+    /// Tells the ports whose sockets have packets.
+    #[inline]
+    pub(super) fn look(&self, ports: &mut LanePorts) {
+        if self.watched == 0 {
+            return;
+        }
+        let mut events = [libc::epoll_event { events: 0, u64: 0 }; MOST_READY];
+        // SAFETY: the array is live and its length is given.
+        let count = unsafe {
+            libc::epoll_wait(
+                self.epoll.as_raw_fd(),
+                events.as_mut_ptr(),
+                MOST_READY as i32,
+                0,
+            )
+        };
+        for event in events.iter().take(usize::try_from(count).unwrap_or(0)) {
+            if let Some(port) = ports.get(PortId(event.u64 as _)) {
+                port.stream_waits = true;
+            }
+        }
+    }
+
+    /// Gives back what is held for packets to come.
+    pub(super) fn release(&mut self, pool: &mut FramePool) {
+        self.spares.release(pool);
+    }
+}
