@@ -280,7 +280,7 @@ fn method(plan: &Plan) -> Vec<String> {
         notes.extend(
             [
                 "Uplinks between two nodes work as a network card without tunnel offload does: what \
-                 leaves was segmented before (TSO, GSO and tunnel segmentation are off), what comes \
+                 leaves was segmented before (TSO, GSO, UDP and tunnel segmentation are off), what comes \
                  may be merged (GRO is on). linux-vxlan-offload is the exception, for scale.",
                 "Encapsulation is counted, decapsulation fed, at the far end of the first node's \
                  uplink, past the link's bridge; the second node's switch stands still meanwhile.",

@@ -98,7 +98,7 @@ impl Peer {
 /// How readers are told of [`uplinks_without_tunnel_offload`].
 pub(super) const UPLINK_SETTING: [&str; 2] = [
     "uplinks",
-    "segmentation before the wire (TSO, GSO, tunnel segmentation off), GRO on",
+    "segmentation before the wire (TSO, GSO, UDP and tunnel segmentation off), GRO on",
 ];
 
 /// Makes both uplinks work as a network card without tunnel offload does:
@@ -120,6 +120,8 @@ pub(super) fn uplinks_without_tunnel_offload(
             "tso",
             "off",
             "gso",
+            "off",
+            "tx-udp-segmentation",
             "off",
             "tx-udp_tnl-segmentation",
             "off",
