@@ -18,6 +18,10 @@ const VICTIMS: usize = 8;
 /// the range of the default configuration has.
 const TRIES: usize = 8192;
 
+/// Ports in use that are passed by before one is taken whose connection is
+/// over.
+const PASSED_BY: usize = 64;
+
 /// A connection to be opened.
 #[derive(Debug, Clone, Copy)]
 pub struct Opening {
@@ -184,18 +188,30 @@ impl Connections {
         let first = *exits.ports.start();
         let range = usize::from(*exits.ports.end() - first) + 1;
         let start = original.hash(self.seed.rotate_left(17)) as usize % range;
+        let mut over = None;
         for address in addresses() {
             for step in 0..range.min(TRIES) {
                 let port = first + ((start + step) % range) as u16;
                 let reply = reply(address, port);
-                if self.find(&reply, now_ms).is_some() {
-                    continue;
+                let Some(holder) = self.find(&reply, now_ms) else {
+                    match self.publish(entry, original, &reply, now_ms) {
+                        Published::ReplyTaken => continue,
+                        other => return Ok(other),
+                    }
+                };
+                if over.is_none() && holder.state.may_give_way() {
+                    over = Some((holder.id, reply));
                 }
-                match self.publish(entry, original, &reply, now_ms) {
-                    Published::ReplyTaken => {}
-                    other => return Ok(other),
+                if step >= PASSED_BY && over.is_some() {
+                    break;
                 }
             }
+        }
+        if let Some((id, reply)) = over {
+            // The newcomer begins with a SYN, which a peer that still waits
+            // tells from the old connection (RFC 6191).
+            self.end(id);
+            return Ok(self.publish(entry, original, &reply, now_ms));
         }
         Err(Refused::NoPort)
     }

@@ -124,6 +124,13 @@ impl State {
         seconds * SECOND_MS
     }
 
+    /// Whether the connection is over for both ends and only its port is kept,
+    /// which a new one to the same destination may have when no other is free
+    /// (as `nf_nat_used_tuple_harder`, net/netfilter/nf_nat_core.c).
+    pub fn may_give_way(self) -> bool {
+        matches!(self, State::TimeWait | State::Closed | State::Reset)
+    }
+
     /// The state after a packet; `age_ms` is the connection's. TCP flags are 0
     /// for other protocols.
     pub fn after(self, side: Side, tcp_flags: u8, age_ms: u64) -> State {

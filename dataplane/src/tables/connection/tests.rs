@@ -179,6 +179,38 @@ fn exhaustion_is_told_and_heals() {
     open(100, later).unwrap();
 }
 
+/// A client that opens and closes connections to one server, many times as
+/// fast as their ports come free.
+#[test]
+fn ports_of_connections_that_are_over_are_used_again() {
+    let table = Connections::new(4096, 1);
+    let open = |sport| {
+        let original = numbered(2, sport, 1, 80);
+        open_as(&table, original, State::SynSent, 61_000..=61_099, NOW)
+    };
+    let mut replies = HashSet::new();
+    for sport in 1000..2000 {
+        let opened = open(sport).unwrap_or_else(|e| panic!("{sport}: {e:?}"));
+        replies.insert(opened.reply.destination.port);
+        for (side, tcp_flags) in [
+            (Side::Reply, flags::SYN | flags::ACK),
+            (Side::Original, flags::ACK),
+            (Side::Original, flags::FIN | flags::ACK),
+            (Side::Reply, flags::FIN | flags::ACK),
+        ] {
+            table.follow(opened.id, side, tcp_flags, 1, NOW);
+        }
+    }
+    assert_eq!(replies.len(), 100, "each port is used");
+    assert_eq!(table.len(), 100, "one connection a port");
+    // What goes on keeps its port.
+    for sport in 2000..2100 {
+        let opened = open(sport).unwrap();
+        table.follow(opened.id, Side::Reply, flags::SYN | flags::ACK, 1, NOW);
+    }
+    assert_eq!(open(2100), Err(Refused::NoPort));
+}
+
 #[test]
 fn one_pod_cannot_fill_the_table() {
     let table = Connections::new(256, 1);
