@@ -211,6 +211,13 @@ fn tools_show_the_truth(way: Way, families: Families) -> Result<()> {
         pod.namespace().sh("echo 1 > /proc/sys/net/ipv4/tcp_ecn\n\
                             echo 0 > /proc/sys/net/ipv4/tcp_early_retrans\n")?;
     }
+    // Packets are looked at as a device without offloads sends them.
+    for node in site.cluster().nodes() {
+        let features = "tso off gso off tx-udp-segmentation off \
+                        tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off";
+        node.namespace()
+            .sh(&format!("ethtool -K {UPLINK} {features}"))?;
+    }
     let (outside, addresses) = site.outside();
     // Its packets are looked at before a device would finish them.
     outside.run(&["ethtool", "-K", UPLINK, "tx", "off"])?;
