@@ -82,8 +82,10 @@ fn missed(tcpdump: &Output) -> Result<u32> {
     }
 }
 
-/// What tshark may find wrong with any packet.
-pub const ODD: &str = "_ws.malformed || ip.checksum.status == 0 || tcp.checksum.status == 0 \
+/// What tshark may find wrong with any packet. A TCP checksum of all ones is
+/// Linux's own way to write zero (`skb_checksum_help`, `CSUM_MANGLED_0`).
+pub const ODD: &str = "_ws.malformed || ip.checksum.status == 0 \
+                       || (tcp.checksum.status == 0 && tcp.checksum != 0xffff) \
                        || udp.checksum.status == 0 || icmp.checksum.status == 0 \
                        || icmpv6.checksum.status == 0 || udp.length.bad";
 
