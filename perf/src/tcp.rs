@@ -171,6 +171,8 @@ fn send(
         match stream.write(&buffer) {
             Ok(_) => {}
             Err(error) if may_go_on(&error) => {}
+            // The receiver saw the end first, and closed.
+            Err(_) if end() => break,
             Err(error) => return Err(error),
         }
     }
