@@ -2,7 +2,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 CARGO ?= cargo
 
-.PHONY: all demo test loom bench readme-table bpf fmt fmt-check lint doc packages bench-packages root
+.PHONY: all demo test soak loom bench readme-table bpf fmt fmt-check lint doc packages bench-packages root
 
 all: | packages
 	$(CARGO) build --release --workspace
@@ -18,6 +18,13 @@ test: root | packages
 	$(CARGO) build --workspace
 	$(CARGO) test --workspace --no-fail-fast
 
+# Everything at once between nodes for so many seconds, with the programs as
+# they are shipped; frames are accounted for at the end.
+SOAK_SECONDS ?= 600
+soak: root | packages
+	$(CARGO) build --release --bins
+	SPINLANE_SOAK_SECONDS=$(SOAK_SECONDS) $(CARGO) test --release -p spinlane-tests --test soak -- --nocapture
+
 # What threads share, in every order of its steps.
 loom: | packages
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom \
@@ -27,7 +34,7 @@ loom: | packages
 # readme-table` prints the newest one's table as it stands in README.md.
 bench: root | bench-packages
 	$(CARGO) build --release --bins
-	@target/release/spinlane-perf compare --seconds 0.8 --warm-up 0.3 --results perf/results
+	@target/release/spinlane-perf compare --seconds 0.7 --warm-up 0.25 --results perf/results
 
 readme-table:
 	@$(CARGO) run -q --release -p spinlane-perf -- report --readme \

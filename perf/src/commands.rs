@@ -13,6 +13,7 @@ use std::process::ExitCode;
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
 use serde::Serialize;
+use spinlane_perf::compare::machine::Machine;
 use spinlane_perf::measure::{MeasureError, io_error};
 use spinlane_perf::progress::Timed;
 use spinlane_perf::rr::{RoundTrips, round_trips};
@@ -21,7 +22,7 @@ use spinlane_perf::sink::Stamps;
 use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::{SENDER_CORE, SERVICES};
 use spinlane_perf::tcp::{Bulk, bulk};
-use spinlane_perf::terminal::say;
+use spinlane_perf::terminal::{say, warn};
 use spinlane_perf::{demo, micro, node, report};
 
 use crate::args::{self, Arguments, Command, Output};
@@ -41,6 +42,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
         Command::Baseline(arguments) => return comparing::baseline(&arguments),
         Command::Report(arguments) => comparing::report(&arguments)?,
         Command::Cni(arguments) => {
+            warn_of_other_work()?;
             let result = node::cni(arguments.pods.into(), arguments.calls.into(), &stop)?;
             print(&arguments.output, &result, &result.text())?;
         }
@@ -53,6 +55,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
             print(&arguments.output, &result, &result.text())?;
         }
         Command::Lifecycle(arguments) => {
+            warn_of_other_work()?;
             let result = node::lifecycle(arguments.pods.into(), arguments.rounds.into(), &stop)?;
             print(&arguments.output, &result, &result.text())?;
         }
@@ -97,6 +100,16 @@ pub(crate) fn print(
         say(&json()?)?;
     } else {
         say(text)?;
+    }
+    Ok(())
+}
+
+/// Says so when the machine has other work, which calls then wait for.
+fn warn_of_other_work() -> Result<(), MeasureError> {
+    let machine = Machine::look()?;
+    let warning = report::busy_elsewhere(&machine, "calls take longer than they need to");
+    if let Some(warning) = warning {
+        warn(&warning);
     }
     Ok(())
 }

@@ -23,6 +23,7 @@ mod pod;
 pub mod probe;
 mod process;
 mod programs;
+pub mod relay;
 pub mod scapy;
 pub mod site;
 pub mod talk;

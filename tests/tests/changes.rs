@@ -350,6 +350,7 @@ fn an_uplink_gets_more_queues() -> Result<(), LabError> {
             let uplink = ports.into_iter().find(|port| port.name == UPLINK)?;
             (uplink.queues == count).then_some(())
         })?;
+        reach(b.namespace(), &a, "once it is taken again")?;
         // Whichever queue the peer's packets come by.
         for _ in 0..8 {
             assert_eq!(

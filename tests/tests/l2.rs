@@ -28,22 +28,16 @@ fn hardware_address(of: &Namespace) -> Result<String, LabError> {
     Ok(text.trim().to_owned())
 }
 
-#[test]
-fn pods_nodes_and_plain_hosts_share_one_network() -> Result<(), LabError> {
-    if !root_or_skip("pods_nodes_and_plain_hosts_share_one_network") {
-        return Ok(());
-    }
-    let lan = Lan::start(2, |_| {})?;
+/// Ping, TCP and UDP between every two of pods, nodes, a plain host and one
+/// behind the router.
+fn everybody_talks(lan: &Lan) -> Result<(), LabError> {
     let pods = [
         Pod::attach(&lan.nodes()[0], "a")?,
         Pod::attach(&lan.nodes()[0], "b")?,
         Pod::attach(&lan.nodes()[1], "c")?,
     ];
     for (name, from, to, address) in lan.pairs(&pods)? {
-        wait_for(&format!("ping {name}"), Duration::from_secs(5), || {
-            let pings = traffic::ping(from, address, 1);
-            pings.ok().filter(traffic::Pings::all)
-        })?;
+        reaches(from, address)?;
         traffic::tcp_both_ways(from, to, address, 300 << 10)?;
         for size in [18, 1400] {
             let whole = traffic::udp_echo(from, to, address, 3, size)?;
@@ -51,6 +45,28 @@ fn pods_nodes_and_plain_hosts_share_one_network() -> Result<(), LabError> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn pods_nodes_and_plain_hosts_share_one_network() -> Result<(), LabError> {
+    if !root_or_skip("pods_nodes_and_plain_hosts_share_one_network") {
+        return Ok(());
+    }
+    everybody_talks(&Lan::start(2, |_| {})?)
+}
+
+#[test]
+fn several_lanes_share_it_too() -> Result<(), LabError> {
+    if !root_or_skip("several_lanes_share_it_too") {
+        return Ok(());
+    }
+    let mut lan = Lan::prepare(2, |config| config.cores = "[0, 1]".to_owned())?;
+    for node in lan.nodes_mut() {
+        let queues = ["ethtool", "-L", "eth0", "rx", "2", "tx", "2"];
+        node.namespace().run(&queues)?;
+        node.start_agent()?;
+    }
+    everybody_talks(&lan)
 }
 
 #[test]

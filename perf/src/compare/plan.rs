@@ -36,12 +36,9 @@ const FURTHER: [Kind; 5] = [
     Kind::IptablesProxy,
 ];
 /// Over a tunnel, by the same few.
-const TUNNELLED: [Kind; 4] = [
-    Kind::SpinlaneVxlan,
-    Kind::LinuxVxlan,
-    Kind::OvsAfxdpVxlan,
-    Kind::LinuxVxlanOffload,
-];
+const TUNNELLED: [Kind; 3] = [Kind::SpinlaneVxlan, Kind::LinuxVxlan, Kind::OvsAfxdpVxlan];
+/// Over a tunnel, for scale.
+const OFFLOADED: [Kind; 1] = [Kind::LinuxVxlanOffload];
 
 /// To a host outside.
 const MASQUERADED: [Kind; 2] = [Kind::SpinlaneMasquerade, Kind::NftMasquerade];
@@ -74,7 +71,7 @@ impl Plan {
         let whole = of(&[&CORE, &FURTHER, &TUNNELLED]);
         let groups: [(Vec<Kind>, &[Scenario]); 8] = [
             (whole.clone(), &[Scenario::Frames64]),
-            (of(&[&whole, &FORWARDED]), &[Scenario::Tcp]),
+            (of(&[&whole, &OFFLOADED, &FORWARDED]), &[Scenario::Tcp]),
             (whole, &[Scenario::UdpRr]),
             (of(&[&CORE, &TUNNELLED]), &[Scenario::TcpRr]),
             (

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use comfy_table::Cell;
 
 use super::Micro;
-use crate::report::{figure, table};
+use crate::report::{busy_elsewhere, figure, table};
 
 pub(super) fn text(micro: &Micro) -> String {
     let mut text = String::new();
@@ -28,12 +28,9 @@ pub(super) fn text(micro: &Micro) -> String {
         text,
         "allocations while packets were handled: {allocations}"
     );
-    if machine.other_work > 0.1 {
-        let _ = writeln!(
-            text,
-            "This machine is at work elsewhere ({:.1} cores): figures are higher than they need be.",
-            machine.other_work
-        );
+    let warning = busy_elsewhere(machine, "figures are higher than they need be");
+    if let Some(warning) = warning {
+        let _ = writeln!(text, "{warning}");
     }
     let _ = writeln!(text, "\n{}", cases(micro));
     let _ = writeln!(text, "\n{}", peer(micro));

@@ -9,6 +9,7 @@ pub mod text;
 use std::time::Duration;
 
 use crate::compare::document::{Comparison, Outcome, Participant, Verdict};
+use crate::compare::machine::Machine;
 use crate::scenario::Better;
 use crate::stats::Median;
 use crate::subject::{Kind, Topology};
@@ -118,13 +119,17 @@ impl Word {
 /// that need a core of their own than on those that run in the sender's.
 #[must_use]
 pub fn other_work(comparison: &Comparison) -> Option<String> {
-    let work = comparison.machine.other_work;
-    (work > 0.1).then(|| {
-        format!(
-            "This machine is at work elsewhere ({work:.1} cores): polling switches look worse \
-             than they are."
-        )
-    })
+    busy_elsewhere(
+        &comparison.machine,
+        "polling switches look worse than they are",
+    )
+}
+
+/// A warning when the machine had other work, and what that means.
+#[must_use]
+pub fn busy_elsewhere(machine: &Machine, meaning: &str) -> Option<String> {
+    let work = machine.other_work;
+    (work > 0.1).then(|| format!("This machine is at work elsewhere ({work:.1} cores): {meaning}."))
 }
 
 /// The machine and the run, a line each.

@@ -10,7 +10,7 @@ use crate::generator::live::device_index;
 use crate::generator::xdp::{MAX_LIVE_FRAME_BYTES, XdpGenerator};
 use crate::generator::{Limit, Sent};
 use crate::measure::{MeasureError, io_error};
-use crate::packet::{PortRange, Protocol, Sizes, Template, Traffic};
+use crate::packet::{ETHERNET_BYTES, PortRange, Protocol, Sizes, Template, Traffic};
 use crate::path::Path;
 use crate::sink::latency::Latency;
 use crate::sink::tc::TcSink;
@@ -73,6 +73,16 @@ impl<'a> Bench<'a> {
             return Err(MeasureError::Unexpected {
                 what: format!("{flows} flows through {}", subject.kind().name()),
                 detail: format!("its service has one port, which {PORTS} flows reach"),
+            });
+        }
+        let longest = sizes.largest() - ETHERNET_BYTES;
+        if longest as u64 > path.mtu {
+            return Err(MeasureError::Unexpected {
+                what: format!(
+                    "packets of {longest} bytes through {}",
+                    subject.kind().name()
+                ),
+                detail: format!("its route takes {} at most", path.mtu),
             });
         }
         let destination_ports = PortRange::from(SINK_PORT, flows.div_ceil(PORTS));

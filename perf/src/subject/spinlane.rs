@@ -22,6 +22,9 @@ use crate::subject::{
     setting, signal,
 };
 
+/// Pods of one node have a route MTU of 1500 then, as the peers' have: the
+/// overlay's 50 bytes are in the underlay's.
+const ROUTE_MTU_1500: &str = "mtu = 1550";
 /// How long the agent may take to notice a pod that forwards.
 const NOTICE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -67,6 +70,7 @@ impl Nodes {
             return Ok(Nodes::Two(cluster));
         }
         let mut config = NodeConfig::new("spinlane");
+        ROUTE_MTU_1500.clone_into(&mut config.network);
         if kind == Kind::SpinlaneBusy {
             "busy".clone_into(&mut config.poll);
         }

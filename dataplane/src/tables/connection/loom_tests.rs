@@ -74,11 +74,11 @@ fn loom_a_reader_never_sees_two_uses_mixed() {
     model(|| {
         let entries = Arc::new(Entries::new(1));
         let uses = [(tuple(1, 2), tuple(2, 9)), (tuple(3, 4), tuple(4, 8))];
-        entries.write(0, &uses[0].0, &uses[0].1);
+        entries.write(0, &uses[0].0, &uses[0].1, 0);
         let other = Arc::clone(&entries);
         let writer = thread::spawn(move || {
             other.retire(0);
-            other.write(0, &uses[1].0, &uses[1].1);
+            other.write(0, &uses[1].0, &uses[1].1, 0);
         });
         if let Some(seen) = entries.read(0) {
             let which = usize::from(seen.version == 3);

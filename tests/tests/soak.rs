@@ -1,0 +1,255 @@
+//! Everything at once for a while: streams that must arrive whole, floods,
+//! pods and nodes that come and go, a link that loses, goes down and becomes
+//! narrower. Afterwards every frame is where it was.
+
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use spinlane_tests::cluster::{Families, UPLINK};
+use spinlane_tests::site::{Site, Way};
+use spinlane_tests::{LabError, Namespace, Pod, Result, root_or_skip, traffic, wait_for};
+
+const MEGABYTE: usize = 1 << 20;
+
+/// As long as `SPINLANE_SOAK_SECONDS` says, 20 otherwise.
+fn duration() -> Duration {
+    let seconds = std::env::var("SPINLANE_SOAK_SECONDS").ok();
+    Duration::from_secs(seconds.and_then(|s| s.parse().ok()).unwrap_or(20))
+}
+
+/// What the threads share.
+struct Soak<'a> {
+    site: &'a Site,
+    until: Instant,
+    /// A thread failed: the others need not go on.
+    is_over: AtomicBool,
+    whole: AtomicU32,
+    refused: AtomicU32,
+    guests: AtomicU32,
+    changes: AtomicU32,
+}
+
+impl Soak<'_> {
+    fn goes_on(&self) -> bool {
+        Instant::now() < self.until && !self.is_over.load(Ordering::Relaxed)
+    }
+
+    /// Does something again and again; a failure ends the others, too.
+    fn repeat(&self, mut once: impl FnMut(u32) -> Result<()>) -> Result<()> {
+        let mut round = 0;
+        while self.goes_on() {
+            let done = once(round);
+            if done.is_err() {
+                self.is_over.store(true, Ordering::Relaxed);
+                return done;
+            }
+            round += 1;
+        }
+        Ok(())
+    }
+
+    /// Streams whose bytes are compared. Where nothing changes they have to
+    /// come through; elsewhere they may be refused, but never altered.
+    fn stream(
+        &self,
+        from: &Namespace,
+        to: &Namespace,
+        address: IpAddr,
+        is_steady: bool,
+    ) -> Result<()> {
+        self.repeat(|_| {
+            let outcome = traffic::tcp_both_ways(from, to, address, 2 * MEGABYTE);
+            match &outcome {
+                Ok(()) => self.whole.fetch_add(1, Ordering::Relaxed),
+                Err(_) => self.refused.fetch_add(1, Ordering::Relaxed),
+            };
+            match outcome {
+                Err(error) if is_steady || error.to_string().contains("content differs") => {
+                    Err(error)
+                }
+                _ => Ok(()),
+            }
+        })
+    }
+
+    /// Pods that are attached, flooded with fragments and taken away in every
+    /// way there is.
+    fn guests(&self) -> Result<()> {
+        self.repeat(|round| {
+            let node = self.site.node(1 + (round % 3) as u8);
+            let mut guest = Pod::attach(node, &format!("g{round}"))?;
+            let address = if round % 2 == 0 {
+                guest.v4()?
+            } else {
+                guest.v6()?
+            };
+            let neighbour = &self.site.pods()[if round % 4 < 2 { 0 } else { 2 }];
+            let flood = neighbour.namespace().spawn(&[
+                "ping",
+                "-q",
+                "-f",
+                "-s",
+                "5000",
+                "-c",
+                "100000",
+                &address.to_string(),
+            ])?;
+            std::thread::sleep(Duration::from_millis(300));
+            match round % 3 {
+                0 => guest.del(node, "eth0")?,
+                1 => {
+                    guest.namespace().ip("link del eth0")?;
+                    guest.del(node, "eth0")?;
+                }
+                _ => {
+                    let call = guest.call("DEL", "eth0", guest.config_with_result("eth0")?);
+                    drop(guest);
+                    call.invoke(node.namespace())?.success("DEL")?;
+                }
+            }
+            drop(flood);
+            self.guests.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+
+    /// The third node comes and goes, its link is down for a moment or
+    /// narrower for a while; everybody's neighbours are forgotten.
+    fn changes(&self) -> Result<()> {
+        let cluster = self.site.cluster();
+        let third = self.site.node(3).namespace();
+        let pause = || std::thread::sleep(Duration::from_millis(500));
+        self.repeat(|round| {
+            match round % 4 {
+                0 => {
+                    cluster.withdraw(3)?;
+                    pause();
+                    cluster.announce(3, None)?;
+                }
+                1 => {
+                    for node in cluster.nodes() {
+                        node.namespace().ip(&format!("neigh flush dev {UPLINK}"))?;
+                    }
+                }
+                2 => {
+                    third.ip(&format!("link set {UPLINK} mtu 1400"))?;
+                    pause();
+                    third.ip(&format!("link set {UPLINK} mtu 1500"))?;
+                }
+                _ => {
+                    // Down at the other end: the addresses stay.
+                    let link = cluster.underlay_of(3).namespace();
+                    link.ip("link set p3 down")?;
+                    pause();
+                    link.ip("link set p3 up")?;
+                }
+            }
+            self.changes.fetch_add(1, Ordering::Relaxed);
+            pause();
+            Ok(())
+        })
+    }
+
+    /// More datagrams than anybody takes.
+    fn floods(&self) -> Result<()> {
+        let (from, to) = (self.site.pods()[1].namespace(), &self.site.pods()[2]);
+        let address = to.v4()?.to_string();
+        let _server = to.namespace().spawn(&["iperf3", "-s", "-B", &address])?;
+        self.repeat(|_| {
+            std::thread::sleep(Duration::from_secs(2));
+            let line = [
+                "iperf3", "-u", "-b", "400M", "-l", "1200", "-t", "1", "-c", &address,
+            ];
+            // Its connection for control may fail in the crowd.
+            let _ = from.run(&line);
+            Ok(())
+        })
+    }
+}
+
+#[test]
+fn a_soak_ends_with_exact_frame_accounts() -> Result<()> {
+    if !root_or_skip("a_soak_ends_with_exact_frame_accounts") {
+        return Ok(());
+    }
+    let site = Site::start(Way::CrossSubnet, Families::Dual)?;
+    let nodes = site.cluster().nodes();
+    let idle: Vec<_> = nodes
+        .iter()
+        .map(|node| node.settled_frames())
+        .collect::<Result<_>>()?;
+    let link = site.cluster().underlay().namespace();
+    link.sh("nft add table bridge lab\n\
+         nft 'add chain bridge lab forward { type filter hook forward priority 0; }'\n\
+         nft 'add rule bridge lab forward numgen random mod 1000 < 2 counter drop'\n")?;
+    let soak = Soak {
+        site: &site,
+        until: Instant::now() + duration(),
+        is_over: AtomicBool::new(false),
+        whole: AtomicU32::new(0),
+        refused: AtomicU32::new(0),
+        guests: AtomicU32::new(0),
+        changes: AtomicU32::new(0),
+    };
+    let [a, b, c, d] = site.pods() else {
+        unreachable!("four pods")
+    };
+    let (outside, addresses) = site.outside();
+    let plain = site.plain();
+    std::thread::scope(|scope| -> Result<()> {
+        let soak = &soak;
+        let threads = [
+            scope.spawn(|| soak.stream(a.namespace(), c.namespace(), c.v4()?, true)),
+            scope.spawn(|| soak.stream(c.namespace(), b.namespace(), b.v6()?, true)),
+            scope.spawn(|| soak.stream(plain.pod(), a.namespace(), a.v4()?, true)),
+            scope.spawn(|| soak.stream(b.namespace(), outside, addresses[0], true)),
+            scope.spawn(|| soak.stream(a.namespace(), d.namespace(), d.v4()?, false)),
+            scope.spawn(|| {
+                soak.stream(
+                    d.namespace(),
+                    site.node(1).namespace(),
+                    site.cluster().addresses(1)[1],
+                    false,
+                )
+            }),
+            scope.spawn(|| soak.guests()),
+            scope.spawn(|| soak.changes()),
+            scope.spawn(|| soak.floods()),
+        ];
+        let outcomes = threads.map(|thread| thread.join().expect("no panic"));
+        outcomes.into_iter().collect()
+    })?;
+    println!(
+        "{} streams arrived whole, {} were refused; {} guests, {} changes",
+        soak.whole.load(Ordering::Relaxed),
+        soak.refused.load(Ordering::Relaxed),
+        soak.guests.load(Ordering::Relaxed),
+        soak.changes.load(Ordering::Relaxed),
+    );
+    assert!(soak.whole.load(Ordering::Relaxed) > 4);
+    for (node, idle) in nodes.iter().zip(idle) {
+        let name = node.namespace().name();
+        let drops = node.drops()?;
+        println!(
+            "{name}: {:?}",
+            drops
+                .iter()
+                .filter(|(_, count)| **count > 0)
+                .collect::<Vec<_>>()
+        );
+        wait_for(
+            &format!("all frames of {name} to be home"),
+            Duration::from_secs(30),
+            || {
+                let frames = node.settled_frames().ok()?;
+                (frames == idle).then_some(())
+            },
+        )
+        .map_err(|error| {
+            let now = node.status().map(|status| status.frames);
+            LabError::unexpected(error.to_string(), format!("{now:?}, not {idle:?}"))
+        })?;
+    }
+    Ok(())
+}
