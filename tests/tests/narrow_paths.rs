@@ -186,9 +186,15 @@ fn tcp_arrives_whole_when_packets_overtake_each_other_and_get_lost() -> Result<(
         return Ok(());
     }
     for mode in ["vxlan", "routed"] {
-        let cluster = Cluster::start(2, Families::Dual, |config| {
+        let mut cluster = Cluster::prepare(2, Families::Dual, |config| {
             config.mode = mode.to_owned();
         })?;
+        for node in cluster.nodes_mut() {
+            // A cable carries no runs of datagrams that nobody cut.
+            let features = ["ethtool", "-K", UPLINK, "tx-udp-segmentation", "off"];
+            node.namespace().run(&features)?;
+            node.start_agent()?;
+        }
         let [one, two] = cluster.nodes() else {
             unreachable!("two nodes");
         };
