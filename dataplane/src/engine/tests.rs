@@ -23,6 +23,10 @@ pub(crate) fn in_namespace(test: impl FnOnce() + Send) {
     std::thread::scope(|scope| {
         let inside = scope.spawn(|| {
             nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            // The kernel's own packets (neighbour and listener discovery)
+            // would be counted among the test's.
+            let quiet = "/proc/sys/net/ipv6/conf/default/disable_ipv6";
+            std::fs::write(quiet, "1").unwrap();
             test();
         });
         if let Err(panic) = inside.join() {
