@@ -9,16 +9,13 @@
 //! The socket also asks for frames to other MAC addresses than the
 //! interface's own (the pods'); the kernel undoes that when the socket is
 //! closed, however the process ends.
-#![allow(unsafe_code)] // system calls
 
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSliceMut};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::frame::Frame;
+use crate::raw_socket::{RawSocket, Receive};
 use crate::umem::Umem;
-
-/// Every protocol, in network order.
-const ETH_P_ALL: u16 = (libc::ETH_P_ALL as u16).to_be();
 
 /// Where a filter reads whether the card took a VLAN tag off
 /// (`SKF_AD_OFF + SKF_AD_VLAN_TAG_PRESENT`, include/uapi/linux/filter.h).
@@ -60,77 +57,17 @@ static GROUP_FRAMES: [libc::sock_filter; 8] = [
 
 /// A socket that receives on one device.
 #[derive(Debug)]
-pub(crate) struct GroupSocket(OwnedFd);
+pub(crate) struct GroupSocket(RawSocket);
 
 impl GroupSocket {
     /// Opens a socket on device `ifindex` and makes that take every frame.
     pub(crate) fn open(ifindex: u32) -> io::Result<GroupSocket> {
-        // No protocol yet: nothing may arrive before the filter is there.
-        // SAFETY: plain system call.
-        let fd = unsafe {
-            libc::socket(
-                libc::AF_PACKET,
-                libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
-                0,
-            )
-        };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: socket() just made the descriptor; nobody else has it.
-        let socket = GroupSocket(unsafe { OwnedFd::from_raw_fd(fd) });
-        let program = libc::sock_fprog {
-            len: GROUP_FRAMES.len() as u16,
-            filter: GROUP_FRAMES.as_ptr().cast_mut(),
-        };
-        socket.set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)?;
-        let on: libc::c_int = 1;
-        socket.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, &on)?;
-        let promiscuous = libc::packet_mreq {
-            mr_ifindex: ifindex as i32,
-            mr_type: libc::PACKET_MR_PROMISC as u16,
-            mr_alen: 0,
-            mr_address: [0; 8],
-        };
-        socket.set(libc::SOL_PACKET, libc::PACKET_ADD_MEMBERSHIP, &promiscuous)?;
-        let address = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET as u16,
-            sll_protocol: ETH_P_ALL,
-            sll_ifindex: ifindex as i32,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
-        // SAFETY: the address is a live sockaddr_ll of the given length.
-        let bound = unsafe {
-            libc::bind(
-                socket.0.as_raw_fd(),
-                (&raw const address).cast(),
-                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-            )
-        };
-        match bound {
-            0 => Ok(socket),
-            _ => Err(io::Error::last_os_error()),
-        }
-    }
-
-    fn set<T>(&self, level: i32, option: i32, value: &T) -> io::Result<()> {
-        // SAFETY: the value is live and of the given length; the kernel copies it.
-        let done = unsafe {
-            libc::setsockopt(
-                self.0.as_raw_fd(),
-                level,
-                option,
-                std::ptr::from_ref(value).cast(),
-                size_of::<T>() as libc::socklen_t,
-            )
-        };
-        match done {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
-        }
+        let socket = RawSocket::open()?;
+        socket.filter(&GROUP_FRAMES)?;
+        socket.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
+        socket.take_every_address(ifindex)?;
+        socket.bind(ifindex, Receive::Everything)?;
+        Ok(GroupSocket(socket))
     }
 
     pub(crate) fn fd(&self) -> BorrowedFd<'_> {
@@ -141,16 +78,7 @@ impl GroupSocket {
     /// packet; gives the packet's length, which is more than the frame's when
     /// it was cut.
     pub(crate) fn receive(&self, umem: &Umem, frame: &mut Frame) -> Option<usize> {
-        let bytes = umem.bytes_mut(frame);
-        // SAFETY: the buffer is live and of the given length, and ours alone.
-        let len = unsafe {
-            libc::recv(
-                self.0.as_raw_fd(),
-                bytes.as_mut_ptr().cast(),
-                bytes.len(),
-                libc::MSG_DONTWAIT | libc::MSG_TRUNC,
-            )
-        };
-        usize::try_from(len).ok()
+        self.0
+            .receive(&mut [IoSliceMut::new(umem.bytes_mut(frame))])
     }
 }

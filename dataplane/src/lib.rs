@@ -40,6 +40,8 @@ pub mod pipeline;
 #[cfg(not(loom))]
 mod port;
 #[cfg(not(loom))]
+mod raw_socket;
+#[cfg(not(loom))]
 pub mod snapshot;
 #[cfg(not(loom))]
 mod stream_socket;

@@ -9,13 +9,12 @@
 //! know. The kernel then cuts it where it has to be cut, if anywhere.
 //!
 //! The socket receives nothing: its protocol is 0.
-#![allow(unsafe_code)] // system calls, and the addresses of frames in them
 
-use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::io::{self, IoSlice};
 
 use crate::pipeline::datagrams::MAX_DATAGRAMS;
 use crate::pipeline::segment::{Offload, Segments};
+use crate::raw_socket::{RawSocket, Receive};
 
 /// Many super-frames may wait in the receiving pod's backlog.
 const SEND_BUFFER_BYTES: libc::c_int = 32 << 20;
@@ -40,62 +39,18 @@ const MAX_PARTS: usize = 2 + MAX_DATAGRAMS;
 
 /// A socket that sends on one device.
 #[derive(Debug)]
-pub(crate) struct PacketSocket(OwnedFd);
+pub(crate) struct PacketSocket(RawSocket);
 
 impl PacketSocket {
     /// Opens a socket that sends on device `ifindex`, past its queue
     /// discipline.
     pub(crate) fn open(ifindex: u32) -> io::Result<PacketSocket> {
-        // SAFETY: plain system call.
-        let fd = unsafe { libc::socket(libc::AF_PACKET, libc::SOCK_RAW | libc::SOCK_CLOEXEC, 0) };
-        if fd < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        // SAFETY: socket() just made the descriptor; nobody else has it.
-        let socket = PacketSocket(unsafe { OwnedFd::from_raw_fd(fd) });
+        let socket = RawSocket::open()?;
         socket.set(libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
         socket.set(libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)?;
         socket.set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER_BYTES)?;
-        let address = libc::sockaddr_ll {
-            sll_family: libc::AF_PACKET as u16,
-            sll_protocol: 0,
-            sll_ifindex: ifindex as i32,
-            sll_hatype: 0,
-            sll_pkttype: 0,
-            sll_halen: 0,
-            sll_addr: [0; 8],
-        };
-        // SAFETY: the address is a live sockaddr_ll of the given length.
-        let bound = unsafe {
-            libc::bind(
-                socket.0.as_raw_fd(),
-                (&raw const address).cast(),
-                size_of::<libc::sockaddr_ll>() as libc::socklen_t,
-            )
-        };
-        if bound == 0 {
-            Ok(socket)
-        } else {
-            Err(io::Error::last_os_error())
-        }
-    }
-
-    fn set(&self, level: i32, option: i32, value: libc::c_int) -> io::Result<()> {
-        // SAFETY: the value is live and of the given length.
-        let done = unsafe {
-            libc::setsockopt(
-                self.0.as_raw_fd(),
-                level,
-                option,
-                (&raw const value).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        if done == 0 {
-            Ok(())
-        } else {
-            Err(io::Error::last_os_error())
-        }
+        socket.bind(ifindex, Receive::Nothing)?;
+        Ok(PacketSocket(socket))
     }
 
     /// Sends a packet of so many pieces; the kernel has its own copy when this
@@ -106,31 +61,14 @@ impl PacketSocket {
         offload: &Offload,
     ) -> io::Result<()> {
         let header = header(offload);
-        let mut parts = [libc::iovec {
-            iov_base: std::ptr::null_mut(),
-            iov_len: 0,
-        }; MAX_PARTS];
-        parts[0].iov_base = header.as_ptr().cast_mut().cast();
-        parts[0].iov_len = header.len();
+        let mut parts = [IoSlice::new(&[]); MAX_PARTS];
+        parts[0] = IoSlice::new(&header);
         let mut count = 1;
         for (part, bytes) in parts[1..].iter_mut().zip(pieces) {
-            part.iov_base = bytes.as_ptr().cast_mut().cast();
-            part.iov_len = bytes.len();
+            *part = IoSlice::new(bytes);
             count += 1;
         }
-        // SAFETY: all-zero is a valid msghdr: no address, no parts, no control.
-        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
-        message.msg_iov = parts.as_mut_ptr();
-        message.msg_iovlen = count;
-        // SAFETY: the parts point to the header and to bytes that the caller
-        // lends for this call; the kernel only reads them.
-        let sent =
-            unsafe { libc::sendmsg(self.0.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT) };
-        if sent < 0 {
-            Err(io::Error::last_os_error())
-        } else {
-            Ok(())
-        }
+        self.0.send(&parts[..count])
     }
 }
 
