@@ -14,7 +14,7 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::frame::Frame;
-use crate::raw_socket::{RawSocket, Receive};
+use crate::raw_socket::{RawSocket, Receive, instruction};
 use crate::umem::Umem;
 
 /// Where a filter reads whether the card took a VLAN tag off
@@ -28,16 +28,6 @@ const MARK: u32 = 0xffff_f000 + 20;
 /// sets it and takes it off again.
 const HOST_MARK: u32 = 0x5350_4c32;
 
-/// One instruction of a socket filter.
-const fn filter(code: u32, jump_true: u8, jump_false: u8, k: u32) -> libc::sock_filter {
-    libc::sock_filter {
-        code: code as u16,
-        jt: jump_true,
-        jf: jump_false,
-        k,
-    }
-}
-
 const LOAD_BYTE: u32 = libc::BPF_LD | libc::BPF_B | libc::BPF_ABS;
 const LOAD_WORD: u32 = libc::BPF_LD | libc::BPF_W | libc::BPF_ABS;
 const IS_SET: u32 = libc::BPF_JMP | libc::BPF_JSET | libc::BPF_K;
@@ -45,14 +35,14 @@ const EQUALS: u32 = libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K;
 
 /// Lets group frames of the wire pass that carried no VLAN tag.
 static GROUP_FRAMES: [libc::sock_filter; 8] = [
-    filter(LOAD_BYTE, 0, 0, 0),
-    filter(IS_SET, 0, 5, 1),
-    filter(LOAD_BYTE, 0, 0, VLAN_TAG_PRESENT),
-    filter(EQUALS, 0, 3, 0),
-    filter(LOAD_WORD, 0, 0, MARK),
-    filter(EQUALS, 1, 0, HOST_MARK),
-    filter(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
-    filter(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+    instruction(LOAD_BYTE, 0, 0, 0),
+    instruction(IS_SET, 0, 5, 1),
+    instruction(LOAD_BYTE, 0, 0, VLAN_TAG_PRESENT),
+    instruction(EQUALS, 0, 3, 0),
+    instruction(LOAD_WORD, 0, 0, MARK),
+    instruction(EQUALS, 1, 0, HOST_MARK),
+    instruction(libc::BPF_RET | libc::BPF_K, 0, 0, u32::MAX),
+    instruction(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
 ];
 
 /// A socket that receives on one device.
@@ -63,7 +53,7 @@ impl GroupSocket {
     /// Opens a socket on device `ifindex` and makes that take every frame.
     pub(crate) fn open(ifindex: u32) -> io::Result<GroupSocket> {
         let socket = RawSocket::open()?;
-        socket.filter(&GROUP_FRAMES)?;
+        socket.set_program(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &GROUP_FRAMES)?;
         socket.set(libc::SOL_PACKET, libc::PACKET_IGNORE_OUTGOING, 1)?;
         socket.take_every_address(ifindex)?;
         socket.bind(ifindex, Receive::Everything)?;

@@ -9,6 +9,21 @@
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
+/// One instruction of a classic program.
+pub(crate) const fn instruction(
+    code: u32,
+    jump_true: u8,
+    jump_false: u8,
+    k: u32,
+) -> libc::sock_filter {
+    libc::sock_filter {
+        code: code as u16,
+        jt: jump_true,
+        jf: jump_false,
+        k,
+    }
+}
+
 /// What a bound socket receives (`sll_protocol`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Receive {
@@ -65,13 +80,18 @@ impl RawSocket {
         self.set_value(level, option, &value)
     }
 
-    /// Lets only what a classic filter passes arrive.
-    pub(crate) fn filter(&self, instructions: &[libc::sock_filter]) -> io::Result<()> {
+    /// Sets an option that is a classic program.
+    pub(crate) fn set_program(
+        &self,
+        level: i32,
+        option: i32,
+        instructions: &[libc::sock_filter],
+    ) -> io::Result<()> {
         let program = libc::sock_fprog {
             len: u16::try_from(instructions.len()).map_err(io::Error::other)?,
             filter: instructions.as_ptr().cast_mut(),
         };
-        self.set_value(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
+        self.set_value(level, option, &program)
     }
 
     /// Has device `ifindex` take frames to every address while the socket is

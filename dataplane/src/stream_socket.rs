@@ -13,14 +13,25 @@ use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
 
 use crate::frame::{FRAME_SIZE, Frame, LONGEST_SUPER_FRAME, MAX_FRAMES};
-use crate::raw_socket::{RawSocket, Receive};
+use crate::raw_socket::{RawSocket, Receive, instruction};
 use crate::umem::{FramePool, Umem};
 
 /// What may wait for the lane: some of the largest windows that TCP takes.
 const RECEIVE_BUFFER_BYTES: libc::c_int = 64 << 20;
 
-/// Distributes packets among the sockets of a group by their flow.
-const FANOUT_HASH: libc::c_int = 0;
+/// Where a program reads the queue that a packet was sent by
+/// (`SKF_AD_OFF + SKF_AD_QUEUE`, include/uapi/linux/filter.h).
+const QUEUE: u32 = 0xffff_f000 + 24;
+
+/// Chooses the socket of a group as generic XDP chooses the receive queue
+/// (`netif_get_rxqueue`, net/core/dev.c): the pod's transmit queue less one. So
+/// the lane that has a connection keeps it when it changes its way.
+static QUEUE_OF_XDP: [libc::sock_filter; 4] = [
+    instruction(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, QUEUE),
+    instruction(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, 1, 0, 0),
+    instruction(libc::BPF_ALU | libc::BPF_SUB | libc::BPF_K, 0, 0, 1),
+    instruction(libc::BPF_RET | libc::BPF_A, 0, 0, 0),
+];
 
 /// A socket that receives on one device.
 #[derive(Debug)]
@@ -36,15 +47,26 @@ impl StreamSocket {
         Ok(StreamSocket(socket))
     }
 
-    /// Has each packet go to one of the sockets of a group alone, those of one
-    /// flow always to the same. The group is `first`'s, which makes it.
+    /// Has each packet go to one of the sockets of a group alone, in the order
+    /// in which they join: those of XDP's first queue to the first. The group
+    /// is `first`'s, which makes it.
     pub(crate) fn share(&self, first: Option<&StreamSocket>) -> io::Result<()> {
         const UNIQUE_ID: libc::c_int = 0x2000;
-        let group = match first {
-            None => (FANOUT_HASH | UNIQUE_ID) << 16,
-            Some(first) => libc::c_int::from(first.group()?) | FANOUT_HASH << 16,
+        // include/uapi/linux/if_packet.h
+        const PACKET_FANOUT_DATA: libc::c_int = 22;
+        let kind = libc::PACKET_FANOUT_CBPF as libc::c_int;
+        let (kind, number) = match first {
+            None => (kind | UNIQUE_ID, 0),
+            Some(first) => (kind, first.group()?),
         };
-        self.0.set(libc::SOL_PACKET, libc::PACKET_FANOUT, group)
+        let group = kind << 16 | libc::c_int::from(number);
+        self.0.set(libc::SOL_PACKET, libc::PACKET_FANOUT, group)?;
+        match first {
+            None => self
+                .0
+                .set_program(libc::SOL_PACKET, PACKET_FANOUT_DATA, &QUEUE_OF_XDP),
+            Some(_) => Ok(()),
+        }
     }
 
     /// Number of the group that the socket made.
