@@ -27,8 +27,8 @@ use crate::xsk::queue::Queue;
 use crate::xsk::socket::{KernelDrops, kernel_drops};
 
 /// The compiled `bpf/port.bpf.c`, `bpf/pod.bpf.c` and `bpf/uplink.bpf.c`.
-static PORT: &[u8] = aya::include_bytes_aligned!("../bpf/port.bpf.o");
-static POD: &[u8] = aya::include_bytes_aligned!("../bpf/pod.bpf.o");
+pub(crate) static PORT: &[u8] = aya::include_bytes_aligned!("../bpf/port.bpf.o");
+pub(crate) static POD: &[u8] = aya::include_bytes_aligned!("../bpf/pod.bpf.o");
 static UPLINK: &[u8] = aya::include_bytes_aligned!("../bpf/uplink.bpf.o");
 const SOCKETS: &str = "sockets";
 const TAKEN: &str = "spinlane_taken";
@@ -121,9 +121,9 @@ pub enum ProgramError {
     /// The object lacks what it should have.
     #[error("the XDP program's object has no {0:?}: rebuild it with `make bpf`")]
     Missing(&'static str),
-    /// The kernel refused the program at a pod's end.
-    #[error("the kernel refused the program that leads a pod's TCP: {0}; it needs Linux 6.6")]
-    Lead(std::io::Error),
+    /// The program at a pod's end is not as it should be.
+    #[error("{0}; it needs Linux 6.6")]
+    Lead(#[from] tcx::TcxError),
     /// A map's memory cannot be shared.
     #[error("cannot map the XDP program's echo identifiers: {0}; it needs Linux 5.5")]
     Share(std::io::Error),
@@ -163,24 +163,33 @@ impl ProgramLoader {
     }
 
     /// Puts `bpf/pod.bpf.c` on an interface of the calling thread's network
-    /// namespace, where it stays.
-    pub(crate) fn lead_streams(&self, ifindex: u32) -> Result<(), ProgramError> {
+    /// namespace, where it stays, unless it is there.
+    pub(crate) fn lead_streams(&self, interface: tcx::Interface<'_>) -> Result<(), ProgramError> {
         let mut pod = self.pod.lock().unwrap_or_else(PoisonError::into_inner);
         let ebpf = match &mut *pod {
             Some(ebpf) => ebpf,
             none => {
                 let mut loader = self.loader.lock().unwrap_or_else(PoisonError::into_inner);
-                let mut ebpf = loader.load(POD)?;
-                let program = ebpf.program_mut(LEAD).ok_or(ProgramError::Missing(LEAD))?;
-                let classifier: &mut SchedClassifier = program.try_into()?;
-                classifier.load()?;
-                none.insert(ebpf)
+                none.insert(load_lead(&mut loader, POD)?)
             }
         };
-        let program = ebpf.program(LEAD).ok_or(ProgramError::Missing(LEAD))?;
-        let fd = program.fd()?.as_fd();
-        tcx::attach_egress(ifindex, fd).map_err(ProgramError::Lead)
+        Ok(tcx::keep_one_at_egress(interface, lead(ebpf)?)?)
     }
+}
+
+/// Gives the kernel the program of pods' ends.
+pub(crate) fn load_lead(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Result<Ebpf, ProgramError> {
+    let mut ebpf = loader.load(object)?;
+    let program = ebpf.program_mut(LEAD).ok_or(ProgramError::Missing(LEAD))?;
+    let classifier: &mut SchedClassifier = program.try_into()?;
+    classifier.load()?;
+    Ok(ebpf)
+}
+
+/// The program of pods' ends.
+pub(crate) fn lead(ebpf: &Ebpf) -> Result<&SchedClassifier, ProgramError> {
+    let program = ebpf.program(LEAD).ok_or(ProgramError::Missing(LEAD))?;
+    Ok(program.try_into()?)
 }
 
 /// A loaded program; detached when dropped, unless it is an uplink's.

@@ -2,17 +2,23 @@
 //!
 //! A link would go with the process, and a pod's TCP would fall back to another
 //! way while the agent is away. Attached by itself (`BPF_PROG_ATTACH`), a
-//! program stays until its interface goes (kernel/bpf/tcx.c).
+//! program stays until its interface goes (kernel/bpf/tcx.c). So an interface
+//! may have one of an earlier process, or of an earlier version, already: the
+//! kernel would run both, one after the other. Here one replaces the other.
 #![allow(unsafe_code)] // the bpf system call
 
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
-/// `enum bpf_cmd` and `enum bpf_attach_type`, include/uapi/linux/bpf.h.
+use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
+
+/// `enum bpf_cmd`, `enum bpf_attach_type` and flags, include/uapi/linux/bpf.h.
 const BPF_PROG_ATTACH: libc::c_long = 8;
+const BPF_PROG_DETACH: libc::c_long = 9;
 const BPF_TCX_EGRESS: u32 = 47;
+const BPF_F_REPLACE: u32 = 1 << 2;
 
-/// The part of `union bpf_attr` that `BPF_PROG_ATTACH` reads.
+/// The part of `union bpf_attr` that attaching and detaching read.
 #[repr(C)]
 #[derive(Default)]
 struct Attachment {
@@ -25,30 +31,233 @@ struct Attachment {
     expected_revision: u64,
 }
 
-/// Attaches a classifier at the egress hook of interface `ifindex` of the
-/// calling thread's network namespace, behind what is there. Fine when it is
-/// there already.
-pub(crate) fn attach_egress(ifindex: u32, program: BorrowedFd<'_>) -> io::Result<()> {
-    let attachment = Attachment {
-        target_ifindex: ifindex,
-        attach_bpf_fd: program.as_raw_fd() as u32,
-        attach_type: BPF_TCX_EGRESS,
-        ..Attachment::default()
+/// An interface of the calling thread's network namespace.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Interface<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) index: u32,
+}
+
+/// Why a program could not be put on an interface.
+#[derive(Debug, thiserror::Error)]
+pub enum TcxError {
+    /// What is there cannot be read.
+    #[error("cannot read which programs {interface} has: {source}")]
+    Read {
+        /// The interface.
+        interface: String,
+        /// What the kernel says.
+        source: ProgramError,
+    },
+    /// The kernel refuses the change.
+    #[error("the kernel refuses the program that leads the TCP of {interface}: {source}")]
+    Change {
+        /// The interface.
+        interface: String,
+        /// What the kernel says.
+        source: io::Error,
+    },
+}
+
+/// Sees to it that of all programs of this one's name exactly one stands at the
+/// egress hook: one that is there already and has the same instructions, else
+/// this one, in the place of an other or behind what is there.
+pub(crate) fn keep_one_at_egress(
+    interface: Interface<'_>,
+    program: &SchedClassifier,
+) -> Result<(), TcxError> {
+    let unread = |source| TcxError::Read {
+        interface: interface.name.to_owned(),
+        source,
     };
+    let refused = |source| TcxError::Change {
+        interface: interface.name.to_owned(),
+        source,
+    };
+    let ours = program.info().map_err(unread)?;
+    let mut there = at_egress(interface.name).map_err(unread)?;
+    there.retain(|other| other.name() == ours.name());
+    let same = there.iter().position(|other| other.tag() == ours.tag());
+    let kept = same.or(there.len().checked_sub(1));
+    let kept = kept.map(|at| there.swap_remove(at));
+    let fd = program.fd().map_err(unread)?.as_fd();
+    match kept {
+        Some(_) if same.is_some() => {}
+        Some(old) => {
+            let old = old.fd().map_err(unread)?;
+            attach(interface.index, fd, Some(old.as_fd())).map_err(refused)?;
+        }
+        None => attach(interface.index, fd, None).map_err(refused)?,
+    }
+    for surplus in there {
+        let surplus = surplus.fd().map_err(unread)?;
+        detach(interface.index, surplus.as_fd()).map_err(refused)?;
+    }
+    Ok(())
+}
+
+/// What stands at an interface's egress hook, in order.
+pub(crate) fn at_egress(interface: &str) -> Result<Vec<ProgramInfo>, ProgramError> {
+    match SchedClassifier::query_tcx(interface, TcAttachType::Egress) {
+        Ok((_, programs)) => Ok(programs),
+        // The hook itself comes with its first program.
+        Err(ProgramError::SyscallError(error))
+            if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+        {
+            Ok(Vec::new())
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// Attaches a program in the place of another, or behind what is there.
+pub(crate) fn attach(
+    ifindex: u32,
+    program: BorrowedFd<'_>,
+    instead_of: Option<BorrowedFd<'_>>,
+) -> io::Result<()> {
+    change(
+        BPF_PROG_ATTACH,
+        &Attachment {
+            target_ifindex: ifindex,
+            attach_bpf_fd: program.as_raw_fd() as u32,
+            attach_type: BPF_TCX_EGRESS,
+            attach_flags: instead_of.map_or(0, |_| BPF_F_REPLACE),
+            replace_bpf_fd: instead_of.map_or(0, |old| old.as_raw_fd() as u32),
+            ..Attachment::default()
+        },
+    )
+}
+
+/// Takes a program away.
+pub(crate) fn detach(ifindex: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    change(
+        BPF_PROG_DETACH,
+        &Attachment {
+            target_ifindex: ifindex,
+            attach_bpf_fd: program.as_raw_fd() as u32,
+            attach_type: BPF_TCX_EGRESS,
+            ..Attachment::default()
+        },
+    )
+}
+
+fn change(command: libc::c_long, attachment: &Attachment) -> io::Result<()> {
     // SAFETY: the structure is live and of the given length; the kernel only
     // reads it.
     let done = unsafe {
         libc::syscall(
             libc::SYS_bpf,
-            BPF_PROG_ATTACH,
-            &raw const attachment,
+            command,
+            std::ptr::from_ref(attachment),
             size_of::<Attachment>(),
         )
     };
-    let error = io::Error::last_os_error();
     match done {
         0 => Ok(()),
-        _ if error.raw_os_error() == Some(libc::EEXIST) => Ok(()),
-        _ => Err(error),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use aya::{Ebpf, EbpfLoader};
+
+    use super::*;
+    use crate::engine::tests::{in_namespace, veth};
+    use crate::port::{POD, PORT, ProgramLoader, lead, load_lead};
+
+    /// What stands at the hook: numbers of the programs, in order.
+    fn ids() -> Vec<u32> {
+        let programs = at_egress("a").unwrap();
+        programs.iter().map(ProgramInfo::id).collect()
+    }
+
+    /// Our program as another process would load it, or another version of it.
+    fn loaded(is_other_version: bool) -> (Ebpf, u32) {
+        let mut object = POD.to_vec();
+        if is_other_version {
+            // Another mark on what comes by a second time.
+            let (mark, other) = (0x5b1d_u32.to_le_bytes(), 0x5b1e_u32.to_le_bytes());
+            let at: Vec<usize> = (0..object.len() - 4)
+                .filter(|&at| object[at..at + 4] == mark)
+                .collect();
+            assert!(!at.is_empty(), "the program marks what it leads");
+            for at in at {
+                object[at..at + 4].copy_from_slice(&other);
+            }
+        }
+        let ebpf = load_lead(&mut EbpfLoader::new(), &object).unwrap();
+        let id = lead(&ebpf).unwrap().info().unwrap().id();
+        (ebpf, id)
+    }
+
+    fn attach_beside(index: u32, ebpf: &Ebpf) {
+        let fd = lead(ebpf).unwrap().fd().unwrap();
+        attach(index, fd.as_fd(), None).unwrap();
+    }
+
+    #[test]
+    fn one_program_of_ours_stays_whatever_was_there() {
+        in_namespace(|| {
+            let index = veth("a", 0).ifindex;
+            let interface = Interface { name: "a", index };
+            let ((same, same_id), (other, other_id)) = (loaded(false), loaded(true));
+            assert_eq!(ids().len(), 0);
+            // One is put where none is, and asking again changes nothing.
+            let agent = ProgramLoader::new();
+            agent.lead_streams(interface).unwrap();
+            let first = ids();
+            assert_eq!(first.len(), 1);
+            agent.lead_streams(interface).unwrap();
+            assert_eq!(ids(), first);
+            // The next process leaves the same program as it is: that knows
+            // which connections it leads.
+            ProgramLoader::new().lead_streams(interface).unwrap();
+            assert_eq!(ids(), first);
+            // Of several one is left,
+            attach_beside(index, &other);
+            attach_beside(index, &same);
+            assert_eq!(ids(), [first[0], other_id, same_id]);
+            agent.lead_streams(interface).unwrap();
+            assert_eq!(ids(), first);
+            // and another version gives way.
+            attach_beside(index, &other);
+            let ours = lead(&same).unwrap();
+            detach_first(index);
+            assert_eq!(ids(), [other_id]);
+            keep_one_at_egress(interface, ours).unwrap();
+            assert_eq!(ids(), [same_id]);
+        });
+    }
+
+    fn detach_first(index: u32) {
+        let programs = at_egress("a").unwrap();
+        let fd = programs[0].fd().unwrap();
+        detach(index, fd.as_fd()).unwrap();
+    }
+
+    #[test]
+    fn programs_of_others_keep_their_places() {
+        in_namespace(|| {
+            let index = veth("a", 0).ifindex;
+            let mut port = EbpfLoader::new().load(PORT).unwrap();
+            let others: &mut SchedClassifier = port
+                .program_mut("spinlane_taken")
+                .unwrap()
+                .try_into()
+                .unwrap();
+            others.load().unwrap();
+            let fd = others.fd().unwrap();
+            attach(index, fd.as_fd(), None).unwrap();
+            let (old, old_id) = loaded(true);
+            attach_beside(index, &old);
+            let theirs = others.info().unwrap().id();
+            assert_eq!(ids(), [theirs, old_id]);
+            let (new, new_id) = loaded(false);
+            let interface = Interface { name: "a", index };
+            keep_one_at_egress(interface, lead(&new).unwrap()).unwrap();
+            assert_eq!(ids(), [theirs, new_id]);
+        });
     }
 }

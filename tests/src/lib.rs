@@ -14,6 +14,7 @@
 pub mod capture;
 pub mod cluster;
 pub mod cni;
+pub mod egress;
 mod error;
 pub mod lan;
 mod namespace;

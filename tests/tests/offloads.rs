@@ -106,68 +106,6 @@ fn tcp_crosses_a_tunnel_between_two_pods() -> Result<()> {
     Ok(())
 }
 
-/// What leaves a pod at once is more than IPv4's length field can say, and
-/// comes out whole at the next pod, in segments where that is wanted.
-#[test]
-fn tcp_crosses_in_frames_of_more_than_64_kib() -> Result<()> {
-    if !root_or_skip("tcp_crosses_in_frames_of_more_than_64_kib") {
-        return Ok(());
-    }
-    let node = Node::plain("longest")?;
-    let (a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
-    let mut plain = Pod::bare("plain")?;
-    let network = node.network("pods", json!({"superFrames": false}));
-    plain.add(&node, "eth0", &network)?;
-    let file = node.ipam_dir().join("longest.pcap");
-    let file_name = file.display().to_string();
-    let dump = b.namespace().spawn(&[
-        "tcpdump",
-        "-i",
-        "eth0",
-        "-Q",
-        "in",
-        "-U",
-        "-s",
-        "96",
-        "-Z",
-        "root",
-        "-w",
-        &file_name,
-        "tcp and greater 65550",
-    ])?;
-    let listens = || {
-        file.metadata()
-            .ok()
-            .filter(|meta| meta.len() >= 24)
-            .map(drop)
-    };
-    let patience = std::time::Duration::from_secs(5);
-    spinlane_tests::wait_for("tcpdump to listen", patience, listens)?;
-    // How much TCP sends at once follows the speed.
-    let sends = || -> Result<Option<()>> {
-        traffic::tcp_both_ways(a.namespace(), b.namespace(), b.v4()?, 32 * MEGABYTE)?;
-        let seen = file.metadata().is_ok_and(|meta| meta.len() > 24);
-        Ok(seen.then_some(()))
-    };
-    let seen = (0..20).find_map(|_| sends().transpose());
-    dump.interrupt(patience)?;
-    seen.unwrap_or_else(|| {
-        Err(LabError::unexpected(
-            "frames",
-            "none was longer than 64 KiB",
-        ))
-    })?;
-    traffic::tcp_both_ways(a.namespace(), b.namespace(), b.v6()?, 8 * MEGABYTE)?;
-    for address in [plain.v4()?, plain.v6()?] {
-        traffic::tcp_both_ways(a.namespace(), plain.namespace(), address, 8 * MEGABYTE)?;
-    }
-    let dropped = node.drops()?;
-    for reason in ["broken_chain", "bad_length", "oversize"] {
-        assert_eq!(dropped.get(reason), Some(&0), "{reason}");
-    }
-    Ok(())
-}
-
 /// A namespace behind the pod, as a container or virtual machine inside it.
 fn behind(pod: &Pod) -> Result<Namespace> {
     let inner = Namespace::create("inner")?;

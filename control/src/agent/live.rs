@@ -100,8 +100,8 @@ impl Switch for Lanes {
         self.engine.detach(id).map_err(failure)
     }
 
-    fn lead_streams(&self, ifindex: u32) -> Result<(), SwitchError> {
-        let led = self.engine.lead_streams(ifindex);
+    fn lead_streams(&self, name: &str, ifindex: u32) -> Result<(), SwitchError> {
+        let led = self.engine.lead_streams(name, ifindex);
         led.map_err(|error| SwitchError::Failed(error.to_string()))
     }
 

@@ -290,7 +290,7 @@ impl Core {
         link::raise_host(&mut netlink, &endpoint.host_ifname, ifindex)?;
         let routes = netns::run(netns, || link::configure_pod(&endpoint, veth.used_queues))?;
         if endpoint.super_frames {
-            self.lengthen_super_frames(&mut netlink, (veth.host, ifindex), veth.pod, netns)?;
+            self.lengthen_super_frames((veth.host, ifindex), veth.pod, netns)?;
         }
         recorded.wait()?;
         let mut inventory = self.inventory();
@@ -304,18 +304,17 @@ impl Core {
     }
 
     /// Has a pod's TCP take the way that is made for it, and both ends let
-    /// through what that takes.
-    fn lengthen_super_frames(
+    /// through what that takes. Mends what is not so any more.
+    pub(crate) fn lengthen_super_frames(
         &self,
-        netlink: &mut Netlink,
         (host, ifindex): (&str, u32),
         pod: &str,
         netns: BorrowedFd<'_>,
     ) -> Result<(), AttachError> {
         let bytes = LONGEST_SUPER_FRAME as u32;
-        netlink.request(link::set_super_frame_len(host, ifindex, bytes))?;
+        Netlink::open()?.request(link::set_super_frame_len(host, ifindex, bytes))?;
         let lead = |index| {
-            let led = self.switch.lead_streams(index);
+            let led = self.switch.lead_streams(pod, index);
             led.map_err(|source| AttachError::Switch {
                 interface: pod.to_owned(),
                 source,

@@ -5,6 +5,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use spinlane_api::cni::{Address, Attachment, Pod};
 
+use super::link::SUPER_FRAME_MTU;
+
 /// How far an attachment has come. A record in another state than
 /// [`Attached`](State::Attached) was interrupted, and the next start repairs
 /// it.
@@ -77,6 +79,12 @@ impl Endpoint {
     /// The addresses alone.
     pub fn ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
         self.addresses.iter().map(|a| a.address)
+    }
+
+    /// Whether its interface was made for super-frames: a pod that forwards for
+    /// others still sends them.
+    pub fn sends_super_frames(&self) -> bool {
+        self.offloads && self.device_mtu == SUPER_FRAME_MTU
     }
 
     /// The alias of the host's end; it tells our interfaces from others'.

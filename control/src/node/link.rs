@@ -272,6 +272,10 @@ pub fn set_super_frame_len(name: &str, index: u32, bytes: u32) -> Request {
     )
 }
 
+/// The longest that generic XDP takes, and what an interface begins with
+/// (`GSO_LEGACY_MAX_SIZE`, include/linux/netdevice.h).
+const USUAL_SUPER_FRAME_LEN: u32 = 65_536;
+
 /// Has `lead` lead the TCP of a pod's interface past XDP, and only then lets it
 /// send super-frames that no other way takes; runs inside the pod's namespace.
 pub fn lengthen_super_frames<E: From<LinkError>>(
@@ -282,11 +286,15 @@ pub fn lengthen_super_frames<E: From<LinkError>>(
     let mut netlink = Netlink::open().map_err(failed)?;
     let link = netlink.link(name).map_err(failed)?;
     let link = link.ok_or_else(|| E::from(LinkError::Vanished(name.to_owned())))?;
-    lead(link.index)?;
-    let bytes = LONGEST_SUPER_FRAME as u32;
-    let longer = set_super_frame_len(name, link.index, bytes);
-    netlink.request(longer).map_err(failed)?;
-    Ok(())
+    let led = lead(link.index);
+    let bytes = match &led {
+        Ok(()) => LONGEST_SUPER_FRAME as u32,
+        Err(_) => USUAL_SUPER_FRAME_LEN,
+    };
+    let set = netlink.request(set_super_frame_len(name, link.index, bytes));
+    // Of two failures the first says more.
+    led?;
+    set.map(drop).map_err(failed)
 }
 
 /// Gives a pod's interface and its routes the endpoint's MTU; runs inside the

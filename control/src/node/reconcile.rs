@@ -9,6 +9,7 @@
 //! | nothing | with our alias | removed |
 
 use std::collections::{HashMap, HashSet};
+use std::os::fd::AsFd;
 use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -16,7 +17,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use spinlane_api::PENDING_DELETIONS_DIR;
 use spinlane_api::cni::Attachment;
 
-use super::attach::{delete_ours, in_pod};
+use super::attach::{AttachError, delete_ours, in_pod, open_netns};
 use super::endpoint::{ALIAS_PREFIX, Endpoint, NAME_PREFIX, State};
 use super::inventory::Live;
 use super::ipam::{Ipam, ScopeName};
@@ -159,15 +160,11 @@ impl Core {
         }
     }
 
-    fn attach_again(
-        &self,
-        endpoint: &Endpoint,
-        link: &Link,
-    ) -> Result<(), super::attach::AttachError> {
+    fn attach_again(&self, endpoint: &Endpoint, link: &Link) -> Result<(), AttachError> {
         let needs = self.switch.veth_queues();
         if link.rx_queues < needs {
             // A lane would have no way to the pod.
-            return Err(super::attach::AttachError::Queues {
+            return Err(AttachError::Queues {
                 interface: link.name.clone(),
                 has: link.rx_queues,
                 needs,
@@ -182,14 +179,36 @@ impl Core {
             })?;
             offload::use_queues(&link.name, needs).map_err(LinkError::from)?;
         }
-        self.bind(&endpoint.attachment, &link.name, link.index)?;
+        let port = self.bind(&endpoint.attachment, &link.name, link.index)?;
         if !link.up {
             link::raise_host(&mut Netlink::open()?, &link.name, link.index)?;
+        }
+        if endpoint.sends_super_frames() && !port.binding.native {
+            self.lead_again(endpoint, link);
         }
         let mut inventory = self.inventory();
         inventory.fix_stations(&self.setup(), &endpoint.attachment, self.now_s());
         inventory.touch();
         Ok(())
+    }
+
+    /// Has a pod's TCP take the way that is made for it, where an earlier
+    /// version made the pod or somebody took that away since. It has another.
+    fn lead_again(&self, endpoint: &Endpoint, link: &Link) {
+        let led = open_netns(endpoint)
+            .map_err(AttachError::from)
+            .and_then(|netns| {
+                let (host, pod) = ((&*link.name, link.index), &endpoint.attachment.ifname);
+                self.lengthen_super_frames(host, pod, netns.as_fd())
+            });
+        if let Err(error) = led {
+            tracing::warn!(
+                interface = link.name,
+                container = endpoint.attachment.container_id,
+                %error,
+                "a pod's bulk TCP takes the slower way; make the pod anew"
+            );
+        }
     }
 
     /// Carries out the deletions that the plugin recorded while no agent

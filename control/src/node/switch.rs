@@ -65,7 +65,8 @@ pub trait Switch: Send + Sync + 'static {
     fn detach(&self, id: PortId) -> Result<(), SwitchError>;
     /// Has a pod's interface, in the calling thread's network namespace, lead
     /// its bulk TCP to the port's other way in, which takes longer super-frames.
-    fn lead_streams(&self, ifindex: u32) -> Result<(), SwitchError>;
+    /// Mends what is not so any more.
+    fn lead_streams(&self, name: &str, ifindex: u32) -> Result<(), SwitchError>;
     /// Puts a snapshot in force.
     fn publish(&self, snapshot: Snapshot);
     /// Ends what an earlier process knew of pods that the snapshot in force

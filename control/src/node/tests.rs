@@ -86,7 +86,7 @@ impl Switch for Recorder {
         self.attach(id, way_out.ifindex, way_out.name)
     }
 
-    fn lead_streams(&self, _: u32) -> Result<(), SwitchError> {
+    fn lead_streams(&self, _: &str, _: u32) -> Result<(), SwitchError> {
         Ok(())
     }
 

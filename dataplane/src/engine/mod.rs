@@ -40,6 +40,7 @@ use crate::port::{Kind, LanePort, PortHandle, ProgramLoader};
 use crate::snapshot::Snapshot;
 use crate::stream_socket::StreamSocket;
 use crate::tables::connection::Connections;
+use crate::tcx::Interface;
 use crate::types::{Generation, LaneId, PortId};
 use crate::umem::{Depot, FramePool, OwnerTable, Umem};
 use crate::xsk::queue::{FILL_MIN, Queue};
@@ -218,9 +219,10 @@ impl Engine {
 
     /// Has a pod's interface, which the calling thread's network namespace
     /// holds, lead its TCP to the stream sockets of its port. It does so for
-    /// as long as it exists, whatever becomes of this process.
-    pub fn lead_streams(&self, ifindex: u32) -> Result<(), ProgramError> {
-        self.inner.loader.lead_streams(ifindex)
+    /// as long as it exists, whatever becomes of this process; asking again
+    /// mends what was changed meanwhile.
+    pub fn lead_streams(&self, name: &str, index: u32) -> Result<(), ProgramError> {
+        self.inner.loader.lead_streams(Interface { name, index })
     }
 
     /// Fragments of the overlay's outer packets that were left to the kernel.
