@@ -105,6 +105,7 @@ fn addresses(config: &Config) -> Item {
 mod tests {
     use super::*;
     use crate::config::Environment;
+    use crate::node::samples;
 
     fn config(network: &str) -> Config {
         let text = format!("[node]\nuplink = \"eth0\"\n[network]\n{network}");
@@ -118,32 +119,14 @@ mod tests {
 
     fn link(mac: Vec<u8>) -> Link {
         Link {
-            index: 2,
             name: "eth0".into(),
-            alias: String::new(),
             mac,
-            mtu: 1500,
-            up: true,
-            operational: true,
-            has_carrier: true,
-            rx_queues: 1,
-            is_veth: false,
-            is_vxlan: false,
+            ..samples::link(2)
         }
     }
 
     fn route(to: &str, via: Option<&str>) -> (KernelRoute, String) {
-        let route = KernelRoute {
-            to: to.parse().unwrap(),
-            via: via.map(|via| via.parse().unwrap()),
-            oif: Some(2),
-            mtu: None,
-            source: None,
-            priority: 0,
-            hops: vec![],
-            is_ours: false,
-        };
-        (route, "eth0".into())
+        (samples::route(to, via, 2), "eth0".into())
     }
 
     fn found(network: &str, mac: usize, routes: &[(KernelRoute, String)]) -> Vec<(State, String)> {

@@ -228,43 +228,17 @@ pub(crate) fn default_net(v6: bool) -> IpNet {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spinlane_api::cni::{Attachment, Delegated, Pod, Route};
+    use crate::node::samples;
+    use spinlane_api::cni::{Delegated, Route};
 
     fn request() -> AddRequest {
-        AddRequest {
-            attachment: Attachment {
-                network: "pods".into(),
-                container_id: "c".into(),
-                ifname: "eth0".into(),
-            },
-            pod: Pod::default(),
-            netns_path: String::new(),
-            segment: None,
-            mtu: None,
-            super_frames: None,
-            mac: None,
-            ips: vec![],
-            delegated: None,
-            addresses_follow: false,
-        }
+        samples::request("c")
     }
 
     fn setup(ranges: &[&str]) -> Setup {
         Setup {
-            name: "node-a".into(),
-            addresses: vec![],
             pod_cidrs: ranges.iter().map(|r| r.parse().unwrap()).collect(),
-            uplink: crate::config::Uplink::None,
-            network: super::super::tests::network(""),
-            segments: vec![],
-            follows_addresses: false,
-            follows_pod_cidrs: false,
-            refusals: vec![],
-            path_mtu: 1450,
-            offloads: true,
-            receive_cpus: vec![],
-            run_dir: "/nowhere".into(),
-            state_dir: "/nowhere".into(),
+            ..samples::setup()
         }
     }
 

@@ -139,12 +139,7 @@ impl Ipam {
         families: &[bool],
         now_s: u64,
     ) -> Result<Vec<Lease>, IpamError> {
-        let name = describe(scope);
-        let scope = self
-            .scopes
-            .get_mut(scope)
-            .filter(|s| !s.ranges.is_empty())
-            .ok_or(IpamError::NoRanges(name))?;
+        let scope = self.ranged(scope)?;
         scope.rest(now_s);
         let mut leases = Vec::new();
         for &v6 in families {
@@ -163,14 +158,17 @@ impl Ipam {
         Ok(leases)
     }
 
+    /// A scope that has ranges.
+    fn ranged(&mut self, scope: &ScopeName) -> Result<&mut Scope, IpamError> {
+        let found = self.scopes.get_mut(scope);
+        found
+            .filter(|found| !found.ranges.is_empty())
+            .ok_or_else(|| IpamError::NoRanges(describe(scope)))
+    }
+
     /// A certain address. It may rest: who asks by name means it.
     pub fn request(&mut self, scope: &ScopeName, address: IpAddr) -> Result<Lease, IpamError> {
-        let name = describe(scope);
-        let scope = self
-            .scopes
-            .get_mut(scope)
-            .filter(|s| !s.ranges.is_empty())
-            .ok_or(IpamError::NoRanges(name))?;
+        let scope = self.ranged(scope)?;
         let Some(range) = scope.ranges.iter().find(|r| r.net.contains(&address)) else {
             return Err(IpamError::Outside {
                 address,

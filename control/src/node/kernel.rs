@@ -204,33 +204,23 @@ pub fn resolve(ifindex: u32, address: IpAddr) -> Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::samples;
 
     fn link(index: u32, name: &str, up: bool) -> Link {
         Link {
-            index,
             name: name.into(),
-            alias: String::new(),
-            mac: vec![2, 0, 0, 0, 0, index as u8],
-            mtu: 1500,
             up,
             operational: up,
             has_carrier: up,
-            rx_queues: 1,
             is_veth: true,
-            is_vxlan: false,
+            ..samples::link(index)
         }
     }
 
     fn route(to: &str, via: Option<&str>, oif: u32, priority: u32) -> KernelRoute {
         KernelRoute {
-            to: to.parse().unwrap(),
-            via: via.map(|v| v.parse().unwrap()),
-            oif: Some(oif),
-            mtu: None,
-            source: None,
             priority,
-            hops: Vec::new(),
-            is_ours: false,
+            ..samples::route(to, via, oif)
         }
     }
 

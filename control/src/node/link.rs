@@ -589,18 +589,7 @@ pub fn add_host_route(index: u32, route: &PodRoute, source: Option<IpAddr>) -> R
 /// `ip route delete`
 pub fn delete_route(route: &KernelRoute) -> Request {
     let mut message = RouteMessage::default();
-    message.header = RouteHeader {
-        address_family: if is_v6(&route.to) {
-            AddressFamily::Inet6
-        } else {
-            AddressFamily::Inet
-        },
-        destination_prefix_length: route.to.prefix_len(),
-        table: RouteHeader::RT_TABLE_MAIN,
-        scope: RouteScope::NoWhere,
-        kind: RouteType::Unicast,
-        ..RouteHeader::default()
-    };
+    message.header = route_header(&route.to, RouteScope::NoWhere);
     let destination = RouteAttribute::Destination(route.to.network().into());
     message.attributes.push(destination);
     message
@@ -614,23 +603,30 @@ pub fn delete_route(route: &KernelRoute) -> Request {
     )
 }
 
-fn route_message(index: u32, route: &PodRoute, source: Option<IpAddr>) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header = RouteHeader {
-        address_family: if is_v6(&route.to) {
-            AddressFamily::Inet6
-        } else {
-            AddressFamily::Inet
+/// What the main table has of a route to `to`.
+fn route_header(to: &IpNet, scope: RouteScope) -> RouteHeader {
+    RouteHeader {
+        address_family: match to {
+            IpNet::V4(_) => AddressFamily::Inet,
+            IpNet::V6(_) => AddressFamily::Inet6,
         },
-        destination_prefix_length: route.to.prefix_len(),
+        destination_prefix_length: to.prefix_len(),
         table: RouteHeader::RT_TABLE_MAIN,
-        protocol: RouteProtocol::Static,
-        scope: match (route.via, &route.to) {
-            (None, IpNet::V4(_)) => RouteScope::Link,
-            _ => RouteScope::Universe,
-        },
+        scope,
         kind: RouteType::Unicast,
         ..RouteHeader::default()
+    }
+}
+
+fn route_message(index: u32, route: &PodRoute, source: Option<IpAddr>) -> RouteMessage {
+    let scope = match (route.via, &route.to) {
+        (None, IpNet::V4(_)) => RouteScope::Link,
+        _ => RouteScope::Universe,
+    };
+    let mut message = RouteMessage::default();
+    message.header = RouteHeader {
+        protocol: RouteProtocol::Static,
+        ..route_header(&route.to, scope)
     };
     if route.to.prefix_len() > 0 {
         message

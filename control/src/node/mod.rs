@@ -41,6 +41,8 @@ mod own;
 pub mod plan;
 pub mod reconcile;
 mod reserved_ports;
+#[cfg(test)]
+pub(crate) mod samples;
 pub mod setup;
 pub mod shared;
 pub mod steering;

@@ -374,7 +374,7 @@ fn append(bytes: &mut Vec<u8>, message: RouteNetlinkMessage, flags: u16, sequenc
 }
 
 /// An interface as the kernel describes it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Link {
     /// Index in its namespace.
     pub index: u32,
@@ -411,16 +411,10 @@ impl Link {
         let has = |flag| message.header.flags.contains(flag);
         let mut link = Link {
             index: message.header.index,
-            name: String::new(),
-            alias: String::new(),
-            mac: Vec::new(),
-            mtu: 0,
             up: has(LinkFlags::Up),
             has_carrier: has(LinkFlags::Running),
-            operational: false,
             rx_queues: 1,
-            is_veth: false,
-            is_vxlan: false,
+            ..Link::default()
         };
         for attribute in &message.attributes {
             match attribute {

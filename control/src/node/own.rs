@@ -289,7 +289,7 @@ fn tell(before: &Setup, now: &Setup, strangers: &[String]) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::tests::network;
+    use crate::node::samples::{self, network};
 
     const HOST: u32 = 9;
 
@@ -313,17 +313,11 @@ mod tests {
             name: "n1".into(),
             addresses: all(case.before.0),
             follows_addresses: true,
-            pod_cidrs: vec![],
             follows_pod_cidrs: true,
-            refusals: vec![],
             uplink: case.uplink.clone(),
             network: network("cluster-cidrs = [\"10.244.0.0/16\"]"),
-            segments: vec![],
             path_mtu: case.before.1,
-            offloads: true,
-            receive_cpus: vec![],
-            run_dir: "/nowhere".into(),
-            state_dir: "/nowhere".into(),
+            ..samples::setup()
         }
     }
 
@@ -338,17 +332,13 @@ mod tests {
 
     fn follow(setup: &Setup, case: &Case, own: Option<&source::Node>) -> Setup {
         let link = case.link.map(|(up, mtu)| Link {
-            index: 2,
             name: "eth0".into(),
-            alias: String::new(),
-            mac: vec![],
             mtu,
             up,
             operational: up,
             has_carrier: up,
-            rx_queues: 1,
             is_veth: true,
-            is_vxlan: false,
+            ..samples::link(2)
         });
         let held = case.held.iter();
         let kernel = Kernel {

@@ -276,6 +276,7 @@ pub(crate) fn our_links() -> Result<Vec<String>, NetlinkError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::samples;
     use spinlane_api::cni::Pod;
 
     fn endpoint(name: &str, state: State) -> Endpoint {
@@ -306,17 +307,10 @@ mod tests {
 
     fn link(name: &str, alias: &str) -> Link {
         Link {
-            index: 7,
             name: name.into(),
             alias: alias.into(),
-            mac: vec![],
-            mtu: 1500,
-            up: true,
-            operational: true,
-            has_carrier: true,
-            rx_queues: 1,
             is_veth: true,
-            is_vxlan: false,
+            ..samples::link(7)
         }
     }
 

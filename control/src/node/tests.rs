@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use spinlane_api::cni::{
-    AddRequest, AddResult, Address, Attachment, CheckRequest, Delegated, Pod, Route, code,
+    AddRequest, AddResult, Address, CheckRequest, Delegated, Pod, Route, code,
 };
 use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::{Destination, Location, Role, Snapshot};
@@ -16,8 +16,8 @@ use spinlane_dataplane::types::{MacAddr, PortId, SegmentId};
 
 use super::netlink::Netlink;
 use super::switch::{Binding, Switch, SwitchError, WayOut};
-use super::{Node, Setup, link, netns};
-use crate::config::{Config, Environment, Network, Segment};
+use super::{Node, Setup, link, netns, samples};
+use crate::config::Segment;
 
 struct Recorder {
     events: OwnedFd,
@@ -140,24 +140,13 @@ fn in_fresh_netns(name: &str, test: impl FnOnce() + Send + 'static) {
     .unwrap();
 }
 
-/// `[network]` of a configuration with these lines.
-pub(crate) fn network(lines: &str) -> Network {
-    let text = format!("[node]\nname = \"x\"\nuplink = \"none\"\n[network]\n{lines}\n");
-    let environment = Environment::of_this_process();
-    let config = Config::parse(&text, "test", &environment).unwrap();
-    config.network().clone()
-}
-
 fn setup(dir: &Path) -> Setup {
     Setup {
-        name: "node-a".into(),
         addresses: vec!["192.0.2.1".parse().unwrap(), "2001:db8::1".parse().unwrap()],
         pod_cidrs: vec![
             "10.244.1.0/24".parse().unwrap(),
             "fd00:10:244:1::/64".parse().unwrap(),
         ],
-        uplink: crate::config::Uplink::None,
-        network: network(""),
         segments: vec![Segment {
             name: "blue".into(),
             vni: None,
@@ -165,38 +154,23 @@ fn setup(dir: &Path) -> Setup {
             guard: false,
             stations: vec![],
         }],
-        follows_addresses: false,
-        follows_pod_cidrs: false,
-        refusals: vec![],
-        path_mtu: 1450,
-        offloads: true,
         receive_cpus: vec![0],
         run_dir: dir.join("run"),
         state_dir: dir.join("state"),
+        ..samples::setup()
     }
 }
 
 fn request(container: &str, ifname: &str) -> AddRequest {
-    AddRequest {
-        attachment: Attachment {
-            network: "pods".into(),
-            container_id: container.into(),
-            ifname: ifname.into(),
-        },
-        pod: Pod {
-            namespace: "default".into(),
-            name: container.into(),
-            uid: String::new(),
-        },
-        netns_path: "/proc/thread-self/ns/net".into(),
-        segment: None,
-        mtu: None,
-        super_frames: None,
-        mac: None,
-        ips: vec![],
-        delegated: None,
-        addresses_follow: false,
-    }
+    let mut request = samples::request(container);
+    request.attachment.ifname = ifname.into();
+    request.pod = Pod {
+        namespace: "default".into(),
+        name: container.into(),
+        uid: String::new(),
+    };
+    request.netns_path = "/proc/thread-self/ns/net".into();
+    request
 }
 
 fn check_of(request: &AddRequest, result: &AddResult) -> CheckRequest {

@@ -285,16 +285,7 @@ impl Core {
             if !links.iter().any(|link| link.index == index) {
                 self.link_vanished(&Link {
                     index,
-                    name: String::new(),
-                    alias: String::new(),
-                    mac: Vec::new(),
-                    mtu: 0,
-                    up: false,
-                    operational: false,
-                    has_carrier: false,
-                    rx_queues: 0,
-                    is_veth: false,
-                    is_vxlan: false,
+                    ..Link::default()
                 });
             }
         }

@@ -17,6 +17,7 @@ use crate::snapshot::{
 use crate::tables::connection::Connections;
 use crate::types::{Generation, LaneId, MacAddr, Nanos, NextHopId, PortId, SegmentId, Vni, VtepId};
 use crate::umem::{FramePool, Umem, in_memory};
+pub(super) use crate::wire::checksum::naive_sum;
 
 pub(super) const GATEWAY_MAC: MacAddr = MacAddr([0x0a, 0x58, 0x0a, 0xf4, 0x01, 0x01]);
 pub(super) const GATEWAY_V4: Ipv4Addr = Ipv4Addr::new(10, 244, 1, 1);
@@ -441,17 +442,6 @@ impl Drop for World {
             assert_eq!(self.outstanding(), 0, "frames in = frames accounted");
         }
     }
-}
-
-/// RFC 1071 to the letter, not complemented.
-pub(super) fn naive_sum(bytes: &[u8]) -> u16 {
-    let mut sum: u16 = 0;
-    for pair in bytes.chunks(2) {
-        let word = u16::from_be_bytes([pair[0], *pair.get(1).unwrap_or(&0)]);
-        let (added, carry) = sum.overflowing_add(word);
-        sum = added + u16::from(carry);
-    }
-    sum
 }
 
 /// Puts the pseudo-header's sum into the checksum field, as a sender does

@@ -1,5 +1,6 @@
 use super::*;
 use crate::config::Environment;
+use crate::node::samples;
 
 fn config(network: &str) -> Config {
     let text = format!(
@@ -15,17 +16,9 @@ fn config(network: &str) -> Config {
 fn facts() -> Facts {
     Facts {
         link: Some(Link {
-            index: 2,
             name: "eth0".into(),
-            alias: String::new(),
-            mac: vec![],
-            mtu: 1500,
-            up: true,
-            operational: true,
-            has_carrier: true,
             rx_queues: 4,
-            is_veth: false,
-            is_vxlan: false,
+            ..samples::link(2)
         }),
         addresses: 1,
         queues: 4,
@@ -49,16 +42,7 @@ fn facts() -> Facts {
 }
 
 fn route(to: &str) -> KernelRoute {
-    KernelRoute {
-        to: to.parse().unwrap(),
-        via: None,
-        oif: Some(2),
-        mtu: None,
-        source: None,
-        priority: 0,
-        hops: vec![],
-        is_ours: false,
-    }
+    samples::route(to, None, 2)
 }
 
 #[test]

@@ -3,8 +3,7 @@ use std::collections::HashMap;
 use super::*;
 use crate::node::inventory::BoundPort;
 use crate::node::kernel::Neighbour;
-use crate::node::link::KernelRoute;
-use crate::node::netlink::Link;
+use crate::node::samples::{self, link, route};
 use crate::node::switch::Binding;
 
 const UPLINK: u32 = 2;
@@ -12,35 +11,6 @@ const OTHER: u32 = 3;
 const HOST_SIDE: u32 = 9;
 const HOST: PortId = PortId(0);
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 7]);
-
-fn link(index: u32) -> Link {
-    Link {
-        index,
-        name: format!("eth{index}"),
-        alias: String::new(),
-        mac: vec![2, 0, 0, 0, 0, index as u8],
-        mtu: 1500,
-        up: true,
-        operational: true,
-        has_carrier: true,
-        rx_queues: 1,
-        is_veth: false,
-        is_vxlan: false,
-    }
-}
-
-fn route(to: &str, via: Option<&str>, oif: u32) -> KernelRoute {
-    KernelRoute {
-        to: to.parse().unwrap(),
-        via: via.map(|via| via.parse().unwrap()),
-        oif: Some(oif),
-        mtu: None,
-        source: None,
-        priority: 0,
-        hops: Vec::new(),
-        is_ours: false,
-    }
-}
 
 fn kernel() -> Kernel {
     Kernel {
@@ -78,18 +48,10 @@ fn setup(mode: &str) -> Setup {
         addresses: vec!["172.31.0.1".parse().unwrap()],
         pod_cidrs: vec!["10.100.1.0/24".parse().unwrap()],
         uplink: crate::config::Uplink::Named("eth2".into()),
-        network: crate::node::tests::network(&format!(
+        network: samples::network(&format!(
             "mode = \"{mode}\"\ncluster-cidrs = [\"10.96.0.0/11\"]"
         )),
-        segments: vec![],
-        follows_addresses: false,
-        follows_pod_cidrs: false,
-        refusals: vec![],
-        path_mtu: 1450,
-        offloads: true,
-        receive_cpus: vec![],
-        run_dir: "/nowhere".into(),
-        state_dir: "/nowhere".into(),
+        ..samples::setup()
     }
 }
 
