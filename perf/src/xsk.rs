@@ -2,7 +2,9 @@
 //!
 //! Packets are copied into chunks of a memory that is shared with the kernel
 //! (UMEM), their descriptors put into the transmit ring, and their chunks
-//! taken back from the completion ring. One thread owns all of it.
+//! taken back from the completion ring. One thread owns all of it. The rings
+//! are not the data path's: a sender that shared a fault with what it measures
+//! would hide it.
 #![allow(unsafe_code)]
 
 use std::io;

@@ -6,6 +6,7 @@
 #![allow(unsafe_code)]
 
 pub mod assembly;
+pub(crate) mod context;
 mod map;
 
 use std::io;

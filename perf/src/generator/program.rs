@@ -10,6 +10,7 @@ use crate::bpf::assembly::{
     Assembler, Condition, Helper, Instruction, Label, Operation, R0, R1, R2, R3, R4, R6, R7, R8,
     R9, R10, Register, Width,
 };
+use crate::bpf::context::{XDP_ABORTED, XDP_DATA, XDP_DATA_END, XDP_DROP, look_up, word};
 use crate::packet::{Layer3, Protocol, Template};
 
 /// Words of the record that program and user space share.
@@ -35,12 +36,6 @@ pub(crate) const INTERVAL_FRACTION_BITS: u32 = 10;
 /// time that softirqs of this core wait, and the verifier's work.
 const LOOKS: i32 = 400;
 
-/// Offsets in `struct xdp_md`.
-const XDP_DATA: i16 = 0;
-const XDP_DATA_END: i16 = 4;
-const XDP_ABORTED: i32 = 0;
-const XDP_DROP: i32 = 1;
-
 /// Places on the stack.
 const NOW: i16 = -8;
 const TURN: i16 = -16;
@@ -48,10 +43,6 @@ const FLOW: i16 = -24;
 const SIZE: i16 = -32;
 const KEY: i16 = -40;
 const LOOK: i16 = -48;
-
-fn word(index: usize) -> i16 {
-    (index * 8) as i16
-}
 
 fn offset(at: usize) -> i16 {
     i16::try_from(at).expect("headers are short")
@@ -96,11 +87,7 @@ impl Writer<'_> {
         let program = &mut *self.program;
         program.copy(R6, R1);
         program.store_value(Width::Word, 0, R10, KEY);
-        program.copy(R2, R10);
-        program.add(R2, KEY.into());
-        program.load_map(R1, map);
-        program.call(Helper::MapLookup);
-        program.jump_if(R0, Condition::Equal, 0, self.abort);
+        look_up(program, map, KEY, self.abort);
         program.copy(R9, R0);
         program.load(Width::Double, R7, R9, word(NEXT));
         program.load(Width::Double, R1, R9, word(END));

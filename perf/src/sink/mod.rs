@@ -14,9 +14,11 @@ use serde::Serialize;
 
 pub use program::Hook;
 
+use crate::bpf::{BpfError, Counters};
 use crate::packet::{PortRange, Protocol};
 use crate::sink::flow::Order;
 use crate::sink::latency::Latency;
+use crate::sink::program::{BYTES, PACKETS};
 
 /// What a sink in the kernel takes; others pass it by.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,6 +38,16 @@ pub struct Count {
     pub packets: u64,
     /// Bytes.
     pub bytes: u64,
+}
+
+impl Count {
+    fn read<const N: usize>(counters: &Counters<N>) -> Result<Count, BpfError> {
+        let counters = counters.read()?;
+        Ok(Count {
+            packets: counters[PACKETS],
+            bytes: counters[BYTES],
+        })
+    }
 }
 
 /// Packets and bytes a second between two looks at a sink.

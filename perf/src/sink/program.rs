@@ -10,6 +10,10 @@ use crate::bpf::assembly::{
     Assembler, Condition, Helper, Instruction, Label, Operation, R0, R1, R2, R3, R4, R5, R6, R7,
     R8, R9, R10, Register, Width,
 };
+use crate::bpf::context::{
+    ETHERTYPE_V4, ETHERTYPE_V6, SKB_GSO_SEGS, SKB_LEN, TCX_DROP, TCX_NEXT, XDP_DATA, XDP_DATA_END,
+    XDP_DROP, XDP_PASS, look_up, word,
+};
 use crate::packet::{FLOW_BITS, MAGIC, Protocol, STAMP_BYTES};
 use crate::sink::Filter;
 use crate::sink::flow::{self, SLOTS};
@@ -65,17 +69,6 @@ pub(crate) struct Tracking {
 /// Tries of a compare-and-exchange.
 const TRIES: usize = 4;
 
-/// Offsets in `struct __sk_buff` and `struct xdp_md`.
-const SKB_LEN: i16 = 0;
-const SKB_GSO_SEGS: i16 = 164;
-const XDP_DATA: i16 = 0;
-const XDP_DATA_END: i16 = 4;
-const TCX_NEXT: i32 = -1;
-const TCX_DROP: i32 = 2;
-const XDP_DROP: i32 = 1;
-const XDP_PASS: i32 = 2;
-const ETHERTYPE_V4: u16 = 0x0800;
-const ETHERTYPE_V6: u16 = 0x86dd;
 const UDP: i32 = 17;
 const UDP_AND_VXLAN_BYTES: i32 = 16;
 const ETHERNET_BYTES: i32 = 14;
@@ -91,10 +84,6 @@ const STAMP: i16 = -106;
 const STAMP_STREAM: i16 = STAMP + 2;
 const STAMP_SEQUENCE: i16 = STAMP + 6;
 const STAMP_TIME: i16 = STAMP + 10;
-
-fn word(index: usize) -> i16 {
-    (index * 8) as i16
-}
 
 /// The program; `counters` is a per-CPU map.
 pub(crate) fn code(hook: Hook, filter: &Filter, counters: i32, look: Look) -> Vec<Instruction> {
@@ -154,12 +143,7 @@ impl Writer<'_> {
 
     /// `r0 =` the map's value under the key that is on the stack.
     fn look_up(&mut self, map: i32, missing: Label) {
-        let program = &mut *self.program;
-        program.copy(R2, R10);
-        program.add(R2, KEY.into());
-        program.load_map(R1, map);
-        program.call(Helper::MapLookup);
-        program.jump_if(R0, Condition::Equal, 0, missing);
+        look_up(self.program, map, KEY, missing);
     }
 
     /// `r6 =` context, `r7 =` offset of the payload.

@@ -6,7 +6,7 @@
 
 use crate::bpf::{Attachment, BpfError, Counters, Program, ProgramType};
 use crate::packet::{PortRange, Protocol};
-use crate::sink::program::{BYTES, COUNTING_WORDS, Hook, Look, PACKETS, code};
+use crate::sink::program::{COUNTING_WORDS, Hook, Look, code};
 use crate::sink::{Count, Filter};
 
 /// A counting, dropping sink; dropping it takes it off the device.
@@ -55,10 +55,6 @@ impl TcSink {
     /// # Errors
     /// When the counters cannot be read.
     pub fn count(&self) -> Result<Count, BpfError> {
-        let counters = self.counters.read()?;
-        Ok(Count {
-            packets: counters[PACKETS],
-            bytes: counters[BYTES],
-        })
+        Count::read(&self.counters)
     }
 }

@@ -5,8 +5,8 @@ use crate::bpf::{Attachment, BpfError, Counters, Program, ProgramType, Record, T
 use crate::sink::flow::{self, Order};
 use crate::sink::latency::Latencies;
 use crate::sink::program::{
-    BYTES, HISTOGRAM, Hook, Look, MAX_LATENCY, PACKETS, SUPER_FRAMES, TRACKING_WORDS, Tracking,
-    UNSTAMPED, UNTRACKED, code,
+    HISTOGRAM, Hook, Look, MAX_LATENCY, SUPER_FRAMES, TRACKING_WORDS, Tracking, UNSTAMPED,
+    UNTRACKED, code,
 };
 use crate::sink::{Count, Filter, Stamps};
 
@@ -70,11 +70,7 @@ impl TrackingSink {
     /// # Errors
     /// When the counters cannot be read.
     pub fn count(&self) -> Result<Count, BpfError> {
-        let counters = self.counters.read()?;
-        Ok(Count {
-            packets: counters[PACKETS],
-            bytes: counters[BYTES],
-        })
+        Count::read(&self.counters)
     }
 
     /// What the stamps have said so far.

@@ -11,6 +11,7 @@ use nix::net::if_::if_nametoindex;
 use crate::bpf::assembly::{
     Assembler, Condition, Helper, Instruction, R0, R1, R2, R3, R4, R5, R6, R7, R10, Width,
 };
+use crate::bpf::context::{ETHERTYPE_V4, ETHERTYPE_V6, SKB_PROTOCOL, TCX_NEXT};
 use crate::bpf::{Attachment, Program, ProgramType};
 use crate::measure::{MeasureError, io_error};
 use crate::packet::Mac;
@@ -18,10 +19,6 @@ use crate::path::device_mac;
 use crate::subject::peer::Peer;
 use crate::subject::{Kind, kernel_settings, routed, setting};
 
-const SKB_PROTOCOL: i16 = 16;
-const TCX_NEXT: i32 = -1;
-const ETHERTYPE_V4: u16 = 0x0800;
-const ETHERTYPE_V6: u16 = 0x86dd;
 const DESTINATION_V4_AT: i32 = 30;
 const DESTINATION_V6_AT: i32 = 38;
 
