@@ -42,13 +42,7 @@ impl Lan {
     /// As [`Lan::start`], the agents not yet started.
     pub fn prepare(count: u8, change: impl Fn(&mut NodeConfig)) -> Result<Self> {
         let cluster = Cluster::prepare(count, Families::Dual, |config| {
-            config.mode = "l2".to_owned();
-            config.cluster_cidrs = Vec::new();
-            let number: u8 = config.name[1..].parse().expect("nodes are named nN");
-            config.pod_cidrs = vec![
-                format!("172.31.0.{}/27", 32 * number),
-                format!("fd31::{number}:0/112"),
-            ];
+            share(config);
             change(config);
         })?;
         let lan = Self {
@@ -155,6 +149,18 @@ impl Lan {
         }
         Ok(pairs)
     }
+}
+
+/// Has node `nN` share its network with its pods: they get a part of the
+/// link's addresses that is its own.
+pub fn share(config: &mut NodeConfig) {
+    config.mode = "l2".to_owned();
+    config.cluster_cidrs = Vec::new();
+    let number: u8 = config.name[1..].parse().expect("nodes are named nN");
+    config.pod_cidrs = vec![
+        format!("172.31.0.{}/27", 32 * number),
+        format!("fd31::{number}:0/112"),
+    ];
 }
 
 fn nodad(address: &str) -> &'static str {

@@ -13,7 +13,11 @@ pub struct PlainNode {
     node: Namespace,
     pod: Namespace,
     number: u8,
+    pod_addresses: [IpAddr; 2],
 }
+
+/// A station's bridge ([`bridge`]).
+pub const BRIDGE: &str = "br0";
 
 /// Its vxlan device.
 const VXLAN_DEVICE: &str = "vx0";
@@ -26,10 +30,11 @@ impl PlainNode {
     /// # Errors
     /// When a step fails.
     pub fn join(cluster: &Cluster, number: u8, tunnels: impl Fn(u8) -> bool) -> Result<Self> {
-        let node = Namespace::create("plain")?;
-        let pod = Namespace::create("plainpod")?;
-        cluster.underlay().plug(&node, number)?;
-        let plain = Self { node, pod, number };
+        let pod_addresses = [
+            IpAddr::from([10, 244, number, 2]),
+            IpAddr::from([0xfd44, 0, 0, u16::from(number), 0, 0, 0, 2]),
+        ];
+        let plain = Self::plug(cluster, number, pod_addresses)?;
         let count = u8::try_from(cluster.nodes().len()).unwrap_or(u8::MAX);
         let (far, near): (Vec<u8>, Vec<u8>) = (1..=count).partition(|other| tunnels(*other));
         let mtu = match far.is_empty() {
@@ -45,6 +50,38 @@ impl PlainNode {
             false => plain.set_up_overlay(cluster, &far)?,
         }
         Ok(plain)
+    }
+
+    /// Shares the link with its pod as station `number` and its neighbour, by
+    /// a Linux bridge.
+    ///
+    /// # Errors
+    /// When a step fails.
+    pub fn share(cluster: &Cluster, number: u8) -> Result<Self> {
+        let pod_addresses = [
+            IpAddr::from([172, 31, 0, 190]),
+            IpAddr::from([0xfd31, 0, 0, 0, 0, 0, u16::from(number), 2]),
+        ];
+        let plain = Self::plug(cluster, number, pod_addresses)?;
+        bridge(&plain.node)?;
+        let [v4, v6] = pod_addresses;
+        plain.node.ip(&format!("link set pod0 master {BRIDGE}"))?;
+        plain.pod.ip(&format!("address add {v4}/24 dev eth0"))?;
+        plain.pod.ip(&format!("address add {v6}/64 dev eth0 nodad"))?;
+        Ok(plain)
+    }
+
+    fn plug(cluster: &Cluster, number: u8, pod_addresses: [IpAddr; 2]) -> Result<Self> {
+        let node = Namespace::create("plain")?;
+        let pod = Namespace::create("plainpod")?;
+        cluster.underlay().plug(&node, number)?;
+        veth((&node, "pod0"), (&pod, "eth0"))?;
+        Ok(Self {
+            node,
+            pod,
+            number,
+            pod_addresses,
+        })
     }
 
     /// The namespace that plays the node.
@@ -79,15 +116,11 @@ impl PlainNode {
     /// The pod's addresses.
     #[must_use]
     pub fn pod_addresses(&self) -> [IpAddr; 2] {
-        [
-            IpAddr::from([10, 244, self.number, 2]),
-            IpAddr::from([0xfd44, 0, 0, u16::from(self.number), 0, 0, 0, 2]),
-        ]
+        self.pod_addresses
     }
 
     fn set_up_pod(&self, mtu: u32) -> Result<()> {
         let number = self.number;
-        veth((&self.node, "pod0"), (&self.pod, "eth0"))?;
         self.node.sh(&format!(
             "echo 1 > /proc/sys/net/ipv4/ip_forward\n\
              echo 1 > /proc/sys/net/ipv6/conf/all/forwarding\n\
@@ -187,6 +220,26 @@ impl PlainNode {
         }
         Ok(())
     }
+}
+
+/// Makes a station's uplink a port of the bridge [`BRIDGE`], which has the
+/// addresses then.
+///
+/// # Errors
+/// When the kernel refuses.
+pub fn bridge(station: &Namespace) -> Result<()> {
+    let held = station.ip(&format!("-br address show dev {UPLINK}"))?;
+    let addresses = held.split_whitespace().skip(2);
+    let global: Vec<&str> = addresses.filter(|a| !a.starts_with("fe80")).collect();
+    station.ip(&format!("link add {BRIDGE} type bridge forward_delay 0"))?;
+    station.ip(&format!("link set {UPLINK} master {BRIDGE}"))?;
+    station.ip(&format!("address flush dev {UPLINK}"))?;
+    station.ip(&format!("link set {BRIDGE} up"))?;
+    for address in global {
+        let nodad = if address.contains(':') { "nodad" } else { "" };
+        station.ip(&format!("address add {address} dev {BRIDGE} {nodad}"))?;
+    }
+    Ok(())
 }
 
 /// Longest packet through the overlay.

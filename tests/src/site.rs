@@ -11,6 +11,7 @@ use std::net::IpAddr;
 
 use crate::cluster::{Cluster, Families, ROUTER, UPLINK, pod_cidrs};
 use crate::error::Result;
+use crate::lan;
 use crate::namespace::Namespace;
 use crate::node::Node;
 use crate::plain::PlainNode;
@@ -28,6 +29,8 @@ pub enum Way {
     /// As they are on the link, through the overlay to the node behind a router
     /// that knows no pods.
     CrossSubnet,
+    /// Pods, nodes and everybody else are stations of one network.
+    L2,
 }
 
 /// Station numbers of those that are no nodes.
@@ -73,6 +76,8 @@ pub enum Kind {
     PlainNode,
     /// The host outside.
     Outside,
+    /// That host, where pods are in its own network.
+    Neighbour,
 }
 
 impl Site {
@@ -83,24 +88,28 @@ impl Site {
     /// When a step fails.
     pub fn start(way: Way, families: Families) -> Result<Self> {
         let third = match way {
-            Way::Vxlan | Way::Routed => 0,
+            Way::Vxlan | Way::Routed | Way::L2 => 0,
             Way::Across | Way::CrossSubnet => 1,
         };
         let mut cluster = Cluster::prepare_in(&[0, 0, third], families, |config| {
-            if way != Way::Vxlan {
-                config.mode = "routed".to_owned();
-            }
-            if way == Way::CrossSubnet {
-                config.network = "cross-subnet = true\n".to_owned();
+            match way {
+                Way::Vxlan => {}
+                Way::L2 => lan::share(config),
+                Way::Routed | Way::Across => config.mode = "routed".to_owned(),
+                Way::CrossSubnet => {
+                    config.mode = "routed".to_owned();
+                    config.network = "cross-subnet = true\n".to_owned();
+                }
             }
         })?;
         let outside = Namespace::create("outside")?;
         cluster.underlay().plug(&outside, OUTSIDE)?;
-        let plain = PlainNode::join(&cluster, PLAIN, |other| match way {
-            Way::Vxlan => true,
-            Way::Routed | Way::Across => false,
-            Way::CrossSubnet => other == 3,
-        })?;
+        let plain = match way {
+            Way::L2 => PlainNode::share(&cluster, PLAIN)?,
+            Way::Vxlan => PlainNode::join(&cluster, PLAIN, |_| true)?,
+            Way::Routed | Way::Across => PlainNode::join(&cluster, PLAIN, |_| false)?,
+            Way::CrossSubnet => PlainNode::join(&cluster, PLAIN, |other| other == 3)?,
+        };
         let router = (third != 0).then(|| router(&cluster, way)).transpose()?;
         if router.is_some() {
             for namespace in [plain.namespace(), &outside] {
@@ -205,7 +214,10 @@ impl Site {
             name: "plain node".to_owned(),
             namespace: self.plain.namespace(),
             addresses: self.cluster.addresses(PLAIN),
-            aliases: self.plain.addresses(&self.cluster),
+            aliases: match self.way {
+                Way::L2 => Vec::new(),
+                _ => self.plain.addresses(&self.cluster),
+            },
             kind: Kind::PlainNode,
         });
         let (namespace, addresses) = self.outside();
@@ -214,7 +226,10 @@ impl Site {
             namespace,
             addresses,
             aliases: Vec::new(),
-            kind: Kind::Outside,
+            kind: match self.way {
+                Way::L2 => Kind::Neighbour,
+                _ => Kind::Outside,
+            },
         });
         Ok(stations)
     }

@@ -68,3 +68,11 @@ fn everybody_talks_across_a_router_that_knows_no_pods() -> Result<()> {
     }
     everybody_talks(Way::CrossSubnet, Families::Dual)
 }
+
+#[test]
+fn everybody_talks_in_one_shared_network() -> Result<()> {
+    if !root_or_skip("everybody_talks_in_one_shared_network") {
+        return Ok(());
+    }
+    everybody_talks(Way::L2, Families::Dual)
+}

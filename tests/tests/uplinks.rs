@@ -5,28 +5,12 @@
 use std::time::Duration;
 
 use spinlane_tests::cluster::{Families, UPLINK};
+use spinlane_tests::plain::{BRIDGE, bridge};
 use spinlane_tests::{Cluster, LabError, Namespace, Pod, root_or_skip, traffic, wait_for};
 
 const PATIENCE: Duration = Duration::from_secs(15);
 const MEGABYTE: usize = 1 << 20;
-const BRIDGE: &str = "br0";
 const OUTSIDE: u8 = 200;
-
-/// Makes a station's device a port of a bridge, which has the addresses then.
-fn bridge(station: &Namespace) -> Result<(), LabError> {
-    let held = station.ip(&format!("-br address show dev {UPLINK}"))?;
-    let addresses = held.split_whitespace().skip(2);
-    let global: Vec<&str> = addresses.filter(|a| !a.starts_with("fe80")).collect();
-    station.ip(&format!("link add {BRIDGE} type bridge forward_delay 0"))?;
-    station.ip(&format!("link set {UPLINK} master {BRIDGE}"))?;
-    station.ip(&format!("address flush dev {UPLINK}"))?;
-    station.ip(&format!("link set {BRIDGE} up"))?;
-    for address in global {
-        let nodad = if address.contains(':') { "nodad" } else { "" };
-        station.ip(&format!("address add {address} dev {BRIDGE} {nodad}"))?;
-    }
-    Ok(())
-}
 
 fn talk(from: &Namespace, to: &Namespace, address: std::net::IpAddr) -> Result<(), LabError> {
     wait_for(&format!("ping of {address}"), PATIENCE, || {
