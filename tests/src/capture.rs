@@ -109,6 +109,8 @@ pub fn fields(file: &Path, filter: &str, names: &[&str]) -> Result<Vec<Vec<Strin
         .args(["-o", "ip.check_checksum:TRUE"])
         .args(["-o", "tcp.check_checksum:TRUE"])
         .args(["-o", "udp.check_checksum:TRUE"])
+        // A stream's bytes mean nothing, whoever else has its ports.
+        .args(["-d", "tcp.port==1024-65535,data"])
         .arg("-r")
         .arg(file)
         .args(["-T", "fields", "-E", "separator=/t"]);

@@ -67,7 +67,9 @@ impl PlainNode {
         let [v4, v6] = pod_addresses;
         plain.node.ip(&format!("link set pod0 master {BRIDGE}"))?;
         plain.pod.ip(&format!("address add {v4}/24 dev eth0"))?;
-        plain.pod.ip(&format!("address add {v6}/64 dev eth0 nodad"))?;
+        plain
+            .pod
+            .ip(&format!("address add {v6}/64 dev eth0 nodad"))?;
         Ok(plain)
     }
 

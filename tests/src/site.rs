@@ -33,9 +33,10 @@ pub enum Way {
     L2,
 }
 
-/// Station numbers of those that are no nodes.
-const PLAIN: u8 = 9;
-const OUTSIDE: u8 = 200;
+/// Station number of the plain node.
+pub const PLAIN: u8 = 9;
+/// Station number of the host outside.
+pub const OUTSIDE: u8 = 200;
 
 /// The lab.
 #[derive(Debug)]
@@ -91,15 +92,13 @@ impl Site {
             Way::Vxlan | Way::Routed | Way::L2 => 0,
             Way::Across | Way::CrossSubnet => 1,
         };
-        let mut cluster = Cluster::prepare_in(&[0, 0, third], families, |config| {
-            match way {
-                Way::Vxlan => {}
-                Way::L2 => lan::share(config),
-                Way::Routed | Way::Across => config.mode = "routed".to_owned(),
-                Way::CrossSubnet => {
-                    config.mode = "routed".to_owned();
-                    config.network = "cross-subnet = true\n".to_owned();
-                }
+        let mut cluster = Cluster::prepare_in(&[0, 0, third], families, |config| match way {
+            Way::Vxlan => {}
+            Way::L2 => lan::share(config),
+            Way::Routed | Way::Across => config.mode = "routed".to_owned(),
+            Way::CrossSubnet => {
+                config.mode = "routed".to_owned();
+                config.network = "cross-subnet = true\n".to_owned();
             }
         })?;
         let outside = Namespace::create("outside")?;

@@ -17,24 +17,61 @@ const TCP_BYTES: usize = 200 << 10;
 /// Everything that failed, in one [`LabError::Unexpected`].
 pub fn every_pair(stations: &[Station<'_>]) -> Result<()> {
     let mut failures = Vec::new();
-    for from in stations {
-        for to in stations {
-            for &address in &to.addresses {
-                let own = seen(stations, from, to.kind, address.is_ipv6());
-                if from.name == to.name || own.is_empty() || !can_begin(from.kind, to.kind) {
-                    continue;
-                }
-                if let Err(error) = pair(from, to, address, &own) {
-                    let line = format!("{} to {} ({address}): {error}", from.name, to.name);
-                    failures.push(line);
-                }
-            }
+    for pair in pairs(stations) {
+        if let Err(error) = talks(&pair) {
+            failures.push(format!("{pair}: {error}"));
         }
     }
     match failures.is_empty() {
         true => Ok(()),
         false => Err(LabError::unexpected("who talks", failures.join("\n"))),
     }
+}
+
+/// Two stations, of which the first can begin to talk to the second.
+#[derive(Debug, Clone)]
+pub struct Pair<'a> {
+    /// Who begins.
+    pub from: &'a Station<'a>,
+    /// With whom.
+    pub to: &'a Station<'a>,
+    /// At which address.
+    pub address: IpAddr,
+    /// Addresses that the target may see the source come from.
+    pub seen: Vec<IpAddr>,
+}
+
+impl std::fmt::Display for Pair<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(
+            f,
+            "{} to {} ({})",
+            self.from.name, self.to.name, self.address
+        )
+    }
+}
+
+/// Every two stations that can talk, with every address of the second that the
+/// first has a family for.
+#[must_use]
+pub fn pairs<'a>(stations: &'a [Station<'a>]) -> Vec<Pair<'a>> {
+    let mut pairs = Vec::new();
+    for from in stations {
+        for to in stations {
+            for &address in &to.addresses {
+                let seen = seen(stations, from, to.kind, address.is_ipv6());
+                if from.name != to.name && !seen.is_empty() && can_begin(from.kind, to.kind) {
+                    pairs.push(Pair {
+                        from,
+                        to,
+                        address,
+                        seen,
+                    });
+                }
+            }
+        }
+    }
+    pairs
 }
 
 /// Whether one may begin to talk to the other: nobody outside knows a pod's
@@ -63,7 +100,8 @@ fn seen(stations: &[Station<'_>], from: &Station<'_>, to: Kind, v6: bool) -> Vec
     addresses.copied().filter(|a| a.is_ipv6() == v6).collect()
 }
 
-fn pair(from: &Station<'_>, to: &Station<'_>, address: IpAddr, own: &[IpAddr]) -> Result<()> {
+fn talks(pair: &Pair<'_>) -> Result<()> {
+    let (from, to, address, own) = (pair.from, pair.to, pair.address, &pair.seen);
     traffic::reach(from.namespace, address)?;
     let source = traffic::tcp_seen_from(from.namespace, to.namespace, address)?;
     if !own.contains(&source) {
