@@ -292,6 +292,18 @@ impl Node {
         decoded("spinlane ports", self.cli(&["ports"])?)
     }
 
+    /// Names of the pods that have ports, in alphabetical order.
+    ///
+    /// # Errors
+    /// As [`Node::cli`].
+    pub fn pods(&self) -> Result<Vec<String>> {
+        let ports = self.ports()?.into_iter();
+        let pods = ports.filter(|port| port.kind == spinlane_api::view::PortKind::Pod);
+        let mut names: Vec<String> = pods.map(|port| port.pod).collect();
+        names.sort();
+        Ok(names)
+    }
+
     /// The frames once nothing moves: waits until every one of them is free
     /// or with the kernel to be filled.
     ///

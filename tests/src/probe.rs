@@ -1,13 +1,15 @@
-//! The tools that people look at networks with: traceroute, tracepath, iperf3.
+//! The tools that people look at networks with: traceroute, tracepath, iperf3;
+//! and what asks a program how it is.
 
-use std::net::IpAddr;
+use std::io::{Read, Write};
+use std::net::{IpAddr, TcpStream};
 use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::error::{LabError, Result};
 use crate::namespace::Namespace;
-use crate::wait_for;
+use crate::{PATIENCE, wait_for};
 
 /// The hops that `traceroute` shows up to `to`, `*` for a silent one.
 /// `options` choose how it asks (`-I`, `-T`…).
@@ -103,4 +105,24 @@ pub fn iperf3(
     let text = client.run(&line)?;
     serde_json::from_str(&text)
         .map_err(|error| LabError::unexpected("iperf3", format!("{error} in {text}")))
+}
+
+/// What a server answers to `GET path`, asked from inside `from`: head and
+/// body.
+///
+/// # Errors
+/// When nobody listens at `authority` (`127.0.0.1:9465`) or it falls silent.
+pub fn http_get(from: &Namespace, authority: &str, path: &str) -> Result<String> {
+    from.enter(|| -> std::io::Result<String> {
+        let mut stream = TcpStream::connect(authority)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        write!(
+            stream,
+            "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"
+        )?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    })?
+    .map_err(LabError::io(format!("GET {path} of {authority}")))
 }

@@ -10,7 +10,6 @@ use std::process::Command;
 use std::time::Duration;
 
 use serde_json::json;
-use spinlane_api::view::PortKind;
 use spinlane_tests::{LabError, Node, Pod, Process, Result, program, root_or_skip, traffic};
 
 /// $1: directory of the test, $2: the plugin, $3: network configuration list,
@@ -99,13 +98,7 @@ fn containerd_attaches_and_detaches() -> Result<()> {
     assert!(text.contains("inet 10.244.1."), "{text}");
     assert!(text.contains("inet6 fd44:0:0:1:"), "{text}");
     assert!(text.contains(" 0% packet loss"), "{text}");
-    let left: Vec<String> = node
-        .ports()?
-        .into_iter()
-        .filter(|port| port.kind == PortKind::Pod)
-        .map(|port| port.pod)
-        .collect();
-    assert_eq!(left, ["peer"], "the runtime's DEL was carried out");
+    assert_eq!(node.pods()?, ["peer"], "the runtime's DEL was carried out");
     assert!(traffic::ping(node.namespace(), peer.v4()?, 1)?.all());
     Ok(())
 }

@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, UdpSocket};
 use std::time::Duration;
 
 use serde_json::json;
+use spinlane_tests::capture::Recording;
 use spinlane_tests::lan::{HOST, Lan, OUTSIDE, ROUTER};
 use spinlane_tests::{
     LabError, Namespace, Pod, Process, capture, lab_dir, root_or_skip, traffic, wait_for,
@@ -77,16 +78,13 @@ fn super_frames_leave_in_segments_and_arp_from_end_to_end() -> Result<(), LabErr
     let lan = Lan::start(1, |_| {})?;
     let pod = Pod::attach(&lan.nodes()[0], "a")?;
     let file = lab_dir()?.join("l2.pcap");
-    let path = file.display().to_string();
     // The node's end of the link, so what comes from it is what it sent.
-    let dump = ["tcpdump", "-i", "p1", "-s", "200", "-U", "-w", &path];
-    let dump = lan.link().spawn(&dump)?;
-    wait_for("tcpdump", SOON, || file.exists().then_some(()))?;
+    let recording = Recording::start((lan.link(), "p1"), &["-s", "200"], "", &file)?;
     for to in lan.addresses(HOST) {
         traffic::tcp_both_ways(pod.namespace(), lan.host(), to, 4 << 20)?;
     }
     reaches(lan.host(), pod.v6()?)?;
-    dump.interrupt(SOON)?;
+    recording.stop()?;
     let own = hardware_address(pod.namespace())?;
     let of_pod = format!("eth.src == {own}");
     let count = |filter: &str| capture::count(&file, &format!("{of_pod} && {filter}"));

@@ -1,30 +1,16 @@
 //! What an operator sees: command line, captures, metrics, cleanup.
 
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::time::Duration;
 
 use serde_json::Value;
 use spinlane_tests::cluster::Families;
 use spinlane_tests::{
-    Cluster, LabError, Node, NodeConfig, PATIENCE, Pod, Process, Result, capture, program,
+    Cluster, LabError, Node, NodeConfig, Pod, Process, Result, capture, probe, program,
     root_or_skip, traffic, wait_for,
 };
 
 fn http(node: &Node, path: &str) -> Result<String> {
-    node.namespace()
-        .enter(|| -> std::io::Result<String> {
-            let mut stream = TcpStream::connect("127.0.0.1:9465")?;
-            stream.set_read_timeout(Some(PATIENCE))?;
-            write!(
-                stream,
-                "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"
-            )?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            Ok(text)
-        })?
-        .map_err(LabError::io(format!("GET {path}")))
+    probe::http_get(node.namespace(), "127.0.0.1:9465", path)
 }
 
 #[test]

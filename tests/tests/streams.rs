@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::json;
+use spinlane_tests::capture::Recording;
 use spinlane_tests::{
     LabError, Namespace, Node, NodeConfig, Pod, Result, egress, probe, root_or_skip, traffic,
     wait_for,
@@ -20,33 +21,18 @@ const PATIENCE: Duration = Duration::from_secs(5);
 fn are_longest_seen(node: &Node, a: &Namespace, b: &Pod) -> Result<bool> {
     let file = node.ipam_dir().join("longest.pcap");
     let _ = std::fs::remove_file(&file);
-    let dump = b.namespace().spawn(&[
-        "tcpdump",
-        "-i",
-        "eth0",
-        "-Q",
-        "in",
-        "-U",
-        "-s",
-        "96",
-        "-Z",
-        "root",
-        "-w",
-        &file.display().to_string(),
-        "tcp and greater 65550",
-    ])?;
-    let written = || file.metadata().map_or(0, |meta| meta.len());
-    wait_for("tcpdump to listen", PATIENCE, || {
-        (written() >= 24).then_some(())
-    })?;
+    let options = ["-Q", "in", "-s", "96"];
+    let filter = "tcp and greater 65550";
+    let recording = Recording::start((b.namespace(), "eth0"), &options, filter, &file)?;
+    let is_seen = || file.metadata().is_ok_and(|meta| meta.len() > 24);
     for _ in 0..20 {
         traffic::tcp_both_ways(a, b.namespace(), b.v4()?, 32 * MEGABYTE)?;
-        if written() > 24 {
+        if is_seen() {
             break;
         }
     }
-    dump.interrupt(PATIENCE)?;
-    Ok(written() > 24)
+    recording.stop()?;
+    Ok(is_seen())
 }
 
 /// What leaves a pod at once is more than IPv4's length field can say, and

@@ -4,17 +4,8 @@ use std::collections::HashSet;
 use std::net::IpAddr;
 
 use serde_json::{Value, json};
-use spinlane_api::view::PortKind;
 use spinlane_tests::cni::Call;
 use spinlane_tests::{LabError, Node, NodeConfig, Pod, root_or_skip, traffic};
-
-fn pod_ports(node: &Node) -> Result<usize, LabError> {
-    Ok(node
-        .ports()?
-        .iter()
-        .filter(|port| port.kind == PortKind::Pod)
-        .count())
-}
 
 /// Interfaces in the node's namespace that are pods' host ends.
 fn host_ends(node: &Node) -> Result<Vec<String>, LabError> {
@@ -70,7 +61,7 @@ fn an_attachment_lives_and_goes() -> Result<(), LabError> {
     let config = pod.config_with_result("eth0")?;
     let first = pod.v4()?;
     pod.del(&node, "eth0")?;
-    assert_eq!(pod_ports(&node)?, 0);
+    assert_eq!(node.pods()?.len(), 0);
     assert_eq!(host_ends(&node)?, Vec::<String>::new());
     for _ in 0..2 {
         pod.call("DEL", "eth0", config.clone())
@@ -176,7 +167,7 @@ fn a_runtime_may_choose_mac_and_addresses() -> Result<(), LabError> {
         second.add(&node, "eth0", &taken).is_err(),
         "the address is taken"
     );
-    assert_eq!(pod_ports(&node)?, 2, "and nothing of the attempt stays");
+    assert_eq!(node.pods()?.len(), 2, "and nothing of the attempt stays");
     Ok(())
 }
 
@@ -197,7 +188,7 @@ fn host_ports_are_refused_not_forgotten() -> Result<(), LabError> {
         .call("ADD", "eth0", mapped.clone())
         .invoke(node.namespace())?;
     assert_eq!(answer.code(), Some(2), "{}", answer.output);
-    assert_eq!(pod_ports(&node)?, 0);
+    assert_eq!(node.pods()?.len(), 0);
     let empty = node.network(
         "pods",
         json!({"runtimeConfig": {"portMappings": [], "bandwidth": {}}}),
@@ -250,7 +241,7 @@ fn twenty_pods_attach_at_once() -> Result<(), LabError> {
             .into_iter()
             .try_for_each(|thread| thread.join().expect("no panic"))
     })?;
-    assert_eq!(pod_ports(&node)?, 0);
+    assert_eq!(node.pods()?.len(), 0);
     assert_eq!(host_ends(&node)?, Vec::<String>::new());
     Ok(())
 }
@@ -279,7 +270,7 @@ fn a_pod_has_several_interfaces_in_several_networks() -> Result<(), LabError> {
             assert_eq!(answer.exit, 0, "CHECK {ifname}: {}", answer.output);
         }
     }
-    assert_eq!(pod_ports(&node)?, 6);
+    assert_eq!(node.pods()?.len(), 6);
     let [a, b] = &mut pods;
     for (ifname, _) in &networks {
         for address in b.addresses(ifname)? {
@@ -316,14 +307,7 @@ fn gc_removes_what_is_not_valid_of_its_own_network() -> Result<(), LabError> {
     Call::new("GC", config)
         .invoke(node.namespace())?
         .success("GC")?;
-    let mut left: Vec<String> = node
-        .ports()?
-        .into_iter()
-        .filter(|port| port.kind == PortKind::Pod)
-        .map(|port| port.pod)
-        .collect();
-    left.sort();
-    assert_eq!(left, ["foreign", "kept"]);
+    assert_eq!(node.pods()?, ["foreign", "kept"]);
     assert_eq!(host_ends(&node)?.len(), 2);
     assert!(traffic::ping(kept.namespace(), foreign.v4()?, 2)?.all());
     Ok(())
@@ -350,7 +334,7 @@ fn a_failed_add_leaves_nothing() -> Result<(), LabError> {
             answer.output
         );
     }
-    assert_eq!(pod_ports(&node)?, 0);
+    assert_eq!(node.pods()?.len(), 0);
     assert_eq!(host_ends(&node)?, Vec::<String>::new());
     assert_eq!(node.settled_frames()?, before);
     let bridge = pod.namespace().ip("-d link show eth0")?;
@@ -370,7 +354,7 @@ fn a_failed_add_leaves_nothing() -> Result<(), LabError> {
     );
     let status = Call::new("STATUS", no_such_segment).invoke(node.namespace())?;
     assert_ne!(status.exit, 0);
-    assert_eq!(pod_ports(&node)?, 1);
+    assert_eq!(node.pods()?.len(), 1);
     Ok(())
 }
 
@@ -399,7 +383,7 @@ fn del_copes_with_what_is_gone() -> Result<(), LabError> {
     assert_eq!(host_end.len(), 1, "{host_end:?}");
     node.namespace().ip(&format!("link del {}", host_end[0]))?;
     pod.del(&node, "eth0")?;
-    assert_eq!(pod_ports(&node)?, 0);
+    assert_eq!(node.pods()?.len(), 0);
     assert_eq!(node.settled_frames()?, before);
     // Never heard of.
     let stranger = Pod::bare("stranger")?;
@@ -428,13 +412,7 @@ fn deletions_while_no_agent_answers_are_carried_out() -> Result<(), LabError> {
     assert_eq!(b.check(&node, "eth0")?.code(), Some(11));
     a.del(&node, "eth0")?;
     node.start_agent()?;
-    let left: Vec<String> = node
-        .ports()?
-        .into_iter()
-        .filter(|port| port.kind == PortKind::Pod)
-        .map(|port| port.pod)
-        .collect();
-    assert_eq!(left, ["b"]);
+    assert_eq!(node.pods()?, ["b"]);
     assert_eq!(host_ends(&node)?.len(), 1);
     let records = node.run_dir().join(spinlane_api::PENDING_DELETIONS_DIR);
     let waiting = std::fs::read_dir(records).map_or(0, Iterator::count);

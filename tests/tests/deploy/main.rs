@@ -5,15 +5,13 @@ mod image;
 mod schema;
 
 use std::collections::BTreeSet;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
 use serde_json::Value;
-use spinlane_tests::{LabError, Namespace, Pod, root_or_skip, traffic, veth, wait_for};
+use spinlane_tests::{LabError, Namespace, Pod, probe, root_or_skip, traffic, veth, wait_for};
 
 use image::{Image, copied};
 use schema::{
@@ -188,23 +186,10 @@ fn the_image_is_built_from_this_repository() {
 }
 
 /// The answer of a probe, asked from the node's namespace as the kubelet does.
-fn probe(node: &Namespace, get: &HttpGet) -> Option<String> {
-    let HttpGet { host, port, path } = get;
-    let asked = node.enter(|| -> std::io::Result<String> {
-        let mut stream = TcpStream::connect(format!("{host}:{port}"))?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        write!(
-            stream,
-            "GET {path} HTTP/1.1\r\nHost: node\r\nConnection: close\r\n\r\n"
-        )?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text)
-    });
-    asked
-        .ok()?
-        .ok()
-        .filter(|text| text.starts_with("HTTP/1.1 200"))
+fn asked(node: &Namespace, get: &HttpGet) -> Option<String> {
+    let authority = format!("{}:{}", get.host, get.port);
+    let answer = probe::http_get(node, &authority, &get.path).ok()?;
+    answer.starts_with("HTTP/1.1 200").then_some(answer)
 }
 
 const NODE_OBJECT: &str = "apiVersion: v1\nkind: Node\nmetadata:\n  name: n1\n\
@@ -263,14 +248,14 @@ fn the_image_runs_a_node_as_the_manifest_says() -> Result<(), LabError> {
     let start = || -> Result<_, LabError> {
         let mut running = image.start(&node, &pod_spec, agent)?;
         let ready = wait_for("the startup probe", patience, || {
-            probe(&node, &startup.http_get)
+            asked(&node, &startup.http_get)
         });
         if ready.is_err() {
             running.signal(Signal::SIGTERM);
             let said = running.wait(Duration::from_secs(5))?;
             panic!("{}", String::from_utf8_lossy(&said.stderr));
         }
-        assert!(probe(&node, &liveness.http_get).is_some());
+        assert!(asked(&node, &liveness.http_get).is_some());
         Ok(running)
     };
     let mut running = start()?;
