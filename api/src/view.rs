@@ -33,6 +33,9 @@ pub struct Status {
     /// Connections that the node follows.
     #[serde(default)]
     pub connections: u64,
+    /// Those of them that somebody outside began, with a pod's own address.
+    #[serde(default)]
+    pub connections_from_outside: u64,
     /// Connections that fit.
     #[serde(default)]
     pub connection_limit: u64,
@@ -365,7 +368,8 @@ pub struct Connection {
     pub state: String,
     /// Address and port that the destination was translated to.
     pub backend: Option<String>,
-    /// Address and port that the source was translated to.
+    /// Address and port that the source was translated to; none where somebody
+    /// outside began.
     pub snat: Option<String>,
     /// Seconds since the last packet; known to the second.
     pub idle_s: f64,

@@ -201,6 +201,7 @@ struct Series {
     frames: IntGaugeVec,
     endpoints: IntGaugeVec,
     connections: IntGaugeVec,
+    connections_from_outside: IntGaugeVec,
     connection_limit: IntGaugeVec,
     uplink_up: IntGaugeVec,
     uplink_mtu: IntGaugeVec,
@@ -332,6 +333,11 @@ impl Series {
                 "Connections that the node follows.",
                 &[],
             )?,
+            connections_from_outside: gauge(
+                "spinlane_connections_from_outside",
+                "Connections that somebody outside began with a pod's own address.",
+                &[],
+            )?,
             connection_limit: gauge("spinlane_connections_limit", "Connections that fit.", &[])?,
             uplink_up: gauge(
                 "spinlane_uplink_up",
@@ -446,6 +452,11 @@ impl Series {
         gauge(&self.frames, &["total"], status.frames.total);
         gauge(&self.endpoints, &[], status.endpoints as u64);
         gauge(&self.connections, &[], status.connections);
+        gauge(
+            &self.connections_from_outside,
+            &[],
+            status.connections_from_outside,
+        );
         gauge(&self.connection_limit, &[], status.connection_limit);
         if let Some(uplink) = &status.uplink {
             let is_up = u64::from(uplink.state == "up");
@@ -527,7 +538,7 @@ impl Series {
             .inc_by(lane.flow_evictions);
     }
 
-    fn all(&self) -> [&dyn Collector; 37] {
+    fn all(&self) -> [&dyn Collector; 38] {
         [
             &self.port_rx_packets,
             &self.port_rx_bytes,
@@ -551,6 +562,7 @@ impl Series {
             &self.frames,
             &self.endpoints,
             &self.connections,
+            &self.connections_from_outside,
             &self.connection_limit,
             &self.uplink_up,
             &self.uplink_mtu,

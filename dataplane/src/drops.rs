@@ -113,7 +113,8 @@ drop_reasons! {
     /// A frame of a station that moves to and fro too often.
     StationHeld => "station_held",
     /// To a masquerade port, from somebody whom the pod behind it did not
-    /// address; or an ICMP error about no known connection.
+    /// address; an ICMP error about no known connection; or a pod's answer to
+    /// somebody outside who did not ask.
     NoConnection => "no_connection",
     /// The uplink has no address of the family to masquerade with.
     NoMasqueradeAddress => "no_masquerade_address",
@@ -121,9 +122,11 @@ drop_reasons! {
     NoMasqueradePort => "no_masquerade_port",
     /// A protocol, or kind of ICMP, that masquerade does not translate.
     MasqueradeUnsupported => "masquerade_unsupported",
-    /// The pod has its share of the connection table.
+    /// The pod has its share of the connection table: of what it begins, or of
+    /// what somebody outside begins.
     ConnectionLimit => "connection_limit",
-    /// The connection table is full of connections that are worth more.
+    /// The connection table, or the part of it for what begins outside, is
+    /// full of connections that are worth more.
     ConnectionTableFull => "connection_table_full",
     /// A later fragment whose first piece was not seen, so that nobody knows
     /// its port.

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use crate::cluster::{Cluster, ROUTER, UPLINK};
+use crate::cluster::{Cluster, ROUTER, UPLINK, pod_cidrs};
 use crate::error::{LabError, Result};
 use crate::namespace::{Namespace, veth};
 
@@ -43,7 +43,7 @@ impl PlainNode {
         };
         plain.set_up_pod(mtu)?;
         for &other in &near {
-            plain.add_near(cluster, other)?;
+            route_to_pods(&plain.node, cluster, other)?;
         }
         match far.is_empty() {
             true => cluster.announce(number, None)?,
@@ -142,25 +142,6 @@ impl PlainNode {
         Ok(())
     }
 
-    /// A node whose pods are behind its address, or behind the router that it
-    /// is behind.
-    fn add_near(&self, cluster: &Cluster, other: u8) -> Result<()> {
-        let own = cluster.underlay().addresses(other);
-        let there = cluster.addresses(other);
-        let ways = match there == own {
-            true => there,
-            false => cluster.underlay().addresses(ROUTER),
-        };
-        for via in ways {
-            let net = match via {
-                IpAddr::V4(_) => format!("10.244.{other}.0/24"),
-                IpAddr::V6(_) => format!("fd44:0:0:{other:x}::/64"),
-            };
-            self.node.ip(&format!("route add {net} via {via}"))?;
-        }
-        Ok(())
-    }
-
     fn set_up_overlay(&self, cluster: &Cluster, far: &[u8]) -> Result<()> {
         let number = self.number;
         let own = cluster.addresses(number)[0];
@@ -240,6 +221,23 @@ pub fn bridge(station: &Namespace) -> Result<()> {
     for address in global {
         let nodad = if address.contains(':') { "nodad" } else { "" };
         station.ip(&format!("address add {address} dev {BRIDGE} {nodad}"))?;
+    }
+    Ok(())
+}
+
+/// Routes a station of the first link to the pods of a node by its address, or
+/// by the router that it is behind.
+pub(crate) fn route_to_pods(station: &Namespace, cluster: &Cluster, node: u8) -> Result<()> {
+    let own = cluster.underlay().addresses(node);
+    let there = cluster.addresses(node);
+    let ways = match there == own {
+        true => there,
+        false => cluster.underlay().addresses(ROUTER),
+    };
+    for via in ways {
+        let [v4, v6] = pod_cidrs(node);
+        let net = if via.is_ipv4() { v4 } else { v6 };
+        station.ip(&format!("route add {net} via {via}"))?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::error::Result;
 use crate::lan;
 use crate::namespace::Namespace;
 use crate::node::Node;
-use crate::plain::PlainNode;
+use crate::plain::{PlainNode, route_to_pods};
 use crate::pod::Pod;
 
 /// How packets get from node to node.
@@ -31,6 +31,15 @@ pub enum Way {
     CrossSubnet,
     /// Pods, nodes and everybody else are stations of one network.
     L2,
+}
+
+impl Way {
+    /// Whether nothing goes through the overlay, so that others can route to
+    /// pods too; the host outside does then.
+    #[must_use]
+    pub fn is_routed(self) -> bool {
+        matches!(self, Way::Routed | Way::Across)
+    }
 }
 
 /// Station number of the plain node.
@@ -76,7 +85,10 @@ pub enum Kind {
     /// The plain node.
     PlainNode,
     /// The host outside.
-    Outside,
+    Outside {
+        /// Whether it has routes to pods.
+        knows_pods: bool,
+    },
     /// That host, where pods are in its own network.
     Neighbour,
 }
@@ -113,6 +125,11 @@ impl Site {
         if router.is_some() {
             for namespace in [plain.namespace(), &outside] {
                 behind_router(namespace, &cluster, 1)?;
+            }
+        }
+        if way.is_routed() {
+            for number in [1, 2, 3, PLAIN] {
+                route_to_pods(&outside, &cluster, number)?;
             }
         }
         for node in cluster.nodes_mut() {
@@ -166,7 +183,7 @@ impl Site {
         &self.plain
     }
 
-    /// The host that knows nothing of pods, and its addresses.
+    /// The host that is no part of the cluster, and its addresses.
     #[must_use]
     pub fn outside(&self) -> (&Namespace, Vec<IpAddr>) {
         (&self.outside, self.cluster.underlay().addresses(OUTSIDE))
@@ -227,7 +244,9 @@ impl Site {
             aliases: Vec::new(),
             kind: match self.way {
                 Way::L2 => Kind::Neighbour,
-                _ => Kind::Outside,
+                _ => Kind::Outside {
+                    knows_pods: self.way.is_routed(),
+                },
             },
         });
         Ok(stations)

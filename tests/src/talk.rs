@@ -74,21 +74,21 @@ pub fn pairs<'a>(stations: &'a [Station<'a>]) -> Vec<Pair<'a>> {
     pairs
 }
 
-/// Whether one may begin to talk to the other: nobody outside knows a pod's
-/// address, a plain node hides none of its own, and what stays on it proves
-/// nothing.
+/// Whether one may begin to talk to the other: the host outside knows pods'
+/// addresses only where they are routed, a plain node hides none of its own,
+/// and what stays on it proves nothing.
 fn can_begin(from: Kind, to: Kind) -> bool {
     let is_pod = |kind| matches!(kind, Kind::Pod(_) | Kind::PlainPod);
     let is_plain = |kind| matches!(kind, Kind::PlainPod | Kind::PlainNode);
-    let is_known = from != Kind::Outside || !is_pod(to);
-    let is_hidden = from != Kind::PlainPod || to != Kind::Outside;
+    let is_known = from != Kind::Outside { knows_pods: false } || !is_pod(to);
+    let is_hidden = from != Kind::PlainPod || !matches!(to, Kind::Outside { .. });
     is_known && is_hidden && !(is_plain(from) && is_plain(to))
 }
 
 /// The addresses that the target may see the source come from.
 fn seen(stations: &[Station<'_>], from: &Station<'_>, to: Kind, v6: bool) -> Vec<IpAddr> {
     let source = match (from.kind, to) {
-        (Kind::Pod(number), Kind::Outside) => {
+        (Kind::Pod(number), Kind::Outside { .. }) => {
             let mut nodes = stations.iter();
             nodes.find(|station| station.kind == Kind::Node(number))
         }

@@ -3,8 +3,9 @@
 //! nodes.
 
 use spinlane_tests::cluster::Families;
+use spinlane_tests::cluster::pod_cidrs;
 use spinlane_tests::site::{Site, Way};
-use spinlane_tests::{Result, root_or_skip, talk};
+use spinlane_tests::{Result, root_or_skip, talk, traffic};
 
 /// What kernels say to groups and to themselves on links that come and go, and
 /// bursts before a port's ring has grown.
@@ -75,4 +76,39 @@ fn everybody_talks_in_one_shared_network() -> Result<()> {
         return Ok(());
     }
     everybody_talks(Way::L2, Families::Dual)
+}
+
+/// The host outside has the way to one node's pods by another node, which
+/// forwards; the answers take the straight way.
+#[test]
+fn the_outside_reaches_pods_by_another_node() -> Result<()> {
+    if !root_or_skip("the_outside_reaches_pods_by_another_node") {
+        return Ok(());
+    }
+    let site = Site::start(Way::Routed, Families::Dual)?;
+    let (outside, own) = site.outside();
+    let other = site.node(2).namespace();
+    other.sysctl("net/ipv4/ip_forward", "1")?;
+    other.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    for interface in ["all", "eth0"] {
+        let key = format!("net/ipv4/conf/{interface}/send_redirects");
+        other.sysctl(&key, "0")?;
+    }
+    for (net, via) in pod_cidrs(1).iter().zip(site.cluster().addresses(2)) {
+        outside.ip(&format!("route replace {net} via {via}"))?;
+    }
+    let before = traffic::counter(other, "IpForwDatagrams")?;
+    let pod = &site.pods()[0];
+    for (to, own) in pod.addresses("eth0")?.into_iter().zip(own) {
+        traffic::reach(outside, to)?;
+        let seen = traffic::tcp_seen_from(outside, pod.namespace(), to)?;
+        assert_eq!(seen, own);
+        traffic::tcp_both_ways(outside, pod.namespace(), to, 1 << 20)?;
+        let whole = traffic::udp_echo(outside, pod.namespace(), to, 5, 1200)?;
+        assert_eq!(whole, 5, "{to}");
+    }
+    let forwarded = traffic::counter(other, "IpForwDatagrams")? - before;
+    assert!(forwarded > 100, "{forwarded} went by the other node");
+    assert_eq!(site.node(1).drops()?["no_connection"], 0);
+    Ok(())
 }

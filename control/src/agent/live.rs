@@ -188,7 +188,7 @@ impl Live {
 impl Views for Live {
     fn status(&self) -> view::Status {
         let stats = self.engine.stats();
-        let (connections, connection_limit) = self.engine.connection_count();
+        let connections = self.engine.connection_count();
         let lanes = stats.lanes.iter().enumerate().map(|(id, lane)| view::Lane {
             id,
             core: lane.core,
@@ -226,8 +226,9 @@ impl Views for Live {
                 in_use: stats.frames.in_use,
             },
             endpoints: node.endpoints(),
-            connections: connections as u64,
-            connection_limit: connection_limit as u64,
+            connections: connections.all,
+            connections_from_outside: connections.from_outside,
+            connection_limit: connections.limit,
             port_rebuilds: stats.rebuilds,
             outer_fragments: self.engine.outer_fragments(),
             uplink: node.uplink(),

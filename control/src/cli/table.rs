@@ -90,6 +90,15 @@ pub(super) fn status(status: &view::Status) -> String {
         );
     }
     line("endpoints", count(status.endpoints as u64));
+    if status.connections > 0 {
+        let of = format!(
+            "{} of {}, {} begun outside",
+            count(status.connections),
+            count(status.connection_limit),
+            count(status.connections_from_outside)
+        );
+        line("followed", of);
+    }
     line(
         "snapshot",
         format!("generation {}", status.snapshot_generation),
@@ -237,7 +246,8 @@ fn socket(address: &str, port: u16, proto: &str) -> String {
 
 pub(super) fn connections(connections: &[view::Connection]) -> String {
     if connections.is_empty() {
-        return "No connection is followed; masquerade makes some.".to_owned();
+        return "No connection is followed; masquerade makes some, and so do calls from outside."
+            .to_owned();
     }
     let mut rows = table([
         Text("PROTO"),

@@ -48,6 +48,7 @@ async fn every_figure_has_its_series() {
         "spinlane_frames{state=\"in_use\"} 4",
         "spinlane_endpoints 2",
         "spinlane_connections 3",
+        "spinlane_connections_from_outside 1",
         "spinlane_connections_limit 262144",
         "spinlane_uplink_up{uplink=\"eth0\"} 1",
         "spinlane_uplink_mtu_bytes{uplink=\"eth0\"} 1500",

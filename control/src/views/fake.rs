@@ -179,6 +179,7 @@ pub(crate) fn switch() -> FakeSwitch {
             },
             endpoints: 2,
             connections: 3,
+            connections_from_outside: 1,
             connection_limit: 262_144,
             port_rebuilds: 1,
             outer_fragments: 2,

@@ -5,7 +5,18 @@ use std::time::Instant;
 
 use super::Engine;
 use crate::snapshot::Destination;
-use crate::tables::connection::{ConnectionRecord, Connections};
+use crate::tables::connection::{ConnectionRecord, Connections, Origin};
+
+/// How many connections there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ConnectionCount {
+    /// All of them.
+    pub all: u64,
+    /// Those that somebody outside began.
+    pub from_outside: u64,
+    /// How many fit.
+    pub limit: u64,
+}
 
 /// The table, and the origin of its time. Without a file, or when it cannot be
 /// had, it goes with the process.
@@ -37,11 +48,14 @@ impl Engine {
         self.inner.connections.records(now_ms)
     }
 
-    /// How many connections there are, some perhaps just over, and how many
-    /// fit.
-    pub fn connection_count(&self) -> (usize, usize) {
+    /// How many connections there are, some perhaps just over.
+    pub fn connection_count(&self) -> ConnectionCount {
         let connections = &self.inner.connections;
-        (connections.len(), connections.capacity())
+        ConnectionCount {
+            all: connections.len() as u64,
+            from_outside: connections.begun_by(Origin::Outside) as u64,
+            limit: connections.capacity() as u64,
+        }
     }
 
     /// Ends connections of before the restart whose pods are not in the

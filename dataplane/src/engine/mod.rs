@@ -47,6 +47,7 @@ use crate::xsk::queue::{FILL_MIN, Queue};
 
 pub use crate::lane::{CaptureSpec, CapturedPacket, Direction, PollMode};
 pub use capture::Capture;
+pub use connections::ConnectionCount;
 pub use error::{EngineError, PortError};
 pub use stats::{EngineStats, FrameStats, LaneStats, PortStats};
 

@@ -3,13 +3,16 @@
 //! Stands before [`super::classify`] for packets that no flow answers for:
 //! what the uplink brings to an egress address is looked up among the
 //! connections and delivered to the pod behind it; what classify sends out
-//! from a pod gets an address and port of the node. The flow that is then
-//! installed carries the translation; packets that move a TCP connection's
-//! state come here every time.
+//! from a pod gets an address and port of the node, unless it answers somebody
+//! who addressed the pod itself ([`direct`]). The flow that is then installed
+//! carries the translation; packets that move a TCP connection's state come
+//! here every time.
 //!
 //! Answers are let in from the address and port that the pod addressed, and
 //! from nobody else (RFC 4787, section 5: address and port-dependent
 //! filtering). ICMP errors are known by the packet that they quote.
+
+mod direct;
 
 use std::net::IpAddr;
 
@@ -22,7 +25,7 @@ use crate::drops::DropReason;
 use crate::frame::Batch;
 use crate::snapshot::{Destination, Role};
 use crate::tables::connection::{
-    Addresses, End, Exits, Found, Opening, Refused, Side, State, Tuple,
+    Addresses, End, Exits, Found, Opening, Origin, Refused, Side, State, Tuple,
 };
 use crate::tables::flow::{Actions, Translation};
 use crate::types::PortId;
@@ -120,6 +123,12 @@ pub(super) fn classify<K: RoutedKey>(
                 Err(reason) => Decided::drop(reason),
             }
         }
+        (Decision::Forward(actions), Some(from)) => {
+            match direct::called(round, from, subject.key, &actions) {
+                Some(pod) => direct::arrives(round, batch, subject, (decision, pod)),
+                None => Decided::plain(decision),
+            }
+        }
         (decision, _) => Decided::plain(decision),
     }
 }
@@ -165,9 +174,6 @@ fn outbound<K: RoutedKey>(
     lane: &mut Lane,
 ) -> Result<(Translation, bool), DropReason> {
     let headers = subject.headers;
-    if !round.snapshot.masquerade.has_exit(K::IS_V6) {
-        return Err(DropReason::NoMasqueradeAddress);
-    }
     if is_error(headers, K::IS_V6) {
         let translation = outbound_error(round, batch, subject)?;
         return Ok((translation, false));
@@ -177,11 +183,16 @@ fn outbound<K: RoutedKey>(
         return Ok((later_piece(round, bytes, subject, lane)?, false));
     }
     let tuple = own_tuple::<K>(bytes, subject).ok_or(DropReason::MasqueradeUnsupported)?;
-    let found = connect(round, &tuple, pod, tcp_flags(bytes, headers), lane)?;
+    let flags = tcp_flags(bytes, headers);
+    let first = direct::begins(headers, K::IS_V6, flags);
+    let found = connect(round, &tuple, pod, (flags, first), lane)?;
     let (old, new) = (found.original.source, found.reply.destination);
-    let translation = Translation {
-        mtu: found.mtu,
-        ..Translation::between(old, new, Side::Original).of(found.id)
+    let translation = match found.origin {
+        Origin::Outside => Translation::none(found.id, found.side),
+        Origin::Pod => Translation {
+            mtu: found.mtu,
+            ..Translation::between(old, new, Side::Original).of(found.id)
+        },
     };
     Ok(finish(
         round,
@@ -235,20 +246,24 @@ fn connect(
     round: &Round<'_>,
     tuple: &Tuple,
     pod: PortId,
-    tcp_flags: u8,
+    (tcp_flags, first): (u8, Option<State>),
     lane: &mut Lane,
 ) -> Result<Found, DropReason> {
     let (connections, now_ms) = (round.connections, round.millis());
-    let first = State::first(tuple.protocol, tcp_flags);
     let masquerade = &round.snapshot.masquerade;
     if let Some(found) = connections.find(tuple, now_ms) {
-        if found.side == Side::Reply {
+        if !found.is_pods_way() {
             return Err(DropReason::NoConnection);
         }
         let exit = found.reply.destination.address.ip();
-        let is_stale = !masquerade.leaves_with(exit) && connections.end(found.id);
+        // Whose exit is masquerade's no more, and what somebody outside began
+        // and left: the pod begins anew.
+        let is_stale = match found.origin {
+            Origin::Pod => !masquerade.leaves_with(exit),
+            Origin::Outside => !found.is_live,
+        } && connections.end(found.id);
         let state = match found.is_live && !is_stale {
-            true => connections.follow(found.id, Side::Original, tcp_flags, 1, now_ms),
+            true => connections.follow(found.id, found.side, tcp_flags, 1, now_ms),
             false if is_stale => None,
             false => first.and_then(|state| connections.renew(found.id, state, now_ms)),
         };
@@ -274,15 +289,21 @@ fn connect(
     };
     connections
         .masquerade(&opening, &exits, now_ms)
-        .map_err(|refused| match refused {
-            Refused::TableFull => DropReason::ConnectionTableFull,
-            Refused::PodLimit => DropReason::ConnectionLimit,
-            Refused::NoAddress => DropReason::NoMasqueradeAddress,
-            Refused::NoPort => {
+        .map_err(|refused| {
+            if refused == Refused::NoPort {
                 lane.exhausted.note(tuple, now_ms);
-                DropReason::NoMasqueradePort
             }
+            refusal(refused)
         })
+}
+
+fn refusal(refused: Refused) -> DropReason {
+    match refused {
+        Refused::TableFull => DropReason::ConnectionTableFull,
+        Refused::PodLimit => DropReason::ConnectionLimit,
+        Refused::NoAddress => DropReason::NoMasqueradeAddress,
+        Refused::NoPort => DropReason::NoMasqueradePort,
+    }
 }
 
 /// What the uplink brings to an egress address; `None` for what is not
@@ -368,7 +389,7 @@ fn inbound_error<K: RoutedKey>(
     from: Ingress<'_>,
     lane: &mut Lane,
 ) -> Option<Decided> {
-    let (quote, found) = quoted(round, batch, subject, Side::Reply)?;
+    let (quote, found) = quoted(round, batch, subject).filter(|(_, f)| f.side == Side::Reply)?;
     let bytes = round.umem.bytes(batch.head(subject.index));
     if quote.tuple.protocol == protocol::TCP
         && let Some(mtu) = narrow::passes::<K>(bytes, subject.headers)
@@ -387,12 +408,16 @@ fn outbound_error<K: RoutedKey>(
     batch: &mut Batch,
     subject: Subject<'_, K>,
 ) -> Result<Translation, DropReason> {
-    let (quote, found) =
-        quoted(round, batch, subject, Side::Original).ok_or(DropReason::NoConnection)?;
-    let (old, new) = (found.original.source, found.reply.destination);
-    if old.address != subject.key.source().into() {
+    let (quote, found) = quoted(round, batch, subject).ok_or(DropReason::NoConnection)?;
+    // The way of the packet that it quotes, back.
+    let way = quote.tuple.reversed();
+    if way.source.address != subject.key.source().into() || !found.is_pods_way() {
         return Err(DropReason::NoConnection);
     }
+    if found.origin == Origin::Outside {
+        return Ok(Translation::none(found.id, found.side));
+    }
+    let (old, new) = (found.original.source, found.reply.destination);
     Ok(error(
         round,
         batch,
@@ -401,13 +426,12 @@ fn outbound_error<K: RoutedKey>(
     ))
 }
 
-/// The connection of the packet that an error quotes. That packet went the
-/// other way than the error, so its tuple reversed has the error's `side`.
+/// The connection of the packet that an error quotes, found as the error's own:
+/// that packet went the other way.
 fn quoted<K: RoutedKey>(
     round: &Round<'_>,
     batch: &Batch,
     subject: Subject<'_, K>,
-    side: Side,
 ) -> Option<(Quote, Found)> {
     if subject.headers.part != Part::Whole {
         return None;
@@ -417,7 +441,7 @@ fn quoted<K: RoutedKey>(
     let found = round
         .connections
         .find(&quote.tuple.reversed(), round.millis())?;
-    (found.is_live && found.side == side).then_some((quote, found))
+    found.is_live.then_some((quote, found))
 }
 
 /// Translates inside an error; gives what is left to do outside.

@@ -403,12 +403,15 @@ fn ask<K: RoutedKey>(
     match decision {
         Decision::Forward(mut actions) => {
             let may_stay = match translation {
-                Some(Translation { mtu: 0, .. }) => true,
-                Some(Translation { mtu, .. }) => {
-                    actions.limit(mtu);
+                Some(Translation {
+                    is_none: 0, mtu, ..
+                }) => {
+                    if mtu > 0 {
+                        actions.limit(mtu);
+                    }
                     true
                 }
-                None => lane.narrowed(round, batch, (index, headers, key), &mut actions),
+                Some(_) | None => lane.narrowed(round, batch, (index, headers, key), &mut actions),
             };
             let answer = Answer {
                 actions,

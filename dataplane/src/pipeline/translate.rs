@@ -57,6 +57,9 @@ pub(super) fn apply(
     translation: &Translation,
     is_partial: bool,
 ) {
+    if translation.is_none == 1 {
+        return;
+    }
     let is_reply = usize::from(translation.is_reply);
     set_address(bytes, L3, is_v6, is_reply, translation);
     if headers.part == Part::Later || translation.is_address_only == 1 {

@@ -49,14 +49,6 @@ impl Masquerade {
         }
     }
 
-    /// Whether there is an address of the family to leave with.
-    pub fn has_exit(&self, is_v6: bool) -> bool {
-        match is_v6 {
-            true => !self.egress_v6.is_empty(),
-            false => !self.egress_v4.is_empty(),
-        }
-    }
-
     /// Whether packets to this destination keep their source.
     pub fn excludes(&self, destination: IpAddr) -> bool {
         self.nodes.contains(&destination) || self.excluded.iter().any(|p| p.contains(destination))

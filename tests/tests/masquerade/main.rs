@@ -1,17 +1,18 @@
 //! Pods reach hosts that know nothing of them, with the node's address.
 
 mod addresses;
+mod inbound;
 mod lanes;
 mod outside;
 mod paths;
 mod restart;
 
 use std::io::ErrorKind;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, UdpSocket};
 use std::time::Duration;
 
-use outside::{FAR, Outside};
-use spinlane_tests::{LabError, PATIENCE, Pod, root_or_skip, traffic, wait_for};
+use outside::{FAR, Outside, refused};
+use spinlane_tests::{LabError, Pod, root_or_skip, traffic, wait_for};
 
 #[test]
 fn pods_reach_the_outside_with_the_nodes_address() -> Result<(), LabError> {
@@ -60,19 +61,7 @@ fn errors_from_outside_reach_the_pod() -> Result<(), LabError> {
     for to in FAR {
         traffic::reach(pod.namespace(), to)?;
         // Nobody listens there.
-        let refused = pod.namespace().enter(|| -> std::io::Result<ErrorKind> {
-            let any: IpAddr = match to {
-                IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
-                IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
-            };
-            let socket = UdpSocket::bind((any, 0))?;
-            socket.connect((to, 9))?;
-            socket.set_read_timeout(Some(PATIENCE))?;
-            socket.send(b"anybody?")?;
-            let answer = socket.recv(&mut [0; 16]);
-            Ok(answer.map_or_else(|e| e.kind(), |_| ErrorKind::Other))
-        })?;
-        let refused = refused.map_err(LabError::io("ask a closed port"))?;
+        let refused = refused(pod.namespace(), to)?;
         assert_eq!(refused, ErrorKind::ConnectionRefused, "{to}");
     }
     // The router's answers: hops ran out, and its next link is narrow.

@@ -4,10 +4,11 @@
 //! pod ── node ──(link)── router ──(MTU 1300)── far
 //! ```
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::io::ErrorKind;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 
 use spinlane_tests::cluster::Families;
-use spinlane_tests::{Cluster, LabError, Namespace, Node, NodeConfig, veth};
+use spinlane_tests::{Cluster, LabError, Namespace, Node, NodeConfig, PATIENCE, veth};
 
 /// Addresses of the host behind the router.
 pub(crate) const FAR: [IpAddr; 2] = [
@@ -93,4 +94,21 @@ impl Outside {
         assert_eq!(rules.matches("packets 0 bytes 0").count(), 2, "{rules}");
         Ok(())
     }
+}
+
+/// What a connected datagram socket hears of a port where nobody listens.
+pub(crate) fn refused(from: &Namespace, to: IpAddr) -> Result<ErrorKind, LabError> {
+    let any: IpAddr = match to {
+        IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    };
+    let ask = || -> std::io::Result<ErrorKind> {
+        let socket = UdpSocket::bind((any, 0))?;
+        socket.connect((to, 9))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
+        socket.send(b"anybody?")?;
+        let answer = socket.recv(&mut [0; 16]);
+        Ok(answer.map_or_else(|e| e.kind(), |_| ErrorKind::Other))
+    };
+    from.enter(ask)?.map_err(LabError::io("ask a closed port"))
 }

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use spinlane_tests::traffic::Pattern;
-use spinlane_tests::{LabError, Namespace, Pod, root_or_skip, traffic, wait_for};
+use spinlane_tests::{LabError, Namespace, Node, Pod, root_or_skip, traffic, wait_for};
 
 use super::outside::{FAR, Outside};
 
@@ -121,28 +121,16 @@ fn held(outside: &Outside, pod: IpAddr, proto: &str) -> Result<Vec<String>, LabE
         .collect())
 }
 
-#[test]
-fn connections_outlive_the_agent() -> Result<(), LabError> {
-    if !root_or_skip("connections_outlive_the_agent") {
-        return Ok(());
-    }
-    let mut outside = Outside::start("61000-65535")?;
-    let pod = Pod::attach(outside.node(), "web")?;
-    let other = Pod::attach(outside.node(), "other")?;
-    for to in FAR {
-        traffic::reach(pod.namespace(), to)?;
-    }
-    let listen = |to: IpAddr| {
-        let bound = outside.far.enter(|| TcpListener::bind((to, 0)))?;
-        bound.map_err(LabError::io(format!("listen on {to}")))
-    };
-    let listeners = [listen(FAR[0])?, listen(FAR[1])?];
-    let (socket, server) = datagrams(pod.namespace(), &outside.far)?;
-    let failed = || LabError::io("ask for an address");
-    let before = seen(&socket, &server).map_err(failed())?;
+/// Talks from `from` to both listeners, while the agent is killed a few times
+/// and then restarted.
+pub(super) fn through_restarts(
+    node: &mut Node,
+    listeners: &[TcpListener; 2],
+    from: &Namespace,
+) -> Result<(), LabError> {
     let desk = Desk::default();
     let talks: Vec<_> = std::thread::scope(|scope| {
-        for listener in &listeners {
+        for listener in listeners {
             scope.spawn(|| answer(listener).expect("one connection, to its end"));
         }
         let talkers: Vec<_> = listeners
@@ -150,19 +138,19 @@ fn connections_outlive_the_agent() -> Result<(), LabError> {
             .enumerate()
             .map(|(number, listener)| {
                 let to = listener.local_addr().expect("bound");
-                let (pod, desk) = (&pod, &desk);
-                scope.spawn(move || pod.namespace().enter(|| talk(to, desk, number)))
+                let desk = &desk;
+                scope.spawn(move || from.enter(|| talk(to, desk, number)))
             })
             .collect();
         let outcome = (|| {
             goes_on(&desk, "at first")?;
             for round in 0..3 {
-                outside.node_mut().kill9();
+                node.kill9();
                 std::thread::sleep(Duration::from_millis(200));
-                outside.node_mut().start_agent()?;
+                node.start_agent()?;
                 goes_on(&desk, &format!("after a kill, round {round}"))?;
             }
-            outside.node_mut().restart()?;
+            node.restart()?;
             goes_on(&desk, "after a restart")
         })();
         desk.is_over.store(true, Ordering::Relaxed);
@@ -176,6 +164,33 @@ fn connections_outlive_the_agent() -> Result<(), LabError> {
         let talk = talk?.map_err(LabError::io("talk through restarts"))?;
         println!("longest wait for an answer: {:?}", talk.gap);
     }
+    Ok(())
+}
+
+/// Listens at an address of a namespace.
+pub(super) fn listen(namespace: &Namespace, at: IpAddr) -> Result<TcpListener, LabError> {
+    let bound = namespace.enter(|| TcpListener::bind((at, 0)))?;
+    bound.map_err(LabError::io(format!("listen on {at}")))
+}
+
+#[test]
+fn connections_outlive_the_agent() -> Result<(), LabError> {
+    if !root_or_skip("connections_outlive_the_agent") {
+        return Ok(());
+    }
+    let mut outside = Outside::start("61000-65535")?;
+    let pod = Pod::attach(outside.node(), "web")?;
+    let other = Pod::attach(outside.node(), "other")?;
+    for to in FAR {
+        traffic::reach(pod.namespace(), to)?;
+    }
+    let far = &outside.far;
+    let listeners = [listen(far, FAR[0])?, listen(far, FAR[1])?];
+    let (socket, server) = datagrams(pod.namespace(), &outside.far)?;
+    let failed = || LabError::io("ask for an address");
+    let before = seen(&socket, &server).map_err(failed())?;
+    let node = &mut outside.cluster.nodes_mut()[0];
+    through_restarts(node, &listeners, pod.namespace())?;
     // The same port towards the same end, and nobody else has it.
     let after = seen(&socket, &server).map_err(failed())?;
     assert_eq!(after, before);

@@ -46,7 +46,7 @@ fn number(kind: Kind) -> u8 {
     match kind {
         Kind::Pod(node) | Kind::Node(node) => node,
         Kind::PlainPod | Kind::PlainNode => PLAIN,
-        Kind::Outside | Kind::Neighbour => OUTSIDE,
+        Kind::Outside { .. } | Kind::Neighbour => OUTSIDE,
     }
 }
 

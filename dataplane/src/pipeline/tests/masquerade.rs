@@ -1,6 +1,7 @@
 //! Pods reach the outside with the node's address. Expected bytes are built by
 //! etherparse, with full checksums.
 
+mod direct;
 mod exits;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -12,7 +13,7 @@ use crate::drops::DropReason;
 use crate::frame::{TxChecksum, Verdict};
 use crate::pipeline::world::*;
 use crate::snapshot::{Masquerade, Prefix, RouteTarget};
-use crate::tables::connection::{ConnectionRecord, State};
+use crate::tables::connection::{ConnectionRecord, Origin, State};
 use crate::types::{NextHopId, PortId};
 
 const SERVER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 9);
@@ -95,9 +96,12 @@ enum Kind {
     Udp,
     Tcp(u8),
     Echo,
+    /// An echo that the server asks for.
+    Asked,
     UdpV6,
     TcpV6,
     EchoV6,
+    AskedV6,
 }
 
 /// The packet of a conversation between `near` (address and port of the pod,
@@ -146,17 +150,17 @@ fn packet(kind: Kind, leg: Leg, near: (Ipv4Addr, Ipv6Addr, u16)) -> Vec<u8> {
                 .tcp(sport, dport, 7, 1000);
             with_flags(tcp, ACK).write(&mut bytes, payload).unwrap();
         }
-        Kind::Echo => {
+        Kind::Echo | Kind::Asked => {
             let builder = ethernet.ipv4(v4.0, v4.1, leg.hops());
-            let kind = match leg.is_out() {
+            let kind = match leg.is_out() == matches!(kind, Kind::Echo) {
                 true => Icmpv4Type::EchoRequest(echo),
                 false => Icmpv4Type::EchoReply(echo),
             };
             builder.icmpv4(kind).write(&mut bytes, payload).unwrap();
         }
-        Kind::EchoV6 => {
+        Kind::EchoV6 | Kind::AskedV6 => {
             let builder = ethernet.ipv6(v6.0, v6.1, leg.hops());
-            let kind = match leg.is_out() {
+            let kind = match leg.is_out() == matches!(kind, Kind::EchoV6) {
                 true => Icmpv6Type::EchoRequest(echo),
                 false => Icmpv6Type::EchoReply(echo),
             };
@@ -538,7 +542,7 @@ fn a_flow_does_not_outlive_its_connection() {
 #[test]
 fn one_pods_connections_do_not_starve_another() {
     let mut world = world();
-    let limit = world.connections.pod_limit() as u16;
+    let limit = world.connections.pod_limit(Origin::Pod) as u16;
     let mut refused = 0;
     for port in 0..limit + 100 {
         let bytes = packet(Kind::Udp, Leg::FromPod, pod(1024 + port));
@@ -550,6 +554,20 @@ fn one_pods_connections_do_not_starve_another() {
     let mut other = packet(Kind::Echo, Leg::FromPod, (v4(B), v6(B), 9));
     other[6..12].copy_from_slice(&mac(B).0);
     assert!(world.send(B, &other).dropped().is_none());
+}
+
+/// What a pod sends to the server for a device to cut.
+fn super_frame() -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let [from, to] = Leg::FromPod.ethernet();
+    PacketBuilder::ethernet2(from, to)
+        .ipv4(v4(A).octets(), SERVER.octets(), 60)
+        .tcp(40_000, 53, 7, 1000)
+        .ack(9)
+        .write(&mut bytes, &[7; 4000])
+        .unwrap();
+    make_partial_v4(&mut bytes, 34, 16);
+    bytes
 }
 
 #[test]
@@ -568,18 +586,6 @@ fn super_frames_are_cut_to_what_the_path_and_the_peer_take() {
         .write(&mut answer, &[])
         .unwrap();
     assert!(world.send(UPLINK, &answer).dropped().is_none());
-    let super_frame = || {
-        let mut bytes = Vec::new();
-        let [from, to] = Leg::FromPod.ethernet();
-        PacketBuilder::ethernet2(from, to)
-            .ipv4(v4(A).octets(), SERVER.octets(), 60)
-            .tcp(40_000, 53, 7, 1000)
-            .ack(9)
-            .write(&mut bytes, &[7; 4000])
-            .unwrap();
-        make_partial_v4(&mut bytes, 34, 16);
-        bytes
-    };
     let cut = |world: &mut World| match world.send(A, &super_frame()).verdict {
         Verdict::Segment { mtu, .. } => mtu,
         other => panic!("{other:?}"),

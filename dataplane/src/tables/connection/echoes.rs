@@ -42,7 +42,7 @@ impl Echoes {
         }
     }
 
-    fn is_given(&self, identifier: u16) -> bool {
+    pub(super) fn is_given(&self, identifier: u16) -> bool {
         // Acquire: pairs with `count`, so that of two who cross the later
         // sees what the earlier did.
         let word = self.counts.at(usize::from(identifier));

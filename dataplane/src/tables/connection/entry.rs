@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0 version     odd while live; counts up twice for each use of the entry
-//! 1 state       state 8 | side last seen 8 | pod's port 16
+//! 1 state       state 8 | who began it 8 | pod's port 16
 //! 2 seen_ms     last packet
 //! 3 opened_ms   first packet
 //! 4 packets
@@ -21,7 +21,8 @@
 //! alone; who reads them reads the version before and after. So an entry is
 //! whole at any instant at which the process may be killed.
 
-use super::state::State;
+use super::share::Share;
+use super::state::{Origin, State};
 use super::tuple::{Address, End, Tuple};
 use super::words::{Memory, Words};
 use crate::sync::Ordering;
@@ -177,13 +178,24 @@ impl Entries {
         State::from_number(self.get(entry, STATE) as u8)
     }
 
-    /// The port of the pod that the connection counts for.
-    pub(super) fn pod(&self, entry: u32) -> PortId {
-        PortId((self.get(entry, STATE) >> 16) as u16)
+    /// Whose share of the table it takes.
+    pub(super) fn share(&self, entry: u32) -> Share {
+        let word = self.get(entry, STATE);
+        Share {
+            origin: Origin::from_number((word >> 8) as u8),
+            pod: PortId((word >> 16) as u16),
+        }
     }
 
-    pub(super) fn set_state(&self, entry: u32, state: State, pod: PortId) {
-        self.set(entry, STATE, state as u64 | u64::from(pod.0) << 16);
+    /// Who began it.
+    pub(super) fn origin(&self, entry: u32) -> Origin {
+        self.share(entry).origin
+    }
+
+    pub(super) fn set_state(&self, entry: u32, state: State, share: Share) {
+        let Share { origin, pod } = share;
+        let word = state as u64 | (origin as u64) << 8 | u64::from(pod.0) << 16;
+        self.set(entry, STATE, word);
     }
 
     /// What [`Entries::write`] was given to tell tuples from damage by.

@@ -22,10 +22,11 @@ use std::time::{Duration, Instant};
 
 use super::entry::{Entries, HEADER, LAYOUT, Pair, WORDS};
 use super::opening::{Published, check};
+use super::share::Share;
 use super::state::State;
 use super::tuple::mix;
 use super::words::Memory;
-use super::{Connections, Size, UNSETTLED};
+use super::{Connections, Origin, Size, UNSETTLED};
 use crate::monotonic;
 use crate::sync::Ordering;
 use crate::types::PortId;
@@ -206,18 +207,23 @@ impl Connections {
         let Pair {
             original, reply, ..
         } = pair;
-        let Some(entry) = self.take_entry(original.hash(self.seed), now_ms) else {
+        let origin = left.origin(from);
+        let Some(entry) = self.take_entry(original.hash(self.seed), origin, now_ms) else {
             return false;
         };
         self.entries.begin(entry, now_ms);
         self.entries.take_over(entry, left, from);
-        self.entries.set_state(entry, state, UNSETTLED);
+        let share = Share {
+            origin,
+            pod: UNSETTLED,
+        };
+        self.entries.set_state(entry, state, share);
         let Published::Done = self.publish(entry, original, reply, now_ms) else {
             let shard = self.shards.lock(self.shards.of(entry), &self.entries);
             shard.give(entry);
             return false;
         };
-        self.count(UNSETTLED);
+        self.shares.count(share);
         if left.claim(from).is_some() {
             let (inside, outside) = (original.source, reply.destination);
             let claim = self.holders.claim_again(original.protocol, inside, outside);
@@ -233,18 +239,24 @@ impl Connections {
         for number in 0..self.shard_count {
             for entry in self.shards.used(number) {
                 let shard = self.shards.lock(number, &self.entries);
-                if self.entries.pod(entry) != UNSETTLED {
+                let old = self.entries.share(entry);
+                if old.pod != UNSETTLED {
                     continue;
                 }
                 let Some((pair, state)) = self.entries.read(entry).zip(self.entries.state(entry))
                 else {
                     continue;
                 };
-                match pod_of(pair.original.source.address.ip()) {
+                let inside = match old.origin {
+                    Origin::Pod => pair.original.source,
+                    Origin::Outside => pair.original.destination,
+                };
+                match pod_of(inside.address.ip()) {
                     Some(pod) => {
-                        self.entries.set_state(entry, state, pod);
-                        self.uncount(UNSETTLED);
-                        self.count(pod);
+                        let share = Share { pod, ..old };
+                        self.entries.set_state(entry, state, share);
+                        self.shares.uncount(old);
+                        self.shares.count(share);
                     }
                     None => self.remove(&shard, entry),
                 }

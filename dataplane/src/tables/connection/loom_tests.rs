@@ -32,7 +32,7 @@ fn open(table: &Connections, original: Tuple, reply: Tuple) -> Result<Found, Ref
         pod: PortId(0),
         state: State::Established,
     };
-    table.open(&opening, 1000, |entry| {
+    table.open(&opening, Origin::Pod, 1000, |entry| {
         Ok(table.publish(entry, &original, &reply, 1000))
     })
 }

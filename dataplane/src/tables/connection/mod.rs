@@ -5,6 +5,11 @@
 //! (`words`): there are no pointers, and nothing is allocated after the
 //! start. The size is fixed, and each pod may hold half of it at most.
 //!
+//! Those that pods begin are translated. Those that somebody outside begins
+//! towards a pod's own address are not, and are here so that the pod's answers
+//! are not either. They take half of the table at most, a quarter for one pod,
+//! and are the first to go under pressure; a pod's never goes for one of them.
+//!
 //! # Who may do what at the same time
 //!
 //! - **Looking up and refreshing** take no lock and may run on any thread.
@@ -47,6 +52,7 @@ mod opening;
 mod ports;
 mod record;
 mod shard;
+mod share;
 mod state;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -66,9 +72,9 @@ pub use opening::{Addresses, Exits, Opening, Refused};
 use ports::Holders;
 pub use record::ConnectionRecord;
 use shard::{Shard, Shards};
-use words::Words;
+use share::Shares;
 
-pub use state::{Side, State};
+pub use state::{Origin, Side, State};
 pub use tuple::{Address, End, Tuple};
 
 /// How often a flow in use refreshes its connection, in milliseconds.
@@ -82,12 +88,6 @@ const ADVANCE: usize = 32;
 
 /// Connections of an earlier process, until it is known whose pods are there.
 const UNSETTLED: PortId = PortId(PortId::LIMIT as u16);
-
-/// Pods that connections are counted for, by port.
-#[cfg(not(loom))]
-const PODS: usize = PortId::LIMIT + 1;
-#[cfg(loom)]
-const PODS: usize = 2;
 
 /// Names one connection for as long as it lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -123,9 +123,18 @@ pub struct Found {
     pub state: State,
     /// Longest packet that the original sender may send; 0 when unknown.
     pub mtu: u16,
+    /// Who began it; what somebody outside did is not translated.
+    pub origin: Origin,
     /// Whether its time is not over. One whose time is over is as good as
     /// gone, except for [`Connections::renew`].
     pub is_live: bool,
+}
+
+impl Found {
+    /// Whether the packet is one that the pod sends.
+    pub fn is_pods_way(&self) -> bool {
+        self.origin.is_pods(self.side)
+    }
 }
 
 /// The table.
@@ -139,7 +148,7 @@ pub struct Connections {
     shards: Shards,
     holders: Holders,
     echoes: Echoes,
-    pods: Words,
+    shares: Shares,
     #[cfg(not(loom))]
     paths: Paths,
 }
@@ -198,7 +207,7 @@ impl Connections {
             shards: Shards::new(shard_count, size.per_shard as u32),
             holders: Holders::new(seed.rotate_left(32)),
             echoes: Echoes::new(),
-            pods: Words::new(PODS),
+            shares: Shares::new(capacity),
             #[cfg(not(loom))]
             paths: Paths::default(),
         }
@@ -218,7 +227,12 @@ impl Connections {
 
     /// Connections in the table now.
     pub fn len(&self) -> usize {
-        let live = (0..self.shard_count).map(|shard| self.shards.live(shard));
+        self.begun_by(Origin::Pod) + self.begun_by(Origin::Outside)
+    }
+
+    /// How many of them began there.
+    pub fn begun_by(&self, origin: Origin) -> usize {
+        let live = (0..self.shard_count).map(|shard| self.shards.live(shard, origin));
         live.sum::<u64>() as usize
     }
 
@@ -264,6 +278,7 @@ impl Connections {
             reply: pair.reply,
             state,
             mtu: self.entries.mtu(entry),
+            origin: self.entries.origin(entry),
             is_live: due_ms > now_ms,
         })
     }
@@ -296,8 +311,8 @@ impl Connections {
         }
         shard.unschedule(entry);
         shard.set_expendable(entry, false);
-        self.uncount(self.entries.pod(entry));
-        self.count_echo(&pair.reply, false);
+        self.shares.uncount(self.entries.share(entry));
+        self.count_echo(entry, &pair.reply, false);
         if let Some(place) = self.entries.claim(entry) {
             self.holders.release(place);
         }
@@ -322,13 +337,13 @@ impl Connections {
         }
         let state = self.entries.state(id.entry)?;
         let age_ms = now_ms.saturating_sub(self.entries.opened_ms(id.entry));
-        if state.after(side, tcp_flags, age_ms) == state {
+        let origin = self.entries.origin(id.entry);
+        let after = |state: State| state.after(side, origin, tcp_flags, age_ms);
+        if after(state) == state {
             self.entries.see(id.entry, now_ms, packets);
             return Some(state);
         }
-        self.change(id, now_ms, packets, |state| {
-            state.after(side, tcp_flags, age_ms)
-        })
+        self.change(id, now_ms, packets, after)
     }
 
     /// Notes the longest packet that the original sender may send, when that
@@ -366,7 +381,7 @@ impl Connections {
         }
         let state = next(self.entries.state(id.entry)?);
         self.entries
-            .set_state(id.entry, state, self.entries.pod(id.entry));
+            .set_state(id.entry, state, self.entries.share(id.entry));
         self.entries.see(id.entry, now_ms, packets);
         self.reschedule(&shard, id.entry);
         Some(state)
@@ -422,7 +437,7 @@ impl Connections {
         for shard in 0..self.shard_count {
             for entry in self.shards.used(shard) {
                 let is_its =
-                    || self.entries.version(entry) & 1 == 1 && self.entries.pod(entry) == pod;
+                    || self.entries.version(entry) & 1 == 1 && self.entries.share(entry).pod == pod;
                 if !is_its() {
                     continue;
                 }
@@ -435,8 +450,11 @@ impl Connections {
         }
     }
 
-    fn count_echo(&self, reply: &Tuple, is_more: bool) {
-        if matches!(reply.protocol, protocol::ICMP | protocol::ICMPV6) {
+    /// Notes that an echo identifier is given out, or no more. What began
+    /// outside was given none.
+    fn count_echo(&self, entry: u32, reply: &Tuple, is_more: bool) {
+        let is_echo = matches!(reply.protocol, protocol::ICMP | protocol::ICMPV6);
+        if is_echo && self.entries.origin(entry) == Origin::Pod {
             self.echoes.count(reply.destination.port, is_more);
         }
     }
@@ -447,29 +465,8 @@ impl Connections {
         self.echoes.show(program);
     }
 
-    /// Takes one of the pod's share.
-    fn count_for(&self, pod: PortId) -> Result<(), Refused> {
-        if self.count(pod) >= self.pod_limit() {
-            self.uncount(pod);
-            return Err(Refused::PodLimit);
-        }
-        Ok(())
-    }
-
-    /// Counts one more for the pod; gives how many it had.
-    fn count(&self, pod: PortId) -> usize {
-        let word = self.pods.at(pod.index() % PODS);
-        // Relaxed, here and below: a count that publishes nothing.
-        word.fetch_add(1, crate::sync::Ordering::Relaxed) as usize
-    }
-
-    fn uncount(&self, pod: PortId) {
-        let word = self.pods.at(pod.index() % PODS);
-        word.fetch_sub(1, crate::sync::Ordering::Relaxed);
-    }
-
-    /// Connections that one pod may have.
-    pub fn pod_limit(&self) -> usize {
-        (self.capacity / 2).max(1)
+    /// Connections that one pod may have, of those that began there.
+    pub fn pod_limit(&self, origin: Origin) -> usize {
+        self.shares.limit(origin)
     }
 }

@@ -6,7 +6,8 @@ use std::ops::RangeInclusive;
 
 use super::index::{Cell, NoCell};
 use super::shard::Shard;
-use super::state::{Side, State};
+use super::share::Share;
+use super::state::{Origin, Side, State};
 use super::tuple::{Address, End, Tuple};
 use super::{Connections, Found, GRACE_MS};
 use crate::types::PortId;
@@ -70,11 +71,13 @@ impl Addresses<'_> {
 /// Why no connection was opened.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Refused {
-    /// The table is full of connections that are worth more.
+    /// The table, or the part of it for what begins outside, is full of
+    /// connections that are worth more.
     TableFull,
     /// The pod has its share of the table.
     PodLimit,
-    /// No port is free towards this destination.
+    /// No port is free towards this destination; or the pod talks to the very
+    /// end that begins outside, translated.
     NoPort,
     /// There is no address of the family to leave with.
     NoAddress,
@@ -107,8 +110,26 @@ impl Connections {
         if exits.addresses.len() == 0 {
             return Err(Refused::NoAddress);
         }
-        self.open(opening, now_ms, |entry| {
+        self.open(opening, Origin::Pod, now_ms, |entry| {
             self.find_exit(entry, &opening.original, exits, now_ms)
+        })
+    }
+
+    /// Opens a connection that somebody outside begins with a pod's own
+    /// address, and that nobody translates. When another lane opened it just
+    /// now, that one is found.
+    pub fn track(&self, opening: &Opening, now_ms: u64) -> Result<Found, Refused> {
+        let original = opening.original;
+        let reply = original.reversed();
+        // What the pod sent before this was taken for a beginning, and went to
+        // somebody who does not know the address that it came from.
+        if let Some(rival) = self.find(&reply, now_ms)
+            && (rival.state.is_unanswered() || !rival.is_live)
+        {
+            self.end(rival.id);
+        }
+        self.open(opening, Origin::Outside, now_ms, |entry| {
+            Ok(self.publish(entry, &original, &reply, now_ms))
         })
     }
 
@@ -116,17 +137,27 @@ impl Connections {
     pub(super) fn open(
         &self,
         opening: &Opening,
+        origin: Origin,
         now_ms: u64,
         publish: impl FnOnce(u32) -> Result<Published, Refused>,
     ) -> Result<Found, Refused> {
-        self.count_for(opening.pod)?;
+        let share = Share {
+            origin,
+            pod: opening.pod,
+        };
         let hash = opening.original.hash(self.seed);
-        let Some(entry) = self.take_entry(hash, now_ms) else {
-            self.uncount(opening.pod);
+        let shares = &self.shares;
+        let is_counted =
+            shares.take(share) || self.evict_of(share, hash, now_ms) && shares.take(share);
+        if !is_counted {
+            return Err(Refused::PodLimit);
+        }
+        let Some(entry) = self.take_entry(hash, origin, now_ms) else {
+            shares.uncount(share);
             return Err(Refused::TableFull);
         };
         self.entries.begin(entry, now_ms);
-        self.entries.set_state(entry, opening.state, opening.pod);
+        self.entries.set_state(entry, opening.state, share);
         let refused = match publish(entry) {
             Ok(Published::Done) => {
                 let version = self.entries.version(entry);
@@ -141,7 +172,7 @@ impl Connections {
             Ok(Published::ReplyTaken) => Err(Refused::NoPort),
             Err(refused) => Err(refused),
         };
-        self.uncount(opening.pod);
+        shares.uncount(share);
         let shard = self.shards.lock(self.shards.of(entry), &self.entries);
         shard.give(entry);
         refused
@@ -243,7 +274,7 @@ impl Connections {
             .index
             .insert(there, cell, |cell| self.confirm(cell, original, now_ms));
         let Err(no) = put else {
-            self.count_echo(reply, true);
+            self.count_echo(entry, reply, true);
             return Published::Done;
         };
         self.index.remove(back, reply_cell);
@@ -254,31 +285,61 @@ impl Connections {
         }
     }
 
-    /// A free entry, of the hash's own shard when that has one.
-    pub(super) fn take_entry(&self, hash: u64, now_ms: u64) -> Option<u32> {
+    /// The hash's own shard, and those that stand in for it.
+    fn candidates(&self, hash: u64) -> impl Iterator<Item = usize> {
         let own = (hash >> 34) as usize;
-        let candidates =
-            || (0..4.min(self.shard_count)).map(|step| (own + step) % self.shard_count);
-        let take = |shard: usize| self.shards.lock(shard, &self.entries).take();
-        candidates().find_map(take).or_else(|| {
-            candidates().find_map(|shard| {
+        let count = self.shard_count;
+        (0..4.min(count)).map(move |step| (own + step) % count)
+    }
+
+    /// A free entry, of the hash's own shard when that has one.
+    pub(super) fn take_entry(&self, hash: u64, origin: Origin, now_ms: u64) -> Option<u32> {
+        let take = |shard: usize| self.shards.lock(shard, &self.entries).take(origin);
+        self.candidates(hash).find_map(take).or_else(|| {
+            self.candidates(hash).find_map(|shard| {
                 let shard = self.shards.lock(shard, &self.entries);
-                self.evict(&shard, now_ms);
-                shard.take()
+                self.make_room(&shard, origin, now_ms);
+                shard.take(origin)
             })
         })
     }
 
-    /// Makes room by the oldest expendable connection that may go.
-    fn evict(&self, shard: &Shard<'_>, now_ms: u64) {
+    /// Makes room by an expendable connection that may go: one that began
+    /// outside, and only for a pod's one of a pod's.
+    fn make_room(&self, shard: &Shard<'_>, origin: Origin, now_ms: u64) {
+        let _ = self.evict(shard, Origin::Outside, now_ms, |_| true)
+            || origin == Origin::Pod && self.evict(shard, origin, now_ms, |_| true);
+    }
+
+    /// Makes room in a pod's share of what begins outside. Of its own a pod
+    /// may use up its share.
+    fn evict_of(&self, share: Share, hash: u64, now_ms: u64) -> bool {
+        let is_its = |entry: u32| self.entries.share(entry) == share;
+        share.origin == Origin::Outside
+            && self.candidates(hash).any(|shard| {
+                let shard = self.shards.lock(shard, &self.entries);
+                self.evict(&shard, share.origin, now_ms, is_its)
+            })
+    }
+
+    /// Removes the oldest expendable connection that may go, of those that
+    /// `is_it` names.
+    fn evict(
+        &self,
+        shard: &Shard<'_>,
+        origin: Origin,
+        now_ms: u64,
+        is_it: impl Fn(u32) -> bool,
+    ) -> bool {
         let may_go = |entry: &u32| {
             let idle_ms = now_ms.saturating_sub(self.entries.seen_ms(*entry));
             let state = self.entries.state(*entry);
-            idle_ms > GRACE_MS || state.is_some_and(State::is_half_open)
+            is_it(*entry) && (idle_ms > GRACE_MS || state.is_some_and(State::is_half_open))
         };
-        let victim = shard.expendable().take(VICTIMS).find(may_go);
+        let victim = shard.expendable(origin).take(VICTIMS).find(may_go);
         if let Some(entry) = victim {
             self.remove(shard, entry);
         }
+        victim.is_some()
     }
 }

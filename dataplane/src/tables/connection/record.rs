@@ -1,6 +1,6 @@
 //! What control reads of the connections.
 
-use super::{Connections, Side, State, Tuple};
+use super::{Connections, Origin, Side, State, Tuple};
 use crate::types::PortId;
 
 /// One connection, ready to print.
@@ -12,6 +12,8 @@ pub struct ConnectionRecord {
     pub reply: Tuple,
     /// Where it stands.
     pub state: State,
+    /// Who began it.
+    pub origin: Origin,
     /// Port of the pod that it counts for.
     pub pod: PortId,
     /// Milliseconds since the last packet, give or take [`REFRESH_MS`](super::REFRESH_MS).
@@ -37,7 +39,8 @@ impl Connections {
             original: found.original,
             reply: found.reply,
             state: found.state,
-            pod: self.entries.pod(entry),
+            origin: found.origin,
+            pod: self.entries.share(entry).pod,
             idle_ms: now_ms.saturating_sub(self.entries.seen_ms(entry)),
             packets: self.entries.packets(entry),
         })

@@ -3,16 +3,23 @@
 //!
 //! A *wheel* of one-second slots holds every connection where it falls due,
 //! or at the wheel's far side when that is later; it is looked at there and
-//! moves on. A *queue* holds the expendable ones, oldest first. Both are
-//! doubly linked through the entries by index. Everything here is guarded by
-//! the shard's lock, which is taken before any lock of the index, never after.
+//! moves on. Two *queues* hold the expendable ones, oldest first: those that
+//! pods began, and those that somebody outside did. All are doubly linked
+//! through the entries by index. Everything here is guarded by the shard's
+//! lock, which is taken before any lock of the index, never after.
+//!
+//! Connections that begin outside have half of the entries at most, so that
+//! whoever floods from there leaves the other half to the pods.
 //!
 //! ```text
-//! 0 lock | 1 free | 2 fresh | 3 second | 4 head | 5 tail | 6 live | 7 backed
-//! 8..136 heads of the wheel's slots
+//! 0 lock | 1 free | 2 fresh | 3 second | 4 backed
+//! 8 head | 9 tail of the pods' queue | 10 head | 11 tail of the outside's
+//! 12 live, begun by pods | 13 live, begun outside
+//! 16..144 heads of the wheel's slots
 //! ```
 
 use super::entry::{Entries, QUEUE, WHEEL};
+use super::state::Origin;
 use super::words::{Guard, Words};
 
 /// Slots of the wheel.
@@ -25,11 +32,10 @@ const LOCK: usize = 0;
 const FREE: usize = 1;
 const FRESH: usize = 2;
 const SECOND: usize = 3;
-const HEAD: usize = 4;
-const TAIL: usize = 5;
-const LIVE: usize = 6;
-const BACKED: usize = 7;
-const WHEEL_HEADS: usize = 8;
+const BACKED: usize = 4;
+const QUEUES: usize = 8;
+const LIVE: usize = QUEUES + 2 * Origin::COUNT;
+const WHEEL_HEADS: usize = 16;
 const WORDS: usize = WHEEL_HEADS + SLOTS as usize;
 
 /// Entries, some 60 KiB, that memory is asked for at once: no dearer than the
@@ -45,6 +51,19 @@ const UNLINKED: u64 = 0;
 
 /// Marks a "previous" that is a list's head and not an entry.
 const IS_HEAD: u32 = 1 << 31;
+
+/// Where a queue's oldest and youngest entry stand.
+const fn head(origin: Origin) -> usize {
+    QUEUES + 2 * origin as usize
+}
+
+const fn tail(origin: Origin) -> usize {
+    head(origin) + 1
+}
+
+const fn live(origin: Origin) -> usize {
+    LIVE + origin as usize
+}
 
 /// All shards.
 #[derive(Debug)]
@@ -108,8 +127,8 @@ impl Shards {
     }
 
     /// Live connections of a shard.
-    pub(super) fn live(&self, shard: usize) -> u64 {
-        self.words.get(shard * WORDS + LIVE)
+    pub(super) fn live(&self, shard: usize, origin: Origin) -> u64 {
+        self.words.get(shard * WORDS + live(origin))
     }
 
     /// Entries of a shard that were ever used.
@@ -128,8 +147,19 @@ impl Shard<'_> {
         self.words.set(self.base + word, value);
     }
 
+    /// Whether one more may begin there.
+    fn has_room(&self, origin: Origin) -> bool {
+        match origin {
+            Origin::Pod => true,
+            Origin::Outside => self.get(live(origin)) < u64::from(self.count / 2),
+        }
+    }
+
     /// A free entry, which counts as live from now on.
-    pub(super) fn take(&self) -> Option<u32> {
+    pub(super) fn take(&self, origin: Origin) -> Option<u32> {
+        if !self.has_room(origin) {
+            return None;
+        }
         let free = self.get(FREE) as u32;
         let entry = match free.checked_sub(1) {
             Some(entry) => {
@@ -146,7 +176,7 @@ impl Shard<'_> {
                 self.first + fresh
             }
         };
-        self.set(LIVE, self.get(LIVE) + 1);
+        self.set(live(origin), self.get(live(origin)) + 1);
         Some(entry)
     }
 
@@ -163,11 +193,12 @@ impl Shard<'_> {
         is_done
     }
 
-    /// Gives an entry back that stands in no list.
+    /// Gives an entry back that stands in no list, its share written.
     pub(super) fn give(&self, entry: u32) {
         self.entries.set(entry, WHEEL, self.get(FREE));
         self.set(FREE, u64::from(entry + 1));
-        self.set(LIVE, self.get(LIVE) - 1);
+        let live = live(self.entries.origin(entry));
+        self.set(live, self.get(live) - 1);
     }
 
     /// The second that the wheel has done.
@@ -177,7 +208,7 @@ impl Shard<'_> {
 
     /// Starts a wheel at `second` that has nothing on it or missed a whole turn.
     pub(super) fn catch_up(&self, second: u64) {
-        let from = match self.get(LIVE) {
+        let from = match self.get(live(Origin::Pod)) + self.get(live(Origin::Outside)) {
             0 => second,
             _ => second.saturating_sub(SLOTS - 1),
         };
@@ -227,23 +258,25 @@ impl Shard<'_> {
         if is_queued {
             return self.unlink(entry, QUEUE);
         }
-        let tail = self.get(TAIL) as u32;
-        match tail.checked_sub(1) {
+        let origin = self.entries.origin(entry);
+        let (head, tail) = (head(origin), tail(origin));
+        let youngest = self.get(tail) as u32;
+        match youngest.checked_sub(1) {
             Some(last) => {
-                self.link(entry, QUEUE, tail, NONE);
+                self.link(entry, QUEUE, youngest, NONE);
                 self.set_next(last, QUEUE, entry + 1);
             }
             None => {
-                self.link(entry, QUEUE, IS_HEAD | HEAD as u32, NONE);
-                self.set(HEAD, u64::from(entry + 1));
+                self.link(entry, QUEUE, IS_HEAD | head as u32, NONE);
+                self.set(head, u64::from(entry + 1));
             }
         }
-        self.set(TAIL, u64::from(entry + 1));
+        self.set(tail, u64::from(entry + 1));
     }
 
     /// The expendable entries, oldest first.
-    pub(super) fn expendable(&self) -> impl Iterator<Item = u32> + '_ {
-        let mut at = self.get(HEAD) as u32;
+    pub(super) fn expendable(&self, origin: Origin) -> impl Iterator<Item = u32> + '_ {
+        let mut at = self.get(head(origin)) as u32;
         std::iter::from_fn(move || {
             let entry = at.checked_sub(1)?;
             at = self.entries.get(entry, QUEUE) as u32;
@@ -278,13 +311,13 @@ impl Shard<'_> {
         }
         match next.checked_sub(1) {
             Some(next) => self.set_previous(next, list, previous),
-            // Only the queue has an end that is kept.
+            // Only queues have an end that is kept.
             None if list == QUEUE => {
                 let last = match previous & IS_HEAD != 0 {
                     true => NONE,
                     false => previous,
                 };
-                self.set(TAIL, u64::from(last));
+                self.set(tail(self.entries.origin(entry)), u64::from(last));
             }
             None => {}
         }

@@ -28,6 +28,35 @@ impl Side {
     }
 }
 
+/// Who began a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Origin {
+    /// A pod of this node, towards the outside.
+    Pod = 0,
+    /// Somebody outside, towards a pod's own address.
+    Outside = 1,
+}
+
+impl Origin {
+    pub(super) const COUNT: usize = 2;
+
+    pub(super) const fn from_number(number: u8) -> Origin {
+        match number {
+            0 => Origin::Pod,
+            _ => Origin::Outside,
+        }
+    }
+
+    /// Whether packets of that direction come from the pod.
+    pub(super) const fn is_pods(self, side: Side) -> bool {
+        matches!(
+            (self, side),
+            (Origin::Pod, Side::Original) | (Origin::Outside, Side::Reply)
+        )
+    }
+}
+
 macro_rules! states {
     ($($(#[$doc:meta])* $variant:ident = $number:literal => $name:literal,)*) => {
         /// Where a connection stands.
@@ -69,9 +98,9 @@ states! {
     CloseWait = 9 => "close-wait",
     /// Both are done.
     TimeWait = 10 => "time-wait",
-    /// The original sender reset it.
+    /// The pod reset it.
     Closed = 11 => "closed",
-    /// A reset came from the other end.
+    /// A reset came from outside.
     Reset = 12 => "reset",
 }
 
@@ -86,10 +115,11 @@ impl State {
     pub fn first(protocol: u8, tcp_flags: u8) -> Option<State> {
         match protocol {
             protocol::TCP if tcp_flags & flags::RST != 0 => None,
-            protocol::TCP if tcp_flags & (flags::SYN | flags::ACK) == flags::SYN => {
-                Some(State::SynSent)
-            }
-            protocol::TCP => Some(State::PickedUp),
+            protocol::TCP => match (tcp_flags & flags::SYN != 0, tcp_flags & flags::ACK != 0) {
+                (true, true) => None,
+                (true, false) => Some(State::SynSent),
+                (false, _) => Some(State::PickedUp),
+            },
             _ => Some(State::Unreplied),
         }
     }
@@ -107,7 +137,7 @@ impl State {
     /// | established | 24 h | 5 days; kube-proxy sets 24 h | 2 h 4 min |
     /// | one end done | 1 h | 60–120 s; kube-proxy sets 1 h | 4 min |
     /// | both done | 120 s | 120 s | 4 min |
-    /// | reset by the original sender | 10 s | 10 s | |
+    /// | reset by the pod | 10 s | 10 s | |
     /// | reset from outside | 240 s | 10 s | 4 min (RFC 7857, section 2.2) |
     pub fn timeout_ms(self, protocol: u8) -> u64 {
         let seconds = match self {
@@ -131,10 +161,16 @@ impl State {
         matches!(self, State::TimeWait | State::Closed | State::Reset)
     }
 
+    /// Whether nobody on the other side has said anything.
+    pub(super) fn is_unanswered(self) -> bool {
+        matches!(self, State::Unreplied | State::PickedUp)
+    }
+
     /// The state after a packet; `age_ms` is the connection's. TCP flags are 0
     /// for other protocols.
-    pub fn after(self, side: Side, tcp_flags: u8, age_ms: u64) -> State {
+    pub fn after(self, side: Side, origin: Origin, tcp_flags: u8, age_ms: u64) -> State {
         let is_reply = side == Side::Reply;
+        let is_pods = origin.is_pods(side);
         if let State::Unreplied | State::Replied | State::Stream = self {
             return match self {
                 State::Unreplied if is_reply => State::Replied,
@@ -143,19 +179,19 @@ impl State {
             };
         }
         if tcp_flags & flags::RST != 0 {
-            return match (self, is_reply) {
-                (State::Closed, _) | (_, false) => State::Closed,
-                (_, true) => State::Reset,
+            return match (self, is_pods) {
+                (State::Closed, _) | (_, true) => State::Closed,
+                (_, false) => State::Reset,
             };
         }
         if tcp_flags & flags::SYN != 0 {
-            return self.after_syn(is_reply, tcp_flags & flags::ACK != 0);
+            return self.after_syn(is_reply, is_pods, tcp_flags & flags::ACK != 0);
         }
         let open = match self {
             State::SynReceived if !is_reply => State::Established,
             State::PickedUp if is_reply => State::Established,
-            // Its own end goes on: the reset was not for it, or not believed.
-            State::Reset if !is_reply => State::Established,
+            // The pod goes on: the reset was not for it, or not believed.
+            State::Reset if is_pods => State::Established,
             same => same,
         };
         match tcp_flags & flags::FIN != 0 {
@@ -164,13 +200,12 @@ impl State {
         }
     }
 
-    fn after_syn(self, is_reply: bool, has_ack: bool) -> State {
+    fn after_syn(self, is_reply: bool, is_pods: bool, has_ack: bool) -> State {
         match self {
             State::SynSent | State::PickedUp if is_reply => State::SynReceived,
             // The same ends begin anew (RFC 9293, section 3.6.1).
-            State::TimeWait | State::Closed | State::Reset if !is_reply && !has_ack => {
-                State::SynSent
-            }
+            State::TimeWait | State::Closed if !is_reply && !has_ack => State::SynSent,
+            State::Reset if !is_reply && is_pods && !has_ack => State::SynSent,
             same => same,
         }
     }
@@ -310,33 +345,73 @@ mod tests {
             ("datagrams answered", Unreplied, &[(R, 0), (O, 0)], Replied),
         ];
         for (name, from, packets, to) in cases {
-            let end = packets
-                .iter()
-                .fold(*from, |state, &(side, flags)| state.after(side, flags, 0));
+            let end = packets.iter().fold(*from, |state, &(side, flags)| {
+                state.after(side, Origin::Pod, flags, 0)
+            });
+            assert_eq!(end, *to, "{name}");
+        }
+    }
+
+    #[test]
+    fn the_outside_may_begin_and_is_believed_no_more_for_it() {
+        use Side::{Original as O, Reply as R};
+        use State::*;
+        let cases: &[Case] = &[
+            (
+                "handshake",
+                SynSent,
+                &[(R, SYN | ACK), (O, ACK)],
+                Established,
+            ),
+            ("refused by the pod", SynSent, &[(R, RST | ACK)], Closed),
+            (
+                "picked up in its middle",
+                PickedUp,
+                &[(O, ACK), (R, ACK)],
+                Established,
+            ),
+            ("reset by the pod", Established, &[(R, RST)], Closed),
+            ("reset by the caller", Established, &[(O, RST)], Reset),
+            (
+                "reset that the pod does not heed",
+                Established,
+                &[(O, RST), (R, ACK)],
+                Established,
+            ),
+            (
+                "reset, then begun again",
+                Established,
+                &[(O, RST), (O, SYN), (R, SYN | ACK), (O, ACK), (R, ACK)],
+                Established,
+            ),
+            ("begun again when over", TimeWait, &[(O, SYN)], SynSent),
+            (
+                "not begun again by the pod",
+                TimeWait,
+                &[(R, SYN)],
+                TimeWait,
+            ),
+        ];
+        for (name, from, packets, to) in cases {
+            let end = packets.iter().fold(*from, |state, &(side, flags)| {
+                state.after(side, Origin::Outside, flags, 0)
+            });
             assert_eq!(end, *to, "{name}");
         }
     }
 
     #[test]
     fn a_talk_that_goes_on_is_a_stream() {
-        assert_eq!(
-            State::Replied.after(Side::Original, 0, 2000),
-            State::Replied
-        );
-        assert_eq!(State::Replied.after(Side::Original, 0, 2001), State::Stream);
-        assert_eq!(
-            State::Unreplied.after(Side::Original, 0, 9000),
-            State::Unreplied
-        );
+        let after = |state: State, age_ms| state.after(Side::Original, Origin::Pod, 0, age_ms);
+        assert_eq!(after(State::Replied, 2000), State::Replied);
+        assert_eq!(after(State::Replied, 2001), State::Stream);
+        assert_eq!(after(State::Unreplied, 9000), State::Unreplied);
     }
 
     #[test]
     fn a_first_packet_opens_what_it_may() {
         assert_eq!(State::first(protocol::TCP, SYN), Some(State::SynSent));
-        assert_eq!(
-            State::first(protocol::TCP, SYN | ACK),
-            Some(State::PickedUp)
-        );
+        assert_eq!(State::first(protocol::TCP, SYN | ACK), None);
         assert_eq!(State::first(protocol::TCP, ACK), Some(State::PickedUp));
         assert_eq!(State::first(protocol::TCP, RST | ACK), None);
         assert_eq!(State::first(protocol::UDP, 0), Some(State::Unreplied));

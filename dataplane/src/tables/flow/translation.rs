@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
-use crate::tables::connection::ConnectionId;
+use crate::tables::connection::{ConnectionId, Side};
 
 /// What translation does to each packet of a flow; lies beside the flow's
 /// slot, and only flows that carry one read it.
@@ -15,14 +15,16 @@ pub struct Translation {
     pub address: [u8; 16],
     /// The new port, or the echo's new identifier, as it lies in the header.
     pub port: [u8; 2],
-    /// 1 when the destination is translated, 0 for the source.
+    /// 1 for answers, whose destination is translated; 0 for the others, whose
+    /// source is.
     pub is_reply: u8,
     /// 1 when the transport header is none of its business: an ICMP error.
     pub is_address_only: u8,
     /// 1 for an IPv6 address.
     pub is_v6: u8,
-    /// Always 0.
-    pub reserved: u8,
+    /// 1 when packets stay as they are, and their connection is only told of
+    /// them.
+    pub is_none: u8,
     /// What the address's change adds to a one's complement sum.
     pub address_delta: u16,
     /// What the port's change adds to it.
@@ -37,6 +39,16 @@ pub struct Translation {
 }
 
 impl Translation {
+    /// Of a connection that nobody translates.
+    pub fn none(connection: ConnectionId, side: Side) -> Translation {
+        Translation {
+            is_reply: side as u8,
+            is_none: 1,
+            ..Translation::default()
+        }
+        .of(connection)
+    }
+
     /// The connection that the flow belongs to.
     #[inline]
     pub fn connection_id(&self) -> ConnectionId {

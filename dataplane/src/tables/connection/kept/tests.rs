@@ -3,7 +3,7 @@ use std::sync::atomic::AtomicBool;
 
 use super::*;
 use crate::tables::connection::{
-    Address, Addresses, End, Exits, Found, Opening, Refused, Side, Tuple,
+    Address, Addresses, End, Exits, Found, Opening, Origin, Refused, Side, Tuple,
 };
 use crate::wire::protocol::{ICMP, TCP, UDP};
 use crate::wire::tcp::flags;
@@ -139,8 +139,44 @@ fn pods_that_are_gone_leave_nothing() {
     assert!(records.iter().all(|record| record.pod == PortId(70)));
     table.forget(PortId(70));
     assert!(table.is_empty());
-    let counts = (0..crate::tables::connection::PODS).map(|pod| table.pods.get(pod));
-    assert_eq!(counts.sum::<u64>(), 0);
+    assert!(table.shares.are_all_free());
+}
+
+#[test]
+fn callers_of_pods_are_known_again() {
+    let directory = directory();
+    let path = directory.path().join("connections");
+    let (first, now_ms) = kept(&path);
+    let mut called = Vec::new();
+    for pod in [2, 3] {
+        for sport in 0..40 {
+            let original = tuple(UDP, pod, sport, 9).reversed();
+            let opening = Opening {
+                original,
+                pod: PortId(u16::from(pod)),
+                state: State::Unreplied,
+            };
+            called.push(first.connections.track(&opening, now_ms).unwrap());
+            open(&first.connections, tuple(UDP, pod, sport, 8), now_ms).unwrap();
+        }
+    }
+    drop(first);
+    let (second, now_ms) = kept(&path);
+    assert_eq!((second.taken_over, second.lost), (160, 0));
+    let table = second.connections;
+    let two = IpAddr::from([10, 244, 1, 2]);
+    table.settle(|address| (address == two).then_some(PortId(70)));
+    let begun = || [Origin::Pod, Origin::Outside].map(|origin| table.begun_by(origin));
+    assert_eq!(begun(), [40, 40]);
+    for was in called {
+        let is = table.find(&was.reply, now_ms);
+        let to_two = was.original.destination.address == Address::from(two);
+        assert_eq!(is.is_some(), to_two);
+        assert!(is.is_none_or(|is| is.origin == Origin::Outside && is.is_pods_way()));
+    }
+    table.forget(PortId(70));
+    assert_eq!(begun(), [0, 0]);
+    assert!(table.shares.are_all_free());
 }
 
 #[test]

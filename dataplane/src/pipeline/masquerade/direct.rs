@@ -1,0 +1,136 @@
+//! Connections that somebody outside begins with a pod's own address, because
+//! a router there knows the pods' range.
+//!
+//! Nothing about them is translated, but they are followed all the same: the
+//! pod's answers go where its own connections would be masqueraded, and must
+//! not be taken for beginnings.
+
+use super::super::Round;
+use super::super::classify::{Decision, Ingress, RoutedKey};
+use super::super::parse::{Headers, Part};
+use super::{Decided, Subject, applies, is_error, own_tuple, refusal, tcp_flags};
+use crate::drops::DropReason;
+use crate::frame::Batch;
+use crate::snapshot::{Role, RouteTarget};
+use crate::tables::connection::{Opening, Origin, Refused, Side, State, Tuple};
+use crate::tables::flow::{Actions, Translation};
+use crate::types::PortId;
+use crate::wire::{icmpv4, icmpv6, protocol};
+
+/// The pod's port, when a packet comes to a pod from somebody towards whom the
+/// pod is masqueraded: by the uplink, or through the node's kernel.
+pub(super) fn called<K: RoutedKey>(
+    round: &Round<'_>,
+    from: Ingress<'_>,
+    key: &K,
+    actions: &Actions,
+) -> Option<PortId> {
+    let snapshot = round.snapshot;
+    let Ingress::Port(port) = from else {
+        return None;
+    };
+    let is_from_outside = matches!(port.role, Role::Uplink | Role::Host)
+        && !actions.leaves_node()
+        && applies(round, key.source());
+    if !is_from_outside {
+        return None;
+    }
+    let out = snapshot.port(PortId(actions.out))?;
+    let is_pods = out.role == Role::Pod && snapshot.host(key.source()).is_none();
+    // A neighbour that is not found yet is reached by the uplink too.
+    let leave = match snapshot.routes.lookup(key.source()) {
+        Some(RouteTarget::NextHop(_) | RouteTarget::OnLink) => true,
+        Some(RouteTarget::Vtep(_) | RouteTarget::Host(_) | RouteTarget::Unreachable) | None => {
+            false
+        }
+    };
+    (is_pods && leave).then_some(out.id)
+}
+
+/// Follows what somebody outside sends to a pod; `decision` delivers it. What
+/// belongs to no connection and begins none is delivered too, one by one, so
+/// that no flow answers for the beginning that may come.
+pub(super) fn arrives<K: RoutedKey>(
+    round: &Round<'_>,
+    batch: &Batch,
+    subject: Subject<'_, K>,
+    (decision, pod): (Decision, PortId),
+) -> Decided {
+    let headers = subject.headers;
+    let unfollowed = |is_settled| Decided {
+        is_settled,
+        ..Decided::plain(decision)
+    };
+    if is_error(headers, K::IS_V6) || headers.part == Part::Later {
+        return unfollowed(false);
+    }
+    let bytes = round.umem.bytes(batch.head(subject.index));
+    let Some(tuple) = own_tuple(bytes, subject) else {
+        return unfollowed(true);
+    };
+    let flags = tcp_flags(bytes, headers);
+    let first = begins(headers, K::IS_V6, flags);
+    match follow(round, &tuple, pod, (flags, first)) {
+        Ok(Some((translation, state))) => {
+            let is_settled = state.is_settled() && headers.part == Part::Whole;
+            Decided {
+                decision,
+                translation: Some(translation),
+                is_settled,
+            }
+        }
+        Ok(None) => unfollowed(false),
+        Err(reason) => Decided::drop(reason),
+    }
+}
+
+/// The connection of a packet from outside, opened when there is none and it
+/// may begin one.
+fn follow(
+    round: &Round<'_>,
+    tuple: &Tuple,
+    pod: PortId,
+    (tcp_flags, first): (u8, Option<State>),
+) -> Result<Option<(Translation, State)>, DropReason> {
+    let (connections, now_ms) = (round.connections, round.millis());
+    let found = connections.find(tuple, now_ms);
+    let known = found.filter(|found| found.origin == Origin::Outside && !found.is_pods_way());
+    let known = known.and_then(|found| {
+        let state = match found.is_live {
+            true => connections.follow(found.id, Side::Original, tcp_flags, 1, now_ms),
+            false => first.and_then(|state| connections.renew(found.id, state, now_ms)),
+        };
+        Some((found.id, state?))
+    });
+    let opened = match (known, first) {
+        (Some(known), _) => Ok(known),
+        (None, None) => return Ok(None),
+        (None, Some(state)) => {
+            let opening = Opening {
+                original: *tuple,
+                pod,
+                state,
+            };
+            let opened = connections.track(&opening, now_ms);
+            opened.map(|found| (found.id, found.state))
+        }
+    };
+    match opened {
+        Ok((id, state)) => Ok(Some((Translation::none(id, Side::Original), state))),
+        // The pod talks to that very end, which knows it by another address.
+        Err(Refused::NoPort) => Ok(None),
+        Err(refused) => Err(refusal(refused)),
+    }
+}
+
+/// What a first packet begins; `None` for answers.
+pub(super) fn begins(headers: &Headers, is_v6: bool, tcp_flags: u8) -> Option<State> {
+    let echo_reply = match is_v6 {
+        true => (protocol::ICMPV6, icmpv6::kind::ECHO_REPLY),
+        false => (protocol::ICMP, icmpv4::kind::ECHO_REPLY),
+    };
+    match (headers.protocol, headers.icmp_kind) == echo_reply {
+        true => None,
+        false => State::first(headers.protocol, tcp_flags),
+    }
+}
