@@ -14,7 +14,7 @@ use spinlane_api::{CONNECTIONS_FILE, view};
 use spinlane_dataplane::drops::DropReason;
 use spinlane_dataplane::engine::{
     Attached, Capture, CaptureSpec, CapturedPacket, Direction, Engine, EngineConfig, HostSide,
-    PollMode, PortError, PortSpec, UplinkSpec, XdpChoice, XdpMode,
+    PollMode, PortError, PortSpec, Traffic, UplinkSpec, XdpChoice, XdpMode,
 };
 use spinlane_dataplane::event::Event;
 use spinlane_dataplane::pipeline::{FlowRecord, protocol_name};
@@ -111,6 +111,10 @@ impl Switch for Lanes {
 
     fn settle(&self) {
         self.engine.settle_connections();
+    }
+
+    fn traffic(&self) -> Traffic {
+        self.engine.traffic()
     }
 
     fn event_fd(&self) -> BorrowedFd<'_> {

@@ -81,10 +81,10 @@ fn veth() -> Result<u32, String> {
 fn steering_item() -> Item {
     let cores: Vec<_> = allowed_cores().last().copied().into_iter().collect();
     let steered = Sysfs::open().map_err(|e| e.to_string()).and_then(|sysfs| {
-        steering::apply(&sysfs, HOST_END, 0, 1, &cores).map_err(|e| e.to_string())
+        steering::steer_in(&sysfs, HOST_END, 0, 1, &cores).map_err(|e| e.to_string())
     });
     match steered {
-        Ok(()) => item(
+        Ok(_) => item(
             "receive packet steering",
             State::Ok,
             "a pod's frames enter on one CPU and keep their order",

@@ -24,7 +24,7 @@ use super::netlink::{Netlink, delete_link};
 use super::netns::{self, NetnsError};
 use super::setup::pod_mac;
 use super::shared::OnLink;
-use super::steering;
+use super::steering::{self, Ends};
 use super::store::Change;
 use super::{Core, announce, unix_s};
 
@@ -289,6 +289,7 @@ impl Core {
         }
         link::raise_host(&mut netlink, &endpoint.host_ifname, ifindex)?;
         let routes = netns::run(netns, || link::configure_pod(&endpoint, veth.used_queues))?;
+        self.steer_out(port.id, veth.pod, netns)?;
         if endpoint.super_frames {
             self.lengthen_super_frames((veth.host, ifindex), veth.pod, netns)?;
         }
@@ -338,22 +339,18 @@ impl Core {
             .take()
             .ok_or(AttachError::NoPort(limit))?;
         let queues = self.switch.veth_queues();
-        let bound = steering::apply(
-            &self.sysfs,
-            name,
-            ifindex,
-            queues,
-            &self.setup().receive_cpus,
-        )
-        .map_err(AttachError::from)
-        .and_then(|()| {
-            self.switch
-                .attach(id, ifindex, name)
-                .map_err(|source| AttachError::Switch {
-                    interface: name.to_owned(),
-                    source,
-                })
-        });
+        let cpus = &self.setup().receive_cpus;
+        let bound = steering::steer_in(&self.sysfs, name, ifindex, queues, cpus)
+            .map_err(AttachError::from)
+            .and_then(|way_in| {
+                self.steered().insert(id, Ends::new(way_in));
+                self.switch
+                    .attach(id, ifindex, name)
+                    .map_err(|source| AttachError::Switch {
+                        interface: name.to_owned(),
+                        source,
+                    })
+            });
         let mut inventory = self.inventory();
         match bound {
             Ok(binding) => {
@@ -368,6 +365,7 @@ impl Core {
                 Ok(port)
             }
             Err(error) => {
+                self.steered().remove(&id);
                 inventory.ids.give_back(id);
                 Err(error)
             }
@@ -473,6 +471,7 @@ impl Core {
         if let Err(error) = self.switch.detach(port.id) {
             tracing::warn!(container = attachment.container_id, %error, "cannot detach a pod's port");
         }
+        self.steered().remove(&port.id);
         self.inventory().ids.give_back(port.id);
     }
 

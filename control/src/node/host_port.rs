@@ -116,6 +116,7 @@ impl Core {
             if let Err(error) = self.switch.detach(host.port.id) {
                 tracing::warn!(%error, "cannot detach the vanished host port");
             }
+            self.steered().remove(&host.port.id);
             self.inventory().ids.give_back(host.port.id);
         }
         self.start_host_port()?;

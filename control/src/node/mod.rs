@@ -16,6 +16,7 @@
 pub mod addressing;
 pub mod announce;
 pub mod attach;
+mod balancer;
 pub mod beyond;
 pub mod check;
 pub mod cleanup;
@@ -54,6 +55,7 @@ pub mod uplink;
 pub mod view;
 pub mod watch;
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -62,6 +64,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use spinlane_dataplane::snapshot::Snapshot;
+use spinlane_dataplane::types::PortId;
 
 use beyond::{Beyond, Tables};
 use inventory::Inventory;
@@ -73,6 +76,7 @@ use netns::Sysfs;
 pub use setup::Setup;
 
 use crate::source;
+use steering::Ends;
 use store::Store;
 use switch::Switch;
 
@@ -129,6 +133,8 @@ pub(crate) struct Core {
     published: Mutex<Published>,
     locks: Locks,
     sysfs: Sysfs,
+    /// Where the receive work of ports lands.
+    steered: Mutex<HashMap<PortId, Ends>>,
     /// How reading the cluster's objects goes; none where nothing is read.
     source: Option<source::SharedHealth>,
     metrics: Metrics,
@@ -166,6 +172,7 @@ impl Node {
         }
         let core = Arc::new(Core {
             sysfs: Sysfs::open()?,
+            steered: Mutex::default(),
             source: source.as_ref().map(source::Watch::health),
             metrics: Metrics::new()?,
             inventory: Mutex::default(),
@@ -210,6 +217,11 @@ impl Node {
             spawn("watch", Box::new(move || watch.run()))?,
             spawn("cni-server", Box::new(move || server.run()))?,
         ];
+        let balanced = Arc::clone(&core);
+        threads.push(spawn(
+            "balancer",
+            Box::new(move || balancer::run(&balanced)),
+        )?);
         if let Some(source) = source {
             let core = Arc::clone(&core);
             let follow = move || source.run(core.stop.as_fd(), &*core);

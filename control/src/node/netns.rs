@@ -154,14 +154,16 @@ impl Sysfs {
         u32::try_from(queues).ok().filter(|queues| *queues > 0)
     }
 
+    /// Opens a file below its root. It leads to the same place from any
+    /// namespace, and to nothing once what it is of is gone.
+    pub fn open_file(&self, path: &str) -> io::Result<OwnedFd> {
+        let flags = OFlags::RDWR | OFlags::CLOEXEC;
+        Ok(rustix::fs::openat(&self.0, path, flags, Mode::empty())?)
+    }
+
     /// Writes a file below its root.
     pub fn write(&self, path: &str, value: &str) -> io::Result<()> {
-        let file = rustix::fs::openat(
-            &self.0,
-            path,
-            OFlags::WRONLY | OFlags::CLOEXEC,
-            Mode::empty(),
-        )?;
+        let file = self.open_file(path)?;
         rustix::io::write(&file, value.as_bytes())?;
         Ok(())
     }

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use spinlane_api::PENDING_DELETIONS_DIR;
 use spinlane_api::cni::Attachment;
+use spinlane_dataplane::types::PortId;
 
 use super::attach::{AttachError, delete_ours, in_pod, open_netns};
 use super::endpoint::{ALIAS_PREFIX, Endpoint, NAME_PREFIX, State};
@@ -186,10 +187,26 @@ impl Core {
         if endpoint.sends_super_frames() && !port.binding.native {
             self.lead_again(endpoint, link);
         }
+        self.steer_again(endpoint, link, port.id);
         let mut inventory = self.inventory();
         inventory.fix_stations(&self.setup(), &endpoint.attachment, self.now_s());
         inventory.touch();
         Ok(())
+    }
+
+    /// Has a pod's protocol stack work beside the lanes. It works anyway.
+    fn steer_again(&self, endpoint: &Endpoint, link: &Link, port: PortId) {
+        let steered = open_netns(endpoint)
+            .map_err(AttachError::from)
+            .and_then(|netns| self.steer_out(port, &endpoint.attachment.ifname, netns.as_fd()));
+        if let Err(error) = steered {
+            tracing::warn!(
+                interface = link.name,
+                container = endpoint.attachment.container_id,
+                %error,
+                "a pod's protocol stack works on the lane's CPU; make the pod anew"
+            );
+        }
     }
 
     /// Has a pod's TCP take the way that is made for it, where an earlier

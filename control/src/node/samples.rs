@@ -33,6 +33,7 @@ pub(crate) fn setup() -> Setup {
         path_mtu: 1450,
         offloads: true,
         receive_cpus: vec![],
+        spare_cpus: vec![],
         run_dir: "/nowhere".into(),
         state_dir: "/nowhere".into(),
     }

@@ -39,8 +39,10 @@ pub struct Setup {
     pub path_mtu: u32,
     /// Whether pods keep their offloads and get super-frames.
     pub offloads: bool,
-    /// CPUs that take frames in.
+    /// CPUs that take frames in: the spare ones, else the lanes'.
     pub receive_cpus: Vec<usize>,
+    /// CPUs that this process may use and no lane is pinned to.
+    pub spare_cpus: Vec<usize>,
     /// Sockets.
     pub run_dir: PathBuf,
     /// The store.
@@ -61,6 +63,7 @@ impl Setup {
                 stations: Vec::new(),
             });
         }
+        let spare_cpus = steering::spare_cpus(&allowed_cores(), &config.lanes().cores);
         let mut setup = Setup {
             name: config.node().name.clone(),
             addresses: config.node().addresses.clone(),
@@ -73,7 +76,11 @@ impl Setup {
             segments,
             path_mtu: config.path_mtu(),
             offloads: config.lanes().offloads == Offloads::Auto,
-            receive_cpus: steering::receive_cpus(&allowed_cores(), &config.lanes().cores),
+            receive_cpus: match spare_cpus.is_empty() {
+                true => config.lanes().cores.clone(),
+                false => spare_cpus.clone(),
+            },
+            spare_cpus,
             run_dir: run_dir.to_path_buf(),
             state_dir: state_dir.to_path_buf(),
         };

@@ -5,27 +5,22 @@
 //! other. So each receive queue of the host's end is steered to one CPU for
 //! good. That CPU is no lane's where there is a choice: a lane whose CPU also
 //! takes frames in spends its time on those that it then has no time to
-//! forward (one run each: 64-byte frames 0.37 against 0.69 million a second,
-//! one TCP stream 12 against 14 Gbit/s). What the switch transmits to a pod goes
-//! through the pod's protocol stack on the lane's CPU.
+//! forward. What the switch transmits to a pod goes through the pod's protocol
+//! stack on a CPU that is no lane's either, where there is one. Floods of short
+//! packets are an exception ([`balance`]).
+
+pub mod balance;
 
 use std::io;
+use std::os::fd::OwnedFd;
 
 use super::netns::Sysfs;
+use balance::Way;
 
-/// The CPUs that take frames in: those that this process may use and no lane
-/// is pinned to, else the lanes'.
-pub fn receive_cpus(allowed: &[usize], lanes: &[usize]) -> Vec<usize> {
-    let others: Vec<usize> = allowed
-        .iter()
-        .copied()
-        .filter(|cpu| !lanes.contains(cpu))
-        .collect();
-    if others.is_empty() {
-        lanes.to_vec()
-    } else {
-        others
-    }
+/// The CPUs of `allowed` that no lane is pinned to.
+pub fn spare_cpus(allowed: &[usize], lanes: &[usize]) -> Vec<usize> {
+    let spare = allowed.iter().filter(|cpu| !lanes.contains(cpu));
+    spare.copied().collect()
 }
 
 /// Why steering was not set.
@@ -37,29 +32,99 @@ pub struct SteeringError {
     source: io::Error,
 }
 
-/// Steers each receive queue of an interface to one of `cpus`; interfaces
+/// The receive queues of an interface, each with the CPUs that its work is
+/// steered to.
+#[derive(Debug, Default)]
+pub struct Steered(Vec<(OwnedFd, String)>);
+
+/// No CPU: work stays where it comes up.
+const NOWHERE: &str = "0";
+
+impl Steered {
+    /// Steers queue by queue of an interface, as `cpus` says.
+    fn new(
+        sysfs: &Sysfs,
+        interface: &str,
+        cpus: impl Iterator<Item = String>,
+    ) -> Result<Steered, SteeringError> {
+        let mut steered = Steered::default();
+        for (queue, cpus) in (0..).zip(cpus) {
+            let failed = |source| SteeringError {
+                interface: interface.to_owned(),
+                queue,
+                source,
+            };
+            let path = format!("class/net/{interface}/queues/rx-{queue}/rps_cpus");
+            let file = sysfs.open_file(&path).map_err(failed)?;
+            rustix::io::pwrite(&file, cpus.as_bytes(), 0).map_err(|e| failed(e.into()))?;
+            steered.0.push((file, cpus));
+        }
+        Ok(steered)
+    }
+
+    /// Takes steering off, or puts it back. The interface may be gone.
+    fn turn(&self, is_on: bool) -> io::Result<()> {
+        for (file, cpus) in &self.0 {
+            let cpus = if is_on { cpus } else { NOWHERE };
+            rustix::io::pwrite(file, cpus.as_bytes(), 0)?;
+        }
+        Ok(())
+    }
+}
+
+/// Both ends of a port.
+#[derive(Debug, Default)]
+pub struct Ends {
+    way_in: Steered,
+    way_out: Steered,
+}
+
+impl Ends {
+    /// A port whose way in is steered.
+    pub fn new(way_in: Steered) -> Ends {
+        Ends {
+            way_in,
+            way_out: Steered::default(),
+        }
+    }
+
+    /// Its way out, too.
+    pub fn lead_out(&mut self, way_out: Steered) {
+        self.way_out = way_out;
+    }
+
+    /// Takes the steering of one way off, or puts it back.
+    pub fn turn(&self, way: Way, is_on: bool) -> io::Result<()> {
+        match way {
+            Way::In => self.way_in.turn(is_on),
+            Way::Out => self.way_out.turn(is_on),
+        }
+    }
+}
+
+/// Steers each receive queue of a host's end to one of `cpus`; interfaces
 /// begin at different places of the list, so that they share it.
-pub fn apply(
+pub fn steer_in(
     sysfs: &Sysfs,
     interface: &str,
     ifindex: u32,
     queues: u32,
     cpus: &[usize],
-) -> Result<(), SteeringError> {
-    for queue in 0..queues {
-        let Some(&cpu) = cpus.get((ifindex + queue) as usize % cpus.len().max(1)) else {
-            return Ok(());
-        };
-        let path = format!("class/net/{interface}/queues/rx-{queue}/rps_cpus");
-        sysfs
-            .write(&path, &cpu_mask(cpu))
-            .map_err(|source| SteeringError {
-                interface: interface.to_owned(),
-                queue,
-                source,
-            })?;
-    }
-    Ok(())
+) -> Result<Steered, SteeringError> {
+    let one = |queue| cpus.get((ifindex + queue) as usize % cpus.len().max(1));
+    let masks = (0..queues).map_while(|queue| one(queue).map(|&cpu| cpu_mask(&[cpu])));
+    Steered::new(sysfs, interface, masks)
+}
+
+/// Spreads the flows of each receive queue of a pod's end over `cpus`.
+pub fn steer_out(
+    sysfs: &Sysfs,
+    interface: &str,
+    queues: u32,
+    cpus: &[usize],
+) -> Result<Steered, SteeringError> {
+    let queues = if cpus.is_empty() { 0 } else { queues };
+    Steered::new(sysfs, interface, (0..queues).map(|_| cpu_mask(cpus)))
 }
 
 /// Lets every CPU transmit on any queue but the first: generic mode delivers
@@ -97,19 +162,65 @@ fn cpu_mask_up_to(highest: usize) -> String {
     text
 }
 
-/// One CPU as the kernel's hexadecimal mask: groups of 32 bits, highest
-/// first, with commas.
-fn cpu_mask(core: usize) -> String {
-    let mut text = format!("{:x}", 1u32 << (core % 32));
-    for _ in 0..core / 32 {
-        text.push_str(",00000000");
+/// CPUs as the kernel's hexadecimal mask: groups of 32 bits, highest first,
+/// with commas.
+fn cpu_mask(cpus: &[usize]) -> String {
+    let highest = cpus.iter().copied().max().unwrap_or(0);
+    let mut groups = vec![0u32; highest / 32 + 1];
+    for cpu in cpus {
+        groups[cpu / 32] |= 1 << (cpu % 32);
+    }
+    let mut text = String::new();
+    for group in groups.iter().rev() {
+        match text.is_empty() {
+            true => text = format!("{group:x}"),
+            false => text.push_str(&format!(",{group:08x}")),
+        }
     }
     text
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{cpu_mask, cpu_mask_up_to, receive_cpus};
+    use std::process::Command;
+
+    use super::*;
+
+    fn ip(arguments: &str) {
+        let status = Command::new("ip").args(arguments.split(' ')).status();
+        assert!(status.unwrap().success(), "ip {arguments}");
+    }
+
+    #[test]
+    fn the_kernel_is_told_of_each_turn() {
+        if !spinlane_tests::root_or_skip("the_kernel_is_told_of_each_turn") {
+            return;
+        }
+        let test = || {
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNET).unwrap();
+            ip("link add host type veth peer name pod");
+            let sysfs = Sysfs::open().unwrap();
+            let mask = |interface| {
+                let path = format!("class/net/{interface}/queues/rx-0/rps_cpus");
+                let mut text = [0; 4096];
+                let file = sysfs.open_file(&path).unwrap();
+                let len = rustix::io::read(&file, &mut text).unwrap();
+                let text = std::str::from_utf8(&text[..len]).unwrap();
+                text.trim_end().trim_start_matches(['0', ',']).to_owned()
+            };
+            let mut ends = Ends::new(steer_in(&sysfs, "host", 0, 1, &[0]).unwrap());
+            ends.lead_out(steer_out(&sysfs, "pod", 1, &[0]).unwrap());
+            assert_eq!([mask("host"), mask("pod")], ["1", "1"]);
+            ends.turn(Way::In, false).unwrap();
+            assert_eq!([mask("host"), mask("pod")], ["", "1"]);
+            ends.turn(Way::Out, false).unwrap();
+            ends.turn(Way::In, true).unwrap();
+            assert_eq!([mask("host"), mask("pod")], ["1", ""]);
+            ip("link delete host");
+            ends.turn(Way::Out, true).unwrap_err();
+        };
+        std::thread::spawn(test).join().unwrap();
+    }
 
     #[test]
     fn whole_masks_have_no_bit_too_many() {
@@ -119,10 +230,10 @@ mod tests {
     }
 
     #[test]
-    fn lanes_take_frames_in_only_where_nobody_else_can() {
-        assert_eq!(receive_cpus(&[0, 1, 2, 3], &[3]), [0, 1, 2]);
-        assert_eq!(receive_cpus(&[0, 1, 2, 3], &[1, 2]), [0, 3]);
-        assert_eq!(receive_cpus(&[2], &[2]), [2]);
+    fn lanes_cpus_are_not_spare() {
+        assert_eq!(spare_cpus(&[0, 1, 2, 3], &[3]), [0, 1, 2]);
+        assert_eq!(spare_cpus(&[0, 1, 2, 3], &[1, 2]), [0, 3]);
+        assert_eq!(spare_cpus(&[2], &[2]), [0usize; 0]);
     }
 
     #[test]
@@ -134,7 +245,9 @@ mod tests {
             (32, "1,00000000"),
             (69, "20,00000000,00000000"),
         ] {
-            assert_eq!(cpu_mask(core), mask, "core {core}");
+            assert_eq!(cpu_mask(&[core]), mask, "core {core}");
         }
+        assert_eq!(cpu_mask(&[0, 2, 35]), "8,00000005");
+        assert_eq!(cpu_mask(&[]), "0");
     }
 }

@@ -3,6 +3,7 @@
 
 use std::os::fd::BorrowedFd;
 
+use spinlane_dataplane::engine::Traffic;
 use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::Snapshot;
 use spinlane_dataplane::types::PortId;
@@ -72,6 +73,8 @@ pub trait Switch: Send + Sync + 'static {
     /// Ends what an earlier process knew of pods that the snapshot in force
     /// does not have.
     fn settle(&self);
+    /// What ports and lanes have done so far.
+    fn traffic(&self) -> Traffic;
     /// Readable when events wait.
     fn event_fd(&self) -> BorrowedFd<'_>;
     /// Takes the events that wait.

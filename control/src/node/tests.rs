@@ -10,6 +10,7 @@ use std::sync::{Arc, Mutex};
 use spinlane_api::cni::{
     AddRequest, AddResult, Address, CheckRequest, Delegated, Pod, Route, code,
 };
+use spinlane_dataplane::engine::Traffic;
 use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::{Destination, Location, Role, Snapshot};
 use spinlane_dataplane::types::{MacAddr, PortId, SegmentId};
@@ -105,6 +106,10 @@ impl Switch for Recorder {
 
     fn settle(&self) {}
 
+    fn traffic(&self) -> Traffic {
+        Traffic::default()
+    }
+
     fn drain_events(&self, out: &mut Vec<Event>) {
         let _ = rustix::io::read(&self.events, &mut [0u8; 8]);
         let is_to_panic = self.state.lock().unwrap().panic_on_events;
@@ -155,6 +160,7 @@ fn setup(dir: &Path) -> Setup {
             stations: vec![],
         }],
         receive_cpus: vec![0],
+        spare_cpus: vec![0],
         run_dir: dir.join("run"),
         state_dir: dir.join("state"),
         ..samples::setup()

@@ -49,7 +49,7 @@ pub use crate::lane::{CaptureSpec, CapturedPacket, Direction, PollMode};
 pub use capture::Capture;
 pub use connections::ConnectionCount;
 pub use error::{EngineError, PortError};
-pub use stats::{EngineStats, FrameStats, LaneStats, PortStats};
+pub use stats::{EngineStats, FrameStats, LaneStats, PortStats, Traffic};
 
 pub use crate::port::{Attached, HostSide, PortSpec, ProgramError, UplinkSpec, XdpChoice, XdpMode};
 pub use crate::uplink::attachment::release as release_uplink;
@@ -289,19 +289,13 @@ impl Engine {
 
     /// A port's figures; `None` when it is not attached.
     pub fn port_stats(&self, id: PortId) -> Option<PortStats> {
-        let ports = lock(&self.inner.ports);
-        let handle = ports.get(&id)?;
-        let mut sum = PortStats::default();
-        for counters in &handle.counters {
-            sum.rx_packets += counters.rx_packets.get();
-            sum.rx_bytes += counters.rx_bytes.get();
-            sum.tx_packets += counters.tx_packets.get();
-            sum.tx_bytes += counters.tx_bytes.get();
-            sum.drops += counters.drops.get();
-        }
-        let kernel = handle.kernel_drops();
-        sum.drops += kernel.fill_empty + kernel.ring_full;
-        Some(sum)
+        self.inner.port_stats(id)
+    }
+
+    /// What ports and lanes have done so far, for who looks often: no drops of
+    /// the kernel's, which cost a system call each.
+    pub fn traffic(&self) -> Traffic {
+        self.inner.traffic()
     }
 
     /// Why a port that control attached carries nothing at the moment.

@@ -6,7 +6,8 @@ use std::time::Instant;
 use super::{Inner, lock};
 use crate::counters::LaneCounters;
 use crate::drops::DropReason;
-use crate::types::Nanos;
+use crate::port::PortHandle;
+use crate::types::{Nanos, PortId};
 
 /// One lane's figures.
 #[derive(Debug, Clone, PartialEq)]
@@ -77,7 +78,40 @@ pub struct PortStats {
     pub drops: u64,
 }
 
+/// What ports and lanes have done so far.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// Port by port, without what the kernel dropped.
+    pub ports: Vec<(PortId, PortStats)>,
+    /// Nanoseconds that each lane had packets in hand.
+    pub busy_nanos: Vec<u64>,
+}
+
 impl Inner {
+    pub(super) fn port_stats(&self, id: PortId) -> Option<PortStats> {
+        let ports = lock(&self.ports);
+        let handle = ports.get(&id)?;
+        let mut stats = carried(handle);
+        let kernel = handle.kernel_drops();
+        stats.drops += kernel.fill_empty + kernel.ring_full;
+        Some(stats)
+    }
+
+    pub(super) fn traffic(&self) -> Traffic {
+        let ports = lock(&self.ports);
+        Traffic {
+            ports: ports
+                .iter()
+                .map(|(&id, port)| (id, carried(port)))
+                .collect(),
+            busy_nanos: self
+                .lanes
+                .iter()
+                .map(|lane| lane.counters.busy_nanos.get())
+                .collect(),
+        }
+    }
+
     pub(super) fn stats(&self) -> EngineStats {
         let mut drops = [0; DropReason::COUNT];
         let mut free = self.depot.free();
@@ -115,6 +149,19 @@ impl Inner {
             drops,
         }
     }
+}
+
+/// What the lanes counted at a port.
+fn carried(handle: &PortHandle) -> PortStats {
+    let mut sum = PortStats::default();
+    for counters in &handle.counters {
+        sum.rx_packets += counters.rx_packets.get();
+        sum.rx_bytes += counters.rx_bytes.get();
+        sum.tx_packets += counters.tx_packets.get();
+        sum.tx_bytes += counters.tx_bytes.get();
+        sum.drops += counters.drops.get();
+    }
+    sum
 }
 
 fn lane_stats(core: usize, is_running: bool, counters: &LaneCounters, epoch: Instant) -> LaneStats {

@@ -212,7 +212,7 @@ impl Lane {
         let snapshot = self.snapshot.load();
         let frames_short = self.pool.depot_free() < self.frames_low;
         let mut packets = 0;
-        self.streams.look(&mut self.ports);
+        self.streams.look(&mut self.ports, now);
         // What waited for a neighbour goes first, or copies of group frames,
         // then port by port.
         for at in 0..=self.ports.len() {

@@ -1,7 +1,7 @@
 //! Which ports' stream sockets have packets.
 //!
 //! Their packets stand in no ring that the lane could look at, so it asks the
-//! kernel once a round, for all ports at once. `epoll` costs a call back for
+//! kernel, for all ports at once and once a round while packets come. `epoll` costs a call back for
 //! each packet here, too, but these are few and long.
 #![allow(unsafe_code)] // epoll system calls
 
@@ -10,17 +10,22 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
 use crate::lane::ports::LanePorts;
 use crate::stream_socket::{Spares, StreamSocket};
-use crate::types::PortId;
+use crate::types::{Nanos, PortId};
 use crate::umem::FramePool;
 
 /// Ports that are told of at once; the others follow in the next round.
 const MOST_READY: usize = 16;
+
+/// How soon it asks again when there was nothing. Asking in vain would
+/// lengthen a conversation of single packets by more than that in all.
+const PAUSE_NANOS: u64 = 2_000;
 
 /// A lane's stream sockets.
 #[derive(Debug)]
 pub(crate) struct Streams {
     epoll: OwnedFd,
     watched: u32,
+    due: Nanos,
     pub(super) spares: Spares,
 }
 
@@ -36,6 +41,7 @@ impl Streams {
             // has it.
             epoll: unsafe { OwnedFd::from_raw_fd(fd) },
             watched: 0,
+            due: Nanos(0),
             spares: Spares::default(),
         })
     }
@@ -72,8 +78,8 @@ impl Streams {
 
     /// Tells the ports whose sockets have packets.
     #[inline]
-    pub(super) fn look(&self, ports: &mut LanePorts) {
-        if self.watched == 0 {
+    pub(super) fn look(&mut self, ports: &mut LanePorts, now: Nanos) {
+        if self.watched == 0 || now < self.due {
             return;
         }
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; MOST_READY];
@@ -85,6 +91,10 @@ impl Streams {
                 MOST_READY as i32,
                 0,
             )
+        };
+        self.due = match count > 0 {
+            true => now,
+            false => Nanos(now.0 + PAUSE_NANOS),
         };
         for event in events.iter().take(usize::try_from(count).unwrap_or(0)) {
             if let Some(port) = ports.get(PortId(event.u64 as _)) {
