@@ -68,4 +68,4 @@ root:
 bpf:
 	cd dataplane/bpf && for program in port uplink pod; do \
 		clang -O2 -g -Wall -target bpf -ffile-prefix-map="$$PWD"=. -c $$program.bpf.c -o $$program.bpf.o \
-		&& llvm-strip -g $$program.bpf.o && sha256sum $$program.bpf.c | cut -d' ' -f1 > $$program.bpf.sha256 || exit 1; done
+		&& llvm-strip -g $$program.bpf.o && cat *.h $$program.bpf.c | sha256sum | cut -d' ' -f1 > $$program.bpf.sha256 || exit 1; done

@@ -11,47 +11,15 @@
 // A connection is led from its first long packet on, and then whole, so that
 // it keeps its order. One of short packets stays with XDP, whose way is
 // shorter.
-typedef unsigned char __u8;
-typedef unsigned short __u16;
-typedef unsigned int __u32;
-typedef unsigned long long __u64;
+//
+// Rebuild with `make bpf`, as port.bpf.c says.
+#include "headers.h"
 
-// The first fields of the kernel's structure (include/uapi/linux/bpf.h).
-struct __sk_buff {
-	__u32 len;
-	__u32 pkt_type;
-	__u32 mark;
-	__u32 queue_mapping;
-	__u32 protocol;
-	__u32 vlan_present;
-	__u32 vlan_tci;
-	__u32 vlan_proto;
-	__u32 priority;
-	__u32 ingress_ifindex;
-	__u32 ifindex;
-	__u32 tc_index;
-	__u32 cb[5];
-	__u32 hash;
-	__u32 tc_classid;
-	__u32 data;
-	__u32 data_end;
-};
-
-#define SEC(name) __attribute__((section(name), used))
-#define TCX_NEXT -1
-#define PROTOCOL_TCP 6
 // Marks what comes by a second time; taken off then.
 #define LED 0x5b1d
 
 // Bytes of frame from which on a packet is long.
 #define LONG 16384
-#define BPF_MAP_TYPE_LRU_HASH 9
-
-static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
-static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
-static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
-static __u32 (*bpf_get_hash_recalc)(struct __sk_buff *skb) = (void *)34;
-static __u64 (*bpf_get_socket_cookie)(struct __sk_buff *skb) = (void *)46;
 
 // Connections that are led.
 struct {
@@ -61,26 +29,34 @@ struct {
 	__u8 *value;
 } bulk SEC(".maps");
 
+INLINE int is_tcp(struct __sk_buff *skb)
+{
+	void *end = (void *)(__u64)skb->data_end;
+	struct ethernet *ethernet = FIELD(struct ethernet, (void *)(__u64)skb->data, end);
+	struct ipv4 *v4;
+	struct ipv6 *v6;
+
+	if (!ethernet)
+		return 0;
+	switch (ethernet->type) {
+	case ETHERTYPE_IPV4:
+		v4 = FIELD(struct ipv4, ethernet + 1, end);
+		return v4 && v4->protocol == TCP;
+	case ETHERTYPE_IPV6:
+		v6 = FIELD(struct ipv6, ethernet + 1, end);
+		return v6 && v6->next_header == TCP;
+	}
+	return 0;
+}
+
 SEC("classifier")
 int spinlane_lead(struct __sk_buff *skb)
 {
-	const __u8 *data = (const __u8 *)(long)skb->data;
-	const __u8 *end = (const __u8 *)(long)skb->data_end;
-
 	if (skb->tc_index == LED) {
 		skb->tc_index = 0;
 		return TCX_NEXT;
 	}
-	if (data + 34 > end)
-		return TCX_NEXT;
-	__u8 protocol;
-	if (data[12] == 0x08 && data[13] == 0x00)
-		protocol = data[23];
-	else if (data[12] == 0x86 && data[13] == 0xdd)
-		protocol = data[20];
-	else
-		return TCX_NEXT;
-	if (protocol != PROTOCOL_TCP)
+	if (!is_tcp(skb))
 		return TCX_NEXT;
 	// What the pod forwards for others has no socket.
 	__u64 connection = bpf_get_socket_cookie(skb);

@@ -31,60 +31,14 @@
 // it takes, but for the masquerade's: the kernel knows nothing of those
 // connections and would reset them, so they are dropped and sent again.
 //
-// Rebuild with `make bpf`, which also records this file's hash beside the
-// object; a test compares the two.
-typedef unsigned char __u8;
-typedef unsigned short __u16;
-typedef unsigned int __u32;
-typedef unsigned long long __u64;
-
-struct xdp_md {
-	__u32 data;
-	__u32 data_end;
-	__u32 data_meta;
-	__u32 ingress_ifindex;
-	__u32 rx_queue_index;
-	__u32 egress_ifindex;
-};
-
-// The beginning of the kernel's, which is never shortened.
-struct __sk_buff {
-	__u32 len;
-	__u32 pkt_type;
-	__u32 mark;
-	__u32 queue_mapping;
-	__u32 protocol;
-	__u32 vlan_present;
-};
-
-#define SEC(name) __attribute__((section(name), used))
-#define INLINE static __attribute__((always_inline)) inline
-#define BPF_MAP_TYPE_HASH 1
-#define BPF_MAP_TYPE_ARRAY 2
-#define BPF_MAP_TYPE_PERCPU_ARRAY 6
-#define BPF_MAP_TYPE_LRU_HASH 9
-#define BPF_MAP_TYPE_LPM_TRIE 11
-#define BPF_MAP_TYPE_XSKMAP 17
-#define BPF_F_NO_PREALLOC 1
-#define BPF_F_MMAPABLE 1024
-#define XDP_DROP 1
-#define XDP_PASS 2
-#define BPF_F_INGRESS 1
-#define TCX_NEXT -1
-#define TCX_DROP 2
+// Rebuild with `make bpf`, which also records a hash of this file and of the
+// headers beside the object; a test compares the two.
+#include "headers.h"
+#include "sockets.h"
 
 // On frames that the switch hands to the node; see `HOST_MARK` of the packet
 // socket for group frames.
 #define HOST_MARK 0x53504c32
-
-static void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
-static long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
-static long (*bpf_clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __u64 flags) = (void *)13;
-static long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
-static long (*bpf_skb_load_bytes)(const struct __sk_buff *skb, __u32 offset, void *to, __u32 len) = (void *)26;
-static long (*bpf_redirect_map)(void *map, __u64 key, __u64 flags) = (void *)51;
-
-#define swap16(x) __builtin_bswap16(x)
 
 #define VXLAN 1
 #define ROUTED 2
@@ -108,10 +62,6 @@ struct config {
 	__u16 ports_low;
 	__u16 ports_high;
 	__u8 mac[6];
-};
-
-struct address {
-	__u32 words[4];
 };
 
 struct piece {
@@ -139,14 +89,6 @@ struct station {
 struct identifiers {
 	__u8 given[ECHO_IDENTIFIERS];
 };
-
-// As many sockets as the uplink can have queues.
-struct {
-	int (*type)[BPF_MAP_TYPE_XSKMAP];
-	int (*max_entries)[64];
-	__u32 *key;
-	__u32 *value;
-} sockets SEC(".maps");
 
 struct {
 	int (*type)[BPF_MAP_TYPE_ARRAY];
@@ -225,59 +167,6 @@ struct {
 	__u32 *key;
 	__u64 *value;
 } fragments SEC(".maps");
-
-struct ethernet {
-	__u8 destination[6];
-	__u8 source[6];
-	__u16 type;
-} __attribute__((packed));
-
-struct ipv4 {
-	__u8 version_ihl;
-	__u8 tos;
-	__u16 total_length;
-	__u16 identification;
-	__u16 flags_fragment;
-	__u8 ttl;
-	__u8 protocol;
-	__u16 checksum;
-	__u32 source;
-	__u32 destination;
-} __attribute__((packed));
-
-struct ipv6 {
-	__u32 version_class_flow;
-	__u16 payload_length;
-	__u8 next_header;
-	__u8 hop_limit;
-	struct address source;
-	struct address destination;
-} __attribute__((packed));
-
-struct fragment_v6 {
-	__u8 next_header;
-	__u8 reserved;
-	__u16 offset_more;
-	__u32 identification;
-} __attribute__((packed));
-
-// The first 8 bytes of TCP, UDP and ICMP alike.
-struct transport {
-	__u16 first;
-	__u16 second;
-	__u16 third;
-	__u16 fourth;
-} __attribute__((packed));
-
-#define ETHERTYPE_IPV4 0x0008
-#define ETHERTYPE_IPV6 0xdd86
-#define ICMP 1
-#define TCP 6
-#define UDP 17
-#define ICMPV6 58
-#define FRAGMENT 44
-
-#define FIELD(struct_type, at, end) ((void *)((struct_type *)(at) + 1) <= (end) ? (struct_type *)(at) : (struct_type *)0)
 
 INLINE struct address mapped(__u32 v4)
 {

@@ -471,18 +471,28 @@ mod tests {
                 include_str!("../bpf/uplink.bpf.sha256"),
             ),
         ];
+        // In the order in which `make bpf` puts them together.
+        let headers = [
+            include_str!("../bpf/headers.h"),
+            include_str!("../bpf/kernel.h"),
+            include_str!("../bpf/sockets.h"),
+        ]
+        .concat();
         for (name, source, recorded) in programs {
             let mut sha256sum = Command::new("sha256sum")
                 .stdin(Stdio::piped())
                 .stdout(Stdio::piped())
                 .spawn()
                 .expect("sha256sum (coreutils) is installed");
-            sha256sum.stdin.take().unwrap().write_all(source).unwrap();
+            let sources = [headers.as_bytes(), source].concat();
+            let mut stdin = sha256sum.stdin.take().unwrap();
+            stdin.write_all(&sources).unwrap();
+            drop(stdin);
             let output = sha256sum.wait_with_output().unwrap().stdout;
             assert_eq!(
                 String::from_utf8_lossy(&output).split_whitespace().next(),
                 Some(recorded.trim()),
-                "bpf/{name}.bpf.c changed: rebuild the object with `make bpf`"
+                "bpf/{name}.bpf.c or a header changed: rebuild the object with `make bpf`"
             );
         }
     }
