@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use zerocopy::FromBytes;
 
 use super::classify::Ingress;
-use super::{Lane, Round, uplink};
+use super::{Lane, Round, narrow, uplink};
 use crate::drops::DropReason;
 use crate::event::Event;
 use crate::frame::{Awaited, Batch, Verdict};
@@ -108,6 +108,9 @@ pub(super) fn switch(
             }
         }
     };
+    if !actions.leaves_node() {
+        narrow::overhear(round, batch, index, (from, actions.mtu));
+    }
     let verdict = send(round, batch, index, &frame, &actions);
     match actions.leaves_node() {
         true => uplink::leave(round, batch, index, (verdict, &actions, frame.hash)),
@@ -237,8 +240,12 @@ fn send(
         true => tunnel::partial_checksum(bytes, len, ethertype, payload),
         false => None,
     };
-    let is_oversize = len - payload > usize::from(actions.mtu);
     let is_super_frame = partial.is_some_and(|p| p.is_own_tcp);
+    let limit = match is_super_frame && !actions.has(Actions::SUPER_FRAMES) {
+        true => narrow::between(round, bytes).unwrap_or(u16::MAX),
+        false => u16::MAX,
+    };
+    let is_oversize = len - payload > usize::from(actions.mtu.min(limit));
     if is_oversize && !is_super_frame {
         return Verdict::Drop(DropReason::Oversize);
     }
@@ -258,7 +265,7 @@ fn send(
     match is_oversize && !actions.has(Actions::SUPER_FRAMES) {
         true => Verdict::Segment {
             out,
-            mtu: u32::from(actions.segment_mtu),
+            mtu: u32::from(actions.segment_mtu.min(limit)),
         },
         false => Verdict::Forward { out, checksum },
     }

@@ -8,6 +8,10 @@
 //! anew obey it. A SYN that leaves the node installs no flow, so that the next
 //! packet asks again and hears what the answer said. An ICMP error has all
 //! flows ask again, at most once in [`EPOCH_MS`].
+//!
+//! Flows of a segment know stations, not addresses: there the same things are
+//! overheard in frames that pass ([`overhear`]), and each super-frame that has
+//! to be cut asks for itself ([`between`]).
 
 use std::net::IpAddr;
 
@@ -15,15 +19,16 @@ use zerocopy::FromBytes;
 
 use super::classify::{Ingress, RoutedKey};
 use super::masquerade::tcp_flags;
-use super::parse::{Headers, Part};
-use super::{Lane, Round};
+use super::parse::{Headers, Kind, L3, Parsed, Part};
+use super::{Lane, Round, parse};
 use crate::frame::Batch;
 use crate::snapshot::Role;
 use crate::tables::flow::Actions;
+use crate::wire::ethernet::{self, EtherType};
 use crate::wire::icmpv4::{self, Icmpv4Header};
 use crate::wire::icmpv6::{self, Icmpv6Header};
 use crate::wire::ipv4::Ipv4Header;
-use crate::wire::ipv6::Ipv6Header;
+use crate::wire::ipv6::{self, Ipv6Header};
 use crate::wire::protocol;
 use crate::wire::tcp::flags;
 
@@ -112,6 +117,98 @@ fn is_from_beyond<K: RoutedKey>(round: &Round<'_>, key: &K) -> bool {
         Some(Ingress::Overlay(_)) => true,
         None => false,
     }
+}
+
+/// Learns from a frame of a segment to a station of this node, of which `path`
+/// bytes may be an IP packet.
+#[inline]
+pub(super) fn overhear(
+    round: &Round<'_>,
+    batch: &Batch,
+    index: usize,
+    (from, path): (Ingress<'_>, u16),
+) {
+    let bytes = round.umem.bytes(batch.head(index));
+    if !says_something(bytes) {
+        return;
+    }
+    let packet = &batch.packets()[index];
+    let Some(port) = round.snapshot.port(packet.in_port) else {
+        return;
+    };
+    let is_from_pod =
+        matches!(from, Ingress::Port(port) if matches!(port.role, Role::SegmentPod(_)));
+    let Parsed { kind, headers, .. } = parse::within(bytes, packet.len as usize, port);
+    match kind {
+        Kind::V4(key) => heard(round, bytes, (&headers, &key), (is_from_pod, path)),
+        Kind::V6(key) => heard(round, bytes, (&headers, &key), (is_from_pod, path)),
+        Kind::Bad(_) | Kind::Arp | Kind::Segment(..) => {}
+    }
+}
+
+/// Whether a frame looks like a SYN, or like an ICMP error about a packet that
+/// was too long.
+#[inline]
+fn says_something(bytes: &[u8]) -> bool {
+    let at = |index: usize| bytes.get(index).copied().unwrap_or_default();
+    let (protocol, transport) = match ethernet::payload(bytes) {
+        Some((EtherType::IPV4, L3)) => (at(L3 + 9), L3 + usize::from(at(L3) & 15) * 4),
+        Some((EtherType::IPV6, L3)) => (at(L3 + 6), L3 + ipv6::HEADER_LEN),
+        _ => return false,
+    };
+    match protocol {
+        protocol::TCP => at(transport + 13) & flags::SYN != 0,
+        protocol::ICMP => {
+            let needed = icmpv4::unreachable::FRAGMENTATION_NEEDED;
+            (at(transport), at(transport + 1)) == (icmpv4::kind::UNREACHABLE, needed)
+        }
+        protocol::ICMPV6 => at(transport) == icmpv6::kind::PACKET_TOO_BIG,
+        _ => false,
+    }
+}
+
+#[cold]
+fn heard<K: RoutedKey>(
+    round: &Round<'_>,
+    bytes: &[u8],
+    (headers, key): (&Headers, &K),
+    (is_from_pod, path): (bool, u16),
+) {
+    let (paths, now_ms) = (round.connections.paths(), round.millis());
+    if headers.part != Part::Whole {
+        return;
+    }
+    if headers.protocol == protocol::TCP {
+        // A pod's own port says how long its packets may be.
+        if !is_from_pod {
+            let longest = accepted::<K>(bytes, headers).filter(|mtu| *mtu < path);
+            paths.accept(key.destination(), key.source(), longest, now_ms);
+        }
+        return;
+    }
+    let mtu = passes::<K>(bytes, headers).filter(|mtu| *mtu < path);
+    if let (Some(mtu), Some((_, quoted))) = (mtu, too_big::<K>(bytes, headers))
+        && quoted.source == key.destination()
+    {
+        paths.narrow(quoted.source, quoted.destination, mtu, now_ms);
+    }
+}
+
+/// The longest packet between the two whom a frame of a segment names.
+pub(super) fn between(round: &Round<'_>, bytes: &[u8]) -> Option<u16> {
+    let (source, destination): (IpAddr, IpAddr) = match ethernet::payload(bytes)? {
+        (EtherType::IPV4, at) => {
+            let (header, _) = Ipv4Header::ref_from_prefix(bytes.get(at..)?).ok()?;
+            (header.source().into(), header.destination().into())
+        }
+        (EtherType::IPV6, at) => {
+            let (header, _) = Ipv6Header::ref_from_prefix(bytes.get(at..)?).ok()?;
+            (header.source().into(), header.destination().into())
+        }
+        _ => return None,
+    };
+    let paths = round.connections.paths();
+    paths.limit(source, destination, round.millis())
 }
 
 /// Least MTU that is believed: what every link carries (RFC 8200, section 5),

@@ -176,6 +176,25 @@ pub(super) fn inside(
     }
 }
 
+/// The IP packet in a frame of a segment of `len` bytes, whoever it is for;
+/// [`Kind::Bad`] where there is none behind the Ethernet header.
+pub(super) fn within(bytes: &[u8], len: usize, port: &PortEntry) -> Parsed {
+    let mut parsed = Parsed::NONE;
+    let seen = Seen {
+        bytes,
+        len,
+        port,
+        may_be_partial: false,
+        in_port: port.id.0,
+    };
+    let found = match ethernet::payload(bytes) {
+        Some((EtherType::IPV4, L3)) => seen.v4(false, &mut parsed),
+        Some((EtherType::IPV6, L3)) => seen.v6(false, &mut parsed),
+        _ => Ok(()),
+    };
+    found.map_or_else(Parsed::bad, |()| parsed)
+}
+
 /// Parses a packet of the uplink, out of the overlay when it came through
 /// that; gives its length.
 #[inline(never)]
