@@ -5,8 +5,8 @@ use ipnet::IpNet;
 
 use super::{Item, State, item};
 use crate::config::{Config, Mode};
-use crate::node::link::KernelRoute;
 use crate::node::netlink::Link;
+use crate::node::routes::KernelRoute;
 
 /// Bytes of an Ethernet address.
 const ETHERNET: usize = 6;

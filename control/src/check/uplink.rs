@@ -13,9 +13,9 @@ use super::{Item, State, item, shared};
 use crate::config::{Config, Mode, Mtu, SMALLEST_MTU, Uplink};
 use crate::node::device::{Rings, XdpFeatures, rings, xdp_features};
 use crate::node::kernel::Kernel;
-use crate::node::link::KernelRoute;
 use crate::node::netlink::{Link, Netlink, NetlinkError};
 use crate::node::netns::{self, Sysfs};
+use crate::node::routes::KernelRoute;
 use crate::node::uplink::wanted_uplink;
 
 /// Fewer receive descriptors than this lose bursts.

@@ -11,8 +11,8 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 use spinlane_dataplane::types::is_routable;
 
-use crate::node::link;
 use crate::node::netlink::{Netlink, NetlinkError};
+use crate::node::routes;
 
 /// The machine as validation sees it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -82,7 +82,7 @@ fn read_interfaces() -> Result<Vec<Interface>, NetlinkError> {
     let mut netlink = Netlink::open()?;
     let links = netlink.links()?;
     let addresses = netlink.addresses()?;
-    let routes = link::routes(&mut netlink)?;
+    let routes = routes::list(&mut netlink)?;
     let ways_out: Vec<_> = routes
         .iter()
         .filter(|route| route.to.prefix_len() == 0)

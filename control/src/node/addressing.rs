@@ -15,8 +15,8 @@ use spinlane_dataplane::types::is_routable;
 use super::attach::AttachError;
 use super::endpoint::PodRoute;
 use super::ipam::{Ipam, Lease, ScopeName};
-use super::link::host_prefix_len;
 use super::plan::GATEWAY_LINK_LOCAL;
+use super::routes::host_prefix_len;
 use super::setup::Setup;
 use super::shared::OnLink;
 

@@ -1,9 +1,9 @@
-//! ADD, DEL, GC and STATUS.
+//! ADD, and STATUS, which says whether it could be served.
 //!
-//! ADD reads top to bottom and undoes itself when a step fails or panics; DEL
-//! tolerates that everything is gone already. A kill between two steps leaves
-//! a record that says how far it came, or an interface whose alias says whose
-//! it is; [`super::reconcile`] repairs both.
+//! ADD reads top to bottom and undoes itself when a step fails or panics, by
+//! what DEL does ([`super::detach`]). A kill between two steps leaves a record
+//! that says how far it came, or an interface whose alias says whose it is;
+//! [`super::reconcile`] repairs both.
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
@@ -11,7 +11,6 @@ use std::os::fd::{AsFd, BorrowedFd};
 use ipnet::IpNet;
 use spinlane_api::cni::{AddRequest, AddResult, Attachment, Interface, Route};
 use spinlane_dataplane::frame::LONGEST_SUPER_FRAME;
-use spinlane_dataplane::snapshot::Location;
 use spinlane_dataplane::types::MacAddr;
 
 use super::addressing::{choose_addresses, give_back, pod_routes};
@@ -20,7 +19,7 @@ pub use super::error::AttachError;
 use super::inventory::{BoundPort, Inventory, Live};
 use super::ipam::{IpamError, ScopeName};
 use super::link::{self, LinkError, SUPER_FRAME_MTU, Veth};
-use super::netlink::{Netlink, delete_link};
+use super::netlink::Netlink;
 use super::netns::{self, NetnsError};
 use super::setup::pod_mac;
 use super::shared::OnLink;
@@ -407,105 +406,6 @@ impl Core {
         }
     }
 
-    /// DEL.
-    pub(crate) fn delete(&self, attachment: &Attachment) -> Result<(), AttachError> {
-        let _held = self.locks.lock(attachment);
-        self.dismantle(attachment)
-    }
-
-    /// Takes an attachment apart, whatever is left of it. The caller holds
-    /// its lock.
-    pub(crate) fn dismantle(&self, attachment: &Attachment) -> Result<(), AttachError> {
-        let name = host_ifname(attachment);
-        let live = {
-            let mut inventory = self.inventory();
-            if let Some(live) = inventory.endpoints.get_mut(attachment) {
-                live.endpoint.state = State::Deleting;
-            }
-            inventory.endpoints.get(attachment).cloned()
-        };
-        let Some(live) = live else {
-            return delete_ours(&name);
-        };
-        let endpoint = live.endpoint;
-        self.store
-            .write(vec![Change::Put(Box::new(endpoint.clone()))])?;
-        self.unbind(attachment);
-        delete_ours(&name)?;
-        let mut changes = vec![Change::Remove(attachment.clone())];
-        if !endpoint.delegated {
-            changes.extend(endpoint.ips().map(|address| Change::Released {
-                scope: endpoint.segment.clone(),
-                address,
-                at_s: unix_s(),
-            }));
-        }
-        self.store.write(changes)?;
-        let mut inventory = self.inventory();
-        inventory.endpoints.remove(attachment);
-        for address in endpoint.ips() {
-            inventory.ipam.release(&endpoint.segment, address, unix_s());
-        }
-        drop(inventory);
-        self.route_stranger(&endpoint);
-        Ok(())
-    }
-
-    /// Lets go of an endpoint's port, if it has one.
-    pub(crate) fn unbind(&self, attachment: &Attachment) {
-        let port = {
-            let mut inventory = self.inventory();
-            let port = inventory
-                .endpoints
-                .get_mut(attachment)
-                .and_then(|live| live.port.take());
-            if let Some(port) = port {
-                inventory.fdb.remove(Location::Port(port.id));
-                inventory.touch();
-            }
-            port
-        };
-        let Some(port) = port else { return };
-        // No new packet is sent there before its frames are called home.
-        self.publish();
-        if let Err(error) = self.switch.detach(port.id) {
-            tracing::warn!(container = attachment.container_id, %error, "cannot detach a pod's port");
-        }
-        self.steered().remove(&port.id);
-        self.inventory().ids.give_back(port.id);
-    }
-
-    /// GC: removes what one network has and `keep` does not name.
-    pub(crate) fn collect(&self, network: &str, keep: &[Attachment]) -> Result<(), AttachError> {
-        let stale: Vec<Attachment> = self
-            .inventory()
-            .endpoints
-            .keys()
-            .filter(|a| {
-                let named = |k: &Attachment| {
-                    // Runtimes name attachments by container and interface;
-                    // the network is that of the request.
-                    k.container_id == a.container_id && k.ifname == a.ifname
-                };
-                a.network == network && !keep.iter().any(named)
-            })
-            .cloned()
-            .collect();
-        let mut failed = None;
-        for attachment in &stale {
-            tracing::info!(
-                container = attachment.container_id,
-                interface = attachment.ifname,
-                network,
-                "removing an attachment that the runtime no longer knows"
-            );
-            if let Err(error) = self.delete(attachment) {
-                failed = failed.or(Some(error));
-            }
-        }
-        failed.map_or(Ok(()), Err)
-    }
-
     /// STATUS: could ADD be served?
     pub(crate) fn status(
         &self,
@@ -562,12 +462,6 @@ fn without_offloads(endpoint: &mut Endpoint) {
     endpoint.offloads = false;
     endpoint.super_frames = false;
     endpoint.device_mtu = endpoint.mtu;
-}
-
-/// Deletes an interface of ours; fine when there is none.
-pub(crate) fn delete_ours(name: &str) -> Result<(), AttachError> {
-    Netlink::open()?.request(delete_link(name).tolerate(&[libc::ENODEV]))?;
-    Ok(())
 }
 
 fn validate(attachment: &Attachment) -> Result<(), AttachError> {

@@ -7,8 +7,9 @@ use spinlane_dataplane::types::MacAddr;
 
 use super::attach::AttachError;
 use super::endpoint::{Endpoint, State};
-use super::link::{self, KernelRoute};
+use super::link;
 use super::netlink::Netlink;
+use super::routes::{self, KernelRoute};
 use super::{Core, netns, offload};
 
 impl Core {
@@ -107,7 +108,7 @@ fn check_pod(endpoint: &Endpoint) -> Result<(), AttachError> {
             return differs(format!("address {ip} is missing on {name}"));
         }
     }
-    check_routes(endpoint, found.index, &link::routes(&mut netlink)?)?;
+    check_routes(endpoint, found.index, &routes::list(&mut netlink)?)?;
     for (key, value) in link::settings(endpoint)
         .into_iter()
         .chain(link::ipv6_mtu(endpoint))

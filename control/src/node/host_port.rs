@@ -21,9 +21,10 @@ use super::Core;
 use super::attach::AttachError;
 use super::endpoint::ALIAS_PREFIX;
 use super::inventory::BoundHost;
-use super::link::{self, LinkError, Veth, host_prefix_len};
+use super::link::{self, LinkError, Veth};
 use super::netlink::{Netlink, NetlinkError, delete_link};
 use super::netns::{self, NetnsError};
+use super::routes::{self, host_prefix_len};
 use super::setup::hashed_mac;
 
 /// The host's side: routes and addresses.
@@ -189,10 +190,10 @@ impl Core {
         let len = |address: &IpAddr| (*address, host_prefix_len(*address));
         let mut batch = Vec::new();
         for (address, len) in wanted.difference(&ours).map(len) {
-            batch.push(link::add_address(HOST_SIDE, ifindex, address, len));
+            batch.push(routes::add_address(HOST_SIDE, ifindex, address, len));
         }
         for (address, len) in ours.difference(&wanted).map(len) {
-            batch.push(link::delete_address(HOST_SIDE, ifindex, address, len));
+            batch.push(routes::delete_address(HOST_SIDE, ifindex, address, len));
         }
         netlink.batch(batch)?;
         self.sync_host_routes()?;

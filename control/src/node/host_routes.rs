@@ -13,9 +13,9 @@ use netlink_packet_route::neighbour::NeighbourState;
 use super::endpoint::{Endpoint, PodRoute};
 use super::host_port::HOST_SIDE;
 use super::kernel::neighbour_request;
-use super::link::{self, KernelRoute};
 use super::netlink::{Netlink, NetlinkError, Request};
 use super::plan::GATEWAY_LINK_LOCAL;
+use super::routes::{self, KernelRoute};
 use super::{Core, ipam};
 use crate::config::Mode;
 
@@ -47,13 +47,13 @@ impl Core {
         let ipv6 = super::netns::has_ipv6(HOST_SIDE);
         let wanted = self.host_routes(host.ifindex, ipv6);
         let mut netlink = Netlink::open()?;
-        let mut held = link::routes(&mut netlink)?;
+        let mut held = routes::list(&mut netlink)?;
         held.retain(|route| route.is_ours || route.oif == Some(host.ifindex));
         let mut batch: Vec<Request> = held
             .iter()
             .filter(|held| held.is_ours)
             .filter(|held| !wanted.iter().any(|wanted| wanted.route.to == held.to))
-            .map(|stale| link::delete_route(stale).tolerate(&[libc::ESRCH]))
+            .map(|stale| routes::delete_route(stale).tolerate(&[libc::ESRCH]))
             .collect();
         for wanted in &wanted {
             if held.iter().any(|held| wanted.is(held) && held.is_ours) {
@@ -62,7 +62,7 @@ impl Core {
             let to = wanted.route.to;
             // IPv6 knows several routes to one prefix: the old one goes first.
             let old = held.iter().filter(|held| held.to == to);
-            batch.extend(old.map(|old| link::delete_route(old).tolerate(&[libc::ESRCH])));
+            batch.extend(old.map(|old| routes::delete_route(old).tolerate(&[libc::ESRCH])));
             if wanted.oif == host.ifindex {
                 batch.extend(wanted.route.via.map(|via| {
                     let (at, mac) = ((wanted.oif, via), self.setup().gateway_mac());
@@ -70,7 +70,7 @@ impl Core {
                     neighbour_request("set the neighbour", at, state, Some(mac))
                 }));
             }
-            batch.push(link::add_host_route(
+            batch.push(routes::add_host_route(
                 wanted.oif,
                 &wanted.route,
                 wanted.source,
@@ -165,9 +165,9 @@ impl Core {
 
 /// Removes every route that carries our protocol number.
 pub fn remove_all(netlink: &mut Netlink) -> Result<usize, NetlinkError> {
-    let mut ours = link::routes(netlink)?;
+    let mut ours = routes::list(netlink)?;
     ours.retain(|route| route.is_ours);
-    let requests = ours.iter().map(link::delete_route);
+    let requests = ours.iter().map(routes::delete_route);
     let requests = requests.map(|r| r.tolerate(&[libc::ESRCH, libc::ENODEV]));
     netlink.batch(requests.collect())?;
     Ok(ours.len())

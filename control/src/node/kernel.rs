@@ -13,8 +13,8 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use spinlane_dataplane::types::MacAddr;
 
 use super::endpoint::fnv1a;
-use super::link::{self, KernelRoute};
 use super::netlink::{Link, Netlink, NetlinkError, Request};
+use super::routes::{self, KernelRoute};
 
 /// A neighbour that the kernel has resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub struct Way {
 impl Kernel {
     /// Reads everything.
     pub fn read(netlink: &mut Netlink) -> Result<Kernel, NetlinkError> {
-        let mut routes = link::routes(netlink)?;
+        let mut routes = routes::list(netlink)?;
         // They follow from the rest.
         routes.retain(|route| !route.is_ours);
         Ok(Kernel {

@@ -14,18 +14,11 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
-use netlink_packet_route::address::{
-    AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressScope,
-};
+use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute,
     LinkFlags, LinkInfo, LinkMessage,
 };
-use netlink_packet_route::route::{
-    RouteAttribute, RouteFlags, RouteHeader, RouteMessage, RouteMetric, RouteNextHop,
-    RouteNextHopFlags, RouteProtocol, RouteScope, RouteType, RouteVia,
-};
-use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use spinlane_dataplane::frame::LONGEST_SUPER_FRAME;
 use spinlane_dataplane::types::MacAddr;
 
@@ -33,6 +26,7 @@ use super::endpoint::{Endpoint, PodRoute};
 use super::netlink::{Netlink, NetlinkError, Request, get_link};
 use super::netns::{self, NetnsError, Sysfs};
 use super::offload::{self, OffloadError};
+use super::routes;
 use super::steering::{self, SteeringError};
 
 /// Longest MTU of a veth that a frame of 64 KiB passes.
@@ -228,7 +222,10 @@ pub fn configure_pod(endpoint: &Endpoint, queues: u32) -> Result<Vec<PodRoute>, 
     use_pod_queues(name, link.rx_queues, queues)?;
     // What another interface of the pod reaches already stays there: the
     // first network has the default route and the gateway.
-    let taken: HashSet<IpNet> = routes(&mut netlink)?.into_iter().map(|r| r.to).collect();
+    let taken: HashSet<IpNet> = routes::list(&mut netlink)?
+        .into_iter()
+        .map(|r| r.to)
+        .collect();
     let routes: Vec<PodRoute> = endpoint
         .routes
         .iter()
@@ -242,10 +239,10 @@ pub fn configure_pod(endpoint: &Endpoint, queues: u32) -> Result<Vec<PodRoute>, 
     batch.push(set_up(name, link.index));
     for address in &endpoint.addresses {
         let (ip, len) = (address.address, kernel_prefix_len(endpoint, address));
-        batch.push(add_address(name, link.index, ip, len));
+        batch.push(routes::add_address(name, link.index, ip, len));
     }
     for route in &routes {
-        batch.push(add_route(
+        batch.push(routes::add_route(
             name,
             link.index,
             route,
@@ -308,13 +305,14 @@ pub fn set_pod_mtu(endpoint: &Endpoint) -> Result<(), LinkError> {
     if link.mtu != endpoint.device_mtu {
         netlink.request(set_mtu(name, link.index, endpoint.device_mtu))?;
     }
-    let held = routes(&mut netlink)?;
+    let held = routes::list(&mut netlink)?;
     let is_held = |route: &&PodRoute| {
         let mut held = held.iter();
         held.any(|h| h.to == route.to && h.oif == Some(link.index) && h.via == route.via)
     };
     let kept = endpoint.routes.iter().filter(is_held);
-    let again = kept.map(|route| add_route(name, link.index, route, source_of(endpoint, route)));
+    let again =
+        kept.map(|route| routes::add_route(name, link.index, route, source_of(endpoint, route)));
     netlink.batch(again.collect())?;
     if let Some((key, value)) = ipv6_mtu(endpoint) {
         netns::set(&key, &value)?;
@@ -324,7 +322,9 @@ pub fn set_pod_mtu(endpoint: &Endpoint) -> Result<(), LinkError> {
 
 /// The address that packets by a route leave with; IPv6 chooses by itself.
 fn source_of(endpoint: &Endpoint, route: &PodRoute) -> Option<IpAddr> {
-    endpoint.ips().find(|ip| ip.is_ipv4() && !is_v6(&route.to))
+    endpoint
+        .ips()
+        .find(|ip| ip.is_ipv4() && matches!(route.to, IpNet::V4(_)))
 }
 
 /// Waits until every protocol has heard that the interface is up: only then
@@ -351,20 +351,8 @@ pub fn wait_operational(netlink: &mut Netlink, name: &str) -> Result<(), LinkErr
 fn kernel_prefix_len(endpoint: &Endpoint, address: &spinlane_api::cni::Address) -> u8 {
     match endpoint.segment {
         Some(_) => address.prefix_len,
-        None => host_prefix_len(address.address),
+        None => routes::host_prefix_len(address.address),
     }
-}
-
-/// 32 or 128.
-pub const fn host_prefix_len(address: IpAddr) -> u8 {
-    match address {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    }
-}
-
-fn is_v6(net: &IpNet) -> bool {
-    matches!(net, IpNet::V6(_))
 }
 
 /// The pod's settings that stand before the interface goes up, below
@@ -405,246 +393,4 @@ pub fn set_offloads(name: &str, keep: bool) -> Result<(), OffloadError> {
     ]
     .concat();
     offload::set(name, &[], &off)
-}
-
-/// Marks the host's routes to pods (`ip route show proto 158`).
-const PROTOCOL: RouteProtocol = RouteProtocol::Other(158);
-
-/// Whether a route is one of the host's to pods.
-pub fn is_ours(route: &RouteMessage) -> bool {
-    route.header.protocol == PROTOCOL
-}
-
-/// A route that the kernel holds in its main table.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct KernelRoute {
-    /// Destination.
-    pub to: IpNet,
-    /// Next hop.
-    pub via: Option<IpAddr>,
-    /// Outgoing interface.
-    pub oif: Option<u32>,
-    /// Path MTU.
-    pub mtu: Option<u32>,
-    /// The address that packets leave with.
-    pub source: Option<IpAddr>,
-    /// The lower the better, among routes to the same destination.
-    pub priority: u32,
-    /// Every next hop that works, when there are several: gateway and
-    /// interface.
-    pub hops: Vec<(Option<IpAddr>, u32)>,
-    /// Made by [`add_host_route`].
-    pub is_ours: bool,
-}
-
-impl KernelRoute {
-    /// Whether it leads to a network that the interface is in: its stations are
-    /// neighbours there.
-    pub fn is_network_of(&self, ifindex: u32) -> bool {
-        let is_link_local = matches!(self.to, IpNet::V6(net) if net.addr().is_unicast_link_local());
-        self.oif == Some(ifindex)
-            && self.via.is_none()
-            && !self.is_ours
-            && !is_link_local
-            && (1..host_prefix_len(self.to.addr())).contains(&self.to.prefix_len())
-    }
-}
-
-/// Unicast routes of the main table, both families.
-pub fn routes(netlink: &mut Netlink) -> Result<Vec<KernelRoute>, NetlinkError> {
-    let mut found = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut request = RouteMessage::default();
-        request.header.address_family = family;
-        let answers = netlink.dump("list the routes", RouteNetlinkMessage::GetRoute(request))?;
-        found.extend(answers.iter().filter_map(kernel_route));
-    }
-    Ok(found)
-}
-
-fn kernel_route(message: &RouteNetlinkMessage) -> Option<KernelRoute> {
-    let RouteNetlinkMessage::NewRoute(message) = message else {
-        return None;
-    };
-    let header = &message.header;
-    if header.kind != RouteType::Unicast || header.table != RouteHeader::RT_TABLE_MAIN {
-        return None;
-    }
-    let unspecified = match header.address_family {
-        AddressFamily::Inet => IpAddr::from([0; 4]),
-        _ => IpAddr::from([0; 16]),
-    };
-    let (mut destination, mut via, mut oif, mut mtu) = (unspecified, None, None, None);
-    let (mut priority, mut source, mut hops) = (0, None, Vec::new());
-    for attribute in &message.attributes {
-        match attribute {
-            RouteAttribute::Destination(a) => destination = ip_of(a)?,
-            RouteAttribute::Gateway(a) => via = ip_of(a),
-            RouteAttribute::Via(RouteVia::Inet6(a)) => via = Some(IpAddr::V6(*a)),
-            RouteAttribute::Oif(index) => oif = Some(*index),
-            RouteAttribute::PrefSource(a) => source = ip_of(a),
-            RouteAttribute::Priority(number) => priority = *number,
-            RouteAttribute::MultiPath(list) => hops = list.iter().filter_map(hop).collect(),
-            RouteAttribute::Metrics(metrics) => {
-                mtu = metrics.iter().find_map(|m| match m {
-                    RouteMetric::Mtu(mtu) => Some(*mtu),
-                    _ => None,
-                });
-            }
-            _ => {}
-        }
-    }
-    Some(KernelRoute {
-        to: IpNet::new(destination, header.destination_prefix_length).ok()?,
-        via: via.or_else(|| hops.first().and_then(|(via, _)| *via)),
-        oif: oif.or_else(|| hops.first().map(|(_, oif)| *oif)),
-        mtu,
-        source,
-        priority,
-        hops,
-        is_ours: is_ours(message),
-    })
-}
-
-/// One next hop of several, unless the kernel does not use it.
-fn hop(hop: &RouteNextHop) -> Option<(Option<IpAddr>, u32)> {
-    let unused = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
-    let via = hop.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Gateway(a) => ip_of(a),
-        RouteAttribute::Via(RouteVia::Inet6(a)) => Some(IpAddr::V6(*a)),
-        _ => None,
-    });
-    (!hop.flags.intersects(unused)).then_some((via, hop.interface_index))
-}
-
-fn ip_of(address: &netlink_packet_route::route::RouteAddress) -> Option<IpAddr> {
-    use netlink_packet_route::route::RouteAddress;
-    match address {
-        RouteAddress::Inet(a) => Some(IpAddr::V4(*a)),
-        RouteAddress::Inet6(a) => Some(IpAddr::V6(*a)),
-        _ => None,
-    }
-}
-
-/// `ip address add`, without a route that would follow from it.
-pub fn add_address(name: &str, index: u32, address: IpAddr, len: u8) -> Request {
-    Request::replace(
-        format!("set address {address}/{len} on {name}"),
-        RouteNetlinkMessage::NewAddress(address_message(index, address, len)),
-    )
-}
-
-fn address_message(index: u32, address: IpAddr, len: u8) -> AddressMessage {
-    let mut message = AddressMessage::default();
-    message.header.index = index;
-    message.header.prefix_len = len;
-    message.header.scope = AddressScope::Universe;
-    let mut flags = AddressFlags::Noprefixroute;
-    message.attributes.push(AddressAttribute::Address(address));
-    message.header.family = match address {
-        IpAddr::V4(_) => {
-            message.attributes.push(AddressAttribute::Local(address));
-            AddressFamily::Inet
-        }
-        IpAddr::V6(_) => {
-            flags |= AddressFlags::Nodad;
-            message.header.flags = AddressHeaderFlags::Nodad;
-            AddressFamily::Inet6
-        }
-    };
-    message.attributes.push(AddressAttribute::Flags(flags));
-    message
-}
-
-/// `ip address delete`
-pub fn delete_address(name: &str, index: u32, address: IpAddr, len: u8) -> Request {
-    let mut message = address_message(index, address, len);
-    message.header.flags = AddressHeaderFlags::empty();
-    Request::plain(
-        format!("remove address {address}/{len} from {name}"),
-        RouteNetlinkMessage::DelAddress(message),
-    )
-    .tolerate(&[libc::EADDRNOTAVAIL])
-}
-
-/// `ip route replace` of a pod's route; a next hop is taken as on-link.
-pub fn add_route(name: &str, index: u32, route: &PodRoute, source: Option<IpAddr>) -> Request {
-    let message = route_message(index, route, source);
-    Request::replace(
-        format!("set route {} on {name}", route.to),
-        RouteNetlinkMessage::NewRoute(message),
-    )
-}
-
-/// As [`add_route`], for a route of the host that is found again as ours.
-pub fn add_host_route(index: u32, route: &PodRoute, source: Option<IpAddr>) -> Request {
-    let mut message = route_message(index, route, source);
-    message.header.protocol = PROTOCOL;
-    Request::replace(
-        format!("set the host's route to {}", route.to),
-        RouteNetlinkMessage::NewRoute(message),
-    )
-}
-
-/// `ip route delete`
-pub fn delete_route(route: &KernelRoute) -> Request {
-    let mut message = RouteMessage::default();
-    message.header = route_header(&route.to, RouteScope::NoWhere);
-    let destination = RouteAttribute::Destination(route.to.network().into());
-    message.attributes.push(destination);
-    message
-        .attributes
-        .extend(route.oif.map(RouteAttribute::Oif));
-    let via = route.via.map(|via| RouteAttribute::Gateway(via.into()));
-    message.attributes.extend(via);
-    Request::plain(
-        format!("remove the host's route to {}", route.to),
-        RouteNetlinkMessage::DelRoute(message),
-    )
-}
-
-/// What the main table has of a route to `to`.
-fn route_header(to: &IpNet, scope: RouteScope) -> RouteHeader {
-    RouteHeader {
-        address_family: match to {
-            IpNet::V4(_) => AddressFamily::Inet,
-            IpNet::V6(_) => AddressFamily::Inet6,
-        },
-        destination_prefix_length: to.prefix_len(),
-        table: RouteHeader::RT_TABLE_MAIN,
-        scope,
-        kind: RouteType::Unicast,
-        ..RouteHeader::default()
-    }
-}
-
-fn route_message(index: u32, route: &PodRoute, source: Option<IpAddr>) -> RouteMessage {
-    let scope = match (route.via, &route.to) {
-        (None, IpNet::V4(_)) => RouteScope::Link,
-        _ => RouteScope::Universe,
-    };
-    let mut message = RouteMessage::default();
-    message.header = RouteHeader {
-        protocol: RouteProtocol::Static,
-        ..route_header(&route.to, scope)
-    };
-    if route.to.prefix_len() > 0 {
-        message
-            .attributes
-            .push(RouteAttribute::Destination(route.to.network().into()));
-    }
-    if let Some(via) = route.via {
-        message.header.flags = RouteFlags::Onlink;
-        message.attributes.push(RouteAttribute::Gateway(via.into()));
-    }
-    if let Some(source) = source {
-        message
-            .attributes
-            .push(RouteAttribute::PrefSource(source.into()));
-    }
-    message.attributes.push(RouteAttribute::Oif(index));
-    message
-        .attributes
-        .push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route.mtu)]));
-    message
 }

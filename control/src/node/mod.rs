@@ -21,6 +21,7 @@ pub mod beyond;
 pub mod check;
 pub mod cleanup;
 pub mod cni_server;
+pub mod detach;
 pub mod device;
 pub mod endpoint;
 pub mod error;
@@ -42,6 +43,7 @@ mod own;
 pub mod plan;
 pub mod reconcile;
 mod reserved_ports;
+pub mod routes;
 #[cfg(test)]
 pub(crate) mod samples;
 pub mod setup;

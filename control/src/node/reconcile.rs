@@ -18,7 +18,8 @@ use spinlane_api::PENDING_DELETIONS_DIR;
 use spinlane_api::cni::Attachment;
 use spinlane_dataplane::types::PortId;
 
-use super::attach::{AttachError, delete_ours, in_pod, open_netns};
+use super::attach::{AttachError, in_pod, open_netns};
+use super::detach::delete_ours;
 use super::endpoint::{ALIAS_PREFIX, Endpoint, NAME_PREFIX, State};
 use super::inventory::Live;
 use super::ipam::{Ipam, ScopeName};

@@ -5,8 +5,8 @@ use std::net::IpAddr;
 
 use spinlane_api::cni::{AddRequest, Attachment, Pod};
 
-use super::link::KernelRoute;
 use super::netlink::Link;
+use super::routes::KernelRoute;
 use super::setup::Setup;
 use crate::config::{Config, Environment, Network, Uplink};
 

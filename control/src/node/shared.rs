@@ -18,8 +18,9 @@ use super::attach::in_pod;
 use super::endpoint::{Endpoint, PodRoute, State};
 use super::inventory::Inventory;
 use super::kernel::Kernel;
-use super::link::{self, KernelRoute, LinkError};
+use super::link::LinkError;
 use super::netlink::Netlink;
+use super::routes::{self, KernelRoute};
 use super::setup::Setup;
 use super::store::Change;
 
@@ -141,7 +142,7 @@ fn redirect(endpoint: &Endpoint) -> Result<Vec<PodRoute>, LinkError> {
         .link(name)?
         .ok_or_else(|| LinkError::Vanished(name.clone()))?
         .index;
-    let held = link::routes(&mut netlink)?;
+    let held = routes::list(&mut netlink)?;
     let (mut routes, mut batch) = (Vec::new(), Vec::new());
     for route in &endpoint.routes {
         let old: Vec<_> = held.iter().filter(|held| held.to == route.to).collect();
@@ -156,11 +157,11 @@ fn redirect(endpoint: &Endpoint) -> Result<Vec<PodRoute>, LinkError> {
         }
         // IPv6 knows several routes to one prefix: the old one goes first.
         let old = old.into_iter();
-        batch.extend(old.map(|old| link::delete_route(old).tolerate(&[libc::ESRCH])));
+        batch.extend(old.map(|old| routes::delete_route(old).tolerate(&[libc::ESRCH])));
         let source = endpoint
             .ips()
             .find(|ip| ip.is_ipv4() && route.to.addr().is_ipv4());
-        batch.push(link::add_route(name, index, route, source));
+        batch.push(routes::add_route(name, index, route, source));
     }
     netlink.batch(batch)?;
     Ok(routes)

@@ -1,122 +1,25 @@
 //! The node against the kernel, without a data path: a switch that only
 //! writes down what it is told.
 
-use std::collections::BTreeMap;
+mod recorder;
+
 use std::net::IpAddr;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use spinlane_api::cni::{
     AddRequest, AddResult, Address, CheckRequest, Delegated, Pod, Route, code,
 };
-use spinlane_dataplane::engine::Traffic;
 use spinlane_dataplane::event::Event;
-use spinlane_dataplane::snapshot::{Destination, Location, Role, Snapshot};
-use spinlane_dataplane::types::{MacAddr, PortId, SegmentId};
+use spinlane_dataplane::snapshot::{Destination, Location, Role};
+use spinlane_dataplane::types::{MacAddr, SegmentId};
 
 use super::netlink::Netlink;
-use super::switch::{Binding, Switch, SwitchError, WayOut};
+use super::routes;
 use super::{Node, Setup, link, netns, samples};
 use crate::config::Segment;
-
-struct Recorder {
-    events: OwnedFd,
-    state: Mutex<Recorded>,
-}
-
-#[derive(Default)]
-struct Recorded {
-    ports: BTreeMap<u16, String>,
-    snapshot: Snapshot,
-    waiting: Vec<Event>,
-    refuse: bool,
-    panic: bool,
-    native: bool,
-    more_queues: u32,
-    panic_on_events: bool,
-}
-
-impl Recorder {
-    fn new() -> Arc<Recorder> {
-        let flags = rustix::event::EventfdFlags::CLOEXEC | rustix::event::EventfdFlags::NONBLOCK;
-        Arc::new(Recorder {
-            events: rustix::event::eventfd(0, flags).unwrap(),
-            state: Mutex::default(),
-        })
-    }
-
-    fn say(&self, event: Event) {
-        self.state.lock().unwrap().waiting.push(event);
-        rustix::io::write(&self.events, &1u64.to_ne_bytes()).unwrap();
-    }
-
-    fn snapshot(&self) -> Snapshot {
-        self.state.lock().unwrap().snapshot.clone()
-    }
-
-    fn ports(&self) -> Vec<String> {
-        self.state.lock().unwrap().ports.values().cloned().collect()
-    }
-}
-
-impl Switch for Recorder {
-    fn veth_queues(&self) -> u32 {
-        2 + self.state.lock().unwrap().more_queues
-    }
-
-    fn attach(&self, id: PortId, _ifindex: u32, name: &str) -> Result<Binding, SwitchError> {
-        let (refuse, panic, native) = {
-            let state = self.state.lock().unwrap();
-            (state.refuse, state.panic, state.native)
-        };
-        assert!(!panic, "the switch was told to panic");
-        if refuse {
-            return Err(SwitchError::Exhausted("no frames are left".into()));
-        }
-        let before = self.state.lock().unwrap().ports.insert(id.0, name.into());
-        assert_eq!(before, None, "port {id:?} is attached twice");
-        Ok(Binding {
-            native,
-            zero_copy: false,
-            lanes: 1,
-        })
-    }
-
-    fn attach_uplink(&self, id: PortId, way_out: WayOut<'_>) -> Result<Binding, SwitchError> {
-        self.attach(id, way_out.ifindex, way_out.name)
-    }
-
-    fn lead_streams(&self, _: &str, _: u32) -> Result<(), SwitchError> {
-        Ok(())
-    }
-
-    fn detach(&self, id: PortId) -> Result<(), SwitchError> {
-        self.state.lock().unwrap().ports.remove(&id.0);
-        Ok(())
-    }
-
-    fn publish(&self, snapshot: Snapshot) {
-        self.state.lock().unwrap().snapshot = snapshot;
-    }
-
-    fn event_fd(&self) -> BorrowedFd<'_> {
-        self.events.as_fd()
-    }
-
-    fn settle(&self) {}
-
-    fn traffic(&self) -> Traffic {
-        Traffic::default()
-    }
-
-    fn drain_events(&self, out: &mut Vec<Event>) {
-        let _ = rustix::io::read(&self.events, &mut [0u8; 8]);
-        let is_to_panic = self.state.lock().unwrap().panic_on_events;
-        assert!(!is_to_panic, "the switch was told to panic");
-        out.append(&mut self.state.lock().unwrap().waiting);
-    }
-}
+use recorder::Recorder;
 
 /// A namespace that lives as long as its descriptor.
 fn new_netns() -> OwnedFd {
@@ -397,7 +300,7 @@ fn vanished_interfaces_lose_their_port() {
         // Somebody takes the host's side down: its routes come back.
         let netlink = &mut Netlink::open().unwrap();
         let routed = || {
-            let routes = link::routes(&mut Netlink::open().unwrap()).unwrap();
+            let routes = routes::list(&mut Netlink::open().unwrap()).unwrap();
             routes.iter().any(|r| r.to.to_string() == "10.244.1.0/24")
         };
         let host = netlink.link("spinlane0").unwrap().unwrap();
@@ -418,7 +321,7 @@ fn vanished_interfaces_lose_their_port() {
             routed() && addresses.iter().any(|a| (a.0, a.1) == (host.index, node))
         });
         // Somebody deletes the host port: it comes back.
-        super::attach::delete_ours("spinlane0").unwrap();
+        super::detach::delete_ours("spinlane0").unwrap();
         eventually("making the host port anew", || {
             switch.ports() == ["spinlane1"] && routed()
         });

@@ -12,8 +12,9 @@ use spinlane_dataplane::types::PortId;
 
 use super::attach::in_pod;
 use super::host_port::{HOST_SIDE, SWITCH_SIDE};
-use super::link::{self, LinkError};
+use super::link::LinkError;
 use super::netlink::{Link, Netlink, NetlinkError};
+use super::routes;
 use super::store::Change;
 use super::{Core, offload};
 
@@ -176,7 +177,7 @@ impl Watch {
                 RouteNetlinkMessage::NewRoute(_) => ways = true,
                 RouteNetlinkMessage::DelRoute(route) => {
                     ways = true;
-                    host |= link::is_ours(route);
+                    host |= routes::is_ours(route);
                 }
                 RouteNetlinkMessage::NewNeighbour(neighbour)
                 | RouteNetlinkMessage::DelNeighbour(neighbour) => {
