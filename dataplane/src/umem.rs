@@ -132,8 +132,17 @@ impl Umem {
         self.memfd.as_fd()
     }
 
-    /// The data of a frame.
-    pub fn bytes(&self, frame: &Frame) -> &[u8] {
+    /// The data of a frame, for as long as the frame is not given away:
+    ///
+    /// ```compile_fail,E0505
+    /// # use spinlane_dataplane::{frame::Frame, umem::{FramePool, Umem}};
+    /// fn stale(umem: &Umem, pool: &mut FramePool, frame: Frame) -> u8 {
+    ///     let bytes = umem.bytes(&frame);
+    ///     pool.free(frame);
+    ///     bytes[0]
+    /// }
+    /// ```
+    pub fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         self.check(frame.offset(), frame.len());
         // SAFETY: check() keeps offset and length inside the mapping.
         let start = unsafe { self.base.as_ptr().add(frame.offset() as usize) };
@@ -144,7 +153,7 @@ impl Umem {
 
     /// The data of a frame, to write.
     #[allow(clippy::mut_from_ref)] // the frame, not the region, is the right to write
-    pub fn bytes_mut(&self, frame: &mut Frame) -> &mut [u8] {
+    pub fn bytes_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
         self.check(frame.offset(), frame.len());
         // SAFETY: check() keeps offset and length inside the mapping.
         let start = unsafe { self.base.as_ptr().add(frame.offset() as usize) };
@@ -445,8 +454,9 @@ mod tests {
         let mut held = Vec::new();
         while let Some(mut frame) = pool.alloc() {
             assert!(frame.resize(8));
+            let chunk = frame.chunk() as u64;
             umem.bytes_mut(&mut frame)
-                .copy_from_slice(&(frame.chunk() as u64).to_be_bytes());
+                .copy_from_slice(&chunk.to_be_bytes());
             assert!(!std::mem::replace(&mut seen[frame.chunk()], true));
             held.push(frame);
         }

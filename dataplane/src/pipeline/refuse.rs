@@ -125,7 +125,7 @@ fn complete_checksum<K: RoutedKey>(
 /// to its sender. Gives the bytes from the new network header on.
 fn reframe<'a>(
     round: &Round<'a>,
-    batch: &mut Batch,
+    batch: &'a mut Batch,
     index: usize,
     headers: &Headers,
     (added, limit): (usize, usize),
