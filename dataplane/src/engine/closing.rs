@@ -1,15 +1,22 @@
 //! Taking a port back: from the lanes, from the kernel, and its frames home.
+//! And all of them, at the end.
 
-use std::sync::Arc;
+use std::collections::HashMap;
 use std::sync::mpsc::Receiver;
+use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use super::error::PortError;
-use super::{ANSWER_TIMEOUT, Answer, Inner, lock};
+use super::lanes::{ANSWER_TIMEOUT, Answer};
+use super::{Inner, lock};
 use crate::lane::Command;
 use crate::port::{LanePort, PortHandle};
 use crate::types::PortId;
 use crate::umem::FramePool;
+
+/// Threads that close sockets side by side; each close waits for the kernel's
+/// readers.
+const CLOSERS: usize = 32;
 
 /// A port on its way out.
 pub(super) struct Closing {
@@ -70,5 +77,56 @@ impl Inner {
             self.owners.reclaim(tag).for_each(|frame| pool.free(frame));
         }
         Ok(())
+    }
+
+    /// Stops the lanes and closes every port.
+    pub(super) fn stop(&self) {
+        let _change = lock(&self.changes);
+        for lane in &self.lanes {
+            lane.tell(Command::Stop);
+        }
+        let parts: Vec<_> = lock(&self.threads)
+            .drain(..)
+            .filter_map(|thread| thread.join().ok())
+            .flatten()
+            .collect();
+        let ports = std::mem::take(&mut *lock(&self.ports));
+        let ports = ports.into_iter().map(|(id, handle)| {
+            let closing = Closing {
+                handle,
+                parts: Vec::new(),
+                waiting: Vec::new(),
+            };
+            (id, closing)
+        });
+        let mut closings: HashMap<PortId, Closing> = ports.collect();
+        for part in parts {
+            if let Some(closing) = closings.get_mut(&part.id) {
+                closing.parts.push(part);
+            }
+        }
+        let late = std::mem::take(&mut *lock(&self.closing));
+        let late = late.into_iter().map(|mut closing| {
+            // Every lane has ended: what it did not hand over it has closed.
+            self.gather(&mut closing, Instant::now());
+            closing.waiting.clear();
+            closing
+        });
+        let closings: Vec<_> = closings.into_values().chain(late).collect();
+        let waiting = Mutex::new(closings);
+        std::thread::scope(|scope| {
+            for _ in 0..CLOSERS {
+                scope.spawn(|| {
+                    loop {
+                        let next = lock(&waiting).pop();
+                        match next {
+                            // Nothing is waited for any more.
+                            Some(closing) => drop(self.close(closing)),
+                            None => return,
+                        }
+                    }
+                });
+            }
+        });
     }
 }

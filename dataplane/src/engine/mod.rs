@@ -10,6 +10,7 @@ mod capture;
 mod closing;
 mod connections;
 mod error;
+mod lanes;
 mod mender;
 mod stats;
 #[cfg(test)]
@@ -21,28 +22,28 @@ use std::io;
 use std::os::fd::BorrowedFd;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use arc_swap::ArcSwap;
 
 use closing::Closing;
+use lanes::{ANSWER_TIMEOUT, Answer};
 
-use crate::counters::LaneCounters;
 use crate::event::Event;
 use crate::group_socket::GroupSocket;
-use crate::lane::{Alarm, CaptureQueue, Command, Lane, LaneParts, LaneShared, Streams, Wedged};
+use crate::lane::{Alarm, CaptureQueue, Command, LaneShared};
 use crate::packet_socket::PacketSocket;
-use crate::pipeline::{FlowCapacity, FlowRecord, LaneState};
+use crate::pipeline::FlowRecord;
 use crate::port::{Kind, LanePort, PortHandle, ProgramLoader};
 use crate::snapshot::Snapshot;
 use crate::stream_socket::StreamSocket;
 use crate::tables::connection::Connections;
 use crate::tcx::Interface;
-use crate::types::{Generation, LaneId, PortId};
-use crate::umem::{Depot, FramePool, OwnerTable, Umem};
+use crate::types::{Generation, PortId};
+use crate::umem::{Depot, OwnerTable, Umem};
 use crate::xsk::queue::{FILL_MIN, Queue};
 
 pub use crate::lane::{CaptureSpec, CapturedPacket, Direction, PollMode};
@@ -53,19 +54,6 @@ pub use stats::{EngineStats, FrameStats, LaneStats, PortStats, Traffic};
 
 pub use crate::port::{Attached, HostSide, PortSpec, ProgramError, UplinkSpec, XdpChoice, XdpMode};
 pub use crate::uplink::attachment::release as release_uplink;
-
-/// Events that wait for control at most, for each lane.
-const EVENT_QUEUE: usize = 4096;
-
-/// Threads that close sockets side by side; each close waits for the kernel's
-/// readers.
-const CLOSERS: usize = 32;
-
-/// How long a lane may take to answer.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// How often somebody who waits for a lane looks whether it still lives.
-const ANSWER_PAUSE: Duration = Duration::from_millis(50);
 
 /// What an engine is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -373,66 +361,7 @@ fn open_streams(parts: &mut [LanePort], ifindex: u32) -> io::Result<()> {
     Ok(())
 }
 
-/// What a lane said.
-enum Answer<T> {
-    Got(T),
-    /// Nothing in time.
-    Late,
-    /// It has ended; it will never answer.
-    Dead,
-}
-
 impl Inner {
-    fn start_lanes(&mut self, wedged: &Sender<Wedged>) -> Result<(), EngineError> {
-        let epoch = self.epoch;
-        for (index, &core) in self.config.cores.iter().enumerate() {
-            let failed = |source| EngineError::Lane {
-                lane: index,
-                source,
-            };
-            let (producer, consumer) = rtrb::RingBuffer::new(EVENT_QUEUE);
-            let counters = Arc::new(LaneCounters::new());
-            let shared = Arc::new(LaneShared {
-                commands: Default::default(),
-                alarm: Alarm::new().map_err(failed)?,
-                counters: Arc::clone(&counters),
-                epoch,
-            });
-            let id = LaneId(index as u8);
-            let lane = Lane::new(LaneParts {
-                poll: self.config.poll,
-                umem: Arc::clone(&self.umem),
-                owners: Arc::clone(&self.owners),
-                pool: FramePool::new(Arc::clone(&self.depot)),
-                snapshot: Arc::clone(&self.snapshot),
-                state: LaneState::new(
-                    id,
-                    counters,
-                    producer,
-                    FlowCapacity::default(),
-                    Arc::clone(&self.connections),
-                ),
-                shared: Arc::clone(&shared),
-                events: Arc::clone(&self.event_alarm),
-                wedged: wedged.clone(),
-                streams: Streams::new().map_err(failed)?,
-            });
-            let thread = std::thread::Builder::new()
-                .name(format!("lane-{index}"))
-                .spawn(move || {
-                    if !core_affinity::set_for_current(core_affinity::CoreId { id: core }) {
-                        tracing::warn!(lane = index, core, "cannot pin the lane to its CPU");
-                    }
-                    lane.run()
-                })
-                .map_err(failed)?;
-            lock(&self.threads).push(thread);
-            lock(&self.events).push(consumer);
-            self.lanes.push(shared);
-        }
-        Ok(())
-    }
-
     /// Attaches a port, or the uplink again.
     fn attach(&self, spec: PortSpec) -> Result<Attached, PortError> {
         if let Some(uplink) = self.uplink_spec(spec.id) {
@@ -537,49 +466,6 @@ impl Inner {
         Ok(())
     }
 
-    /// Asks every lane the same.
-    fn ask<T>(&self, command: impl Fn(Sender<T>) -> Command) -> Vec<Receiver<T>> {
-        self.ask_each(|reply| Some(command(reply)))
-    }
-
-    fn ask_each<T>(
-        &self,
-        mut command: impl FnMut(Sender<T>) -> Option<Command>,
-    ) -> Vec<Receiver<T>> {
-        self.lanes
-            .iter()
-            .map(|lane| {
-                let (reply, answer) = channel();
-                if let Some(command) = command(reply) {
-                    lane.tell(command);
-                }
-                answer
-            })
-            .collect()
-    }
-
-    /// Waits for a lane's answer, for as long as the lane lives.
-    fn answer<T>(&self, lane: usize, answer: &Receiver<T>, deadline: Instant) -> Answer<T> {
-        loop {
-            // Asked first: what a lane said before it ended still counts.
-            let is_dead = self.is_dead(lane);
-            let left = deadline.saturating_duration_since(Instant::now());
-            match answer.recv_timeout(left.min(ANSWER_PAUSE)) {
-                Ok(said) => return Answer::Got(said),
-                Err(RecvTimeoutError::Disconnected) => return Answer::Dead,
-                Err(RecvTimeoutError::Timeout) if is_dead => return Answer::Dead,
-                Err(RecvTimeoutError::Timeout) if left.is_zero() => return Answer::Late,
-                Err(RecvTimeoutError::Timeout) => {}
-            }
-        }
-    }
-
-    /// Whether a lane's thread has ended although nobody stopped it.
-    fn is_dead(&self, lane: usize) -> bool {
-        let threads = lock(&self.threads);
-        threads.get(lane).is_some_and(JoinHandle::is_finished)
-    }
-
     /// Whether another port can be had.
     fn admit(&self, spec: &PortSpec) -> Result<(), PortError> {
         if self.stopping.load(Ordering::Acquire) {
@@ -612,55 +498,5 @@ impl Inner {
         for lane in &self.lanes {
             lane.tell(Command::Capture(captures.clone()));
         }
-    }
-
-    fn stop(&self) {
-        let _change = lock(&self.changes);
-        for lane in &self.lanes {
-            lane.tell(Command::Stop);
-        }
-        let parts: Vec<_> = lock(&self.threads)
-            .drain(..)
-            .filter_map(|thread| thread.join().ok())
-            .flatten()
-            .collect();
-        let ports = std::mem::take(&mut *lock(&self.ports));
-        let ports = ports.into_iter().map(|(id, handle)| {
-            let closing = Closing {
-                handle,
-                parts: Vec::new(),
-                waiting: Vec::new(),
-            };
-            (id, closing)
-        });
-        let mut closings: HashMap<PortId, Closing> = ports.collect();
-        for part in parts {
-            if let Some(closing) = closings.get_mut(&part.id) {
-                closing.parts.push(part);
-            }
-        }
-        let late = std::mem::take(&mut *lock(&self.closing));
-        let late = late.into_iter().map(|mut closing| {
-            // Every lane has ended: what it did not hand over it has closed.
-            self.gather(&mut closing, Instant::now());
-            closing.waiting.clear();
-            closing
-        });
-        let closings: Vec<_> = closings.into_values().chain(late).collect();
-        let waiting = Mutex::new(closings);
-        std::thread::scope(|scope| {
-            for _ in 0..CLOSERS {
-                scope.spawn(|| {
-                    loop {
-                        let next = lock(&waiting).pop();
-                        match next {
-                            // Nothing is waited for any more.
-                            Some(closing) => drop(self.close(closing)),
-                            None => return,
-                        }
-                    }
-                });
-            }
-        });
     }
 }

@@ -3,9 +3,11 @@
 use std::io::Write;
 use std::process::Command as Program;
 use std::sync::mpsc::channel;
+use std::time::Duration;
 
 use super::*;
 use crate::frame::Frame;
+use crate::lane::{Lane, Wedged};
 
 /// Runs a test in a fresh network namespace; the lanes that it starts live
 /// there too. Without root it says so loudly and passes, except where
