@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ExitStatus, Output, Stdio};
-use std::sync::mpsc;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
@@ -95,7 +95,7 @@ impl NodeConfig {
 /// A namespace, its directories and the agent that runs in it.
 #[derive(Debug)]
 pub struct Node {
-    agent: Option<Child>,
+    agent: Mutex<Option<Child>>,
     ready_after: Duration,
     dir: PathBuf,
     namespace: Namespace,
@@ -120,7 +120,7 @@ impl Node {
         let namespace = Namespace::create(&config.name)?;
         let dir = lab_dir()?.join(namespace.name());
         let node = Self {
-            agent: None,
+            agent: Mutex::new(None),
             ready_after: Duration::ZERO,
             dir,
             namespace,
@@ -163,16 +163,19 @@ impl Node {
     /// of its log is in the message.
     pub fn start_agent(&mut self) -> Result<()> {
         let started = Instant::now();
+        self.launch()?;
+        self.ready_after = started.elapsed();
+        Ok(())
+    }
+
+    fn launch(&self) -> Result<()> {
         let mut child = self.spawn_agent()?;
         let ready = ready_line(&mut child);
-        self.agent = Some(child);
+        *self.agent() = Some(child);
         match ready {
-            Ok(()) => {
-                self.ready_after = started.elapsed();
-                Ok(())
-            }
+            Ok(()) => Ok(()),
             Err(detail) => {
-                self.kill9();
+                self.kill();
                 Err(LabError::unexpected(
                     format!("agent of node {}", self.namespace.name()),
                     format!("{detail}; its log ends:\n{}", self.log_tail(30)),
@@ -190,7 +193,7 @@ impl Node {
     /// The agent's process id, while one runs.
     #[must_use]
     pub fn agent_pid(&self) -> Option<u32> {
-        self.agent.as_ref().map(Child::id)
+        self.agent().as_ref().map(Child::id)
     }
 
     /// SIGTERM, and wait; how the agent left and how long it took.
@@ -198,7 +201,12 @@ impl Node {
     /// # Errors
     /// When no agent runs or it does not leave (it is killed then).
     pub fn stop(&mut self) -> Result<(ExitStatus, Duration)> {
-        let mut child = self.agent.take().ok_or_else(|| {
+        self.terminate()
+    }
+
+    fn terminate(&self) -> Result<(ExitStatus, Duration)> {
+        let child = self.agent().take();
+        let mut child = child.ok_or_else(|| {
             LabError::unexpected(
                 format!("stop the agent of {}", self.namespace.name()),
                 "none runs",
@@ -212,7 +220,11 @@ impl Node {
 
     /// SIGKILL, and wait. Nothing happens when no agent runs.
     pub fn kill9(&mut self) {
-        if let Some(mut child) = self.agent.take() {
+        self.kill();
+    }
+
+    fn kill(&self) {
+        if let Some(mut child) = self.agent().take() {
             let _ = child.kill();
             let _ = child.wait();
         }
@@ -233,6 +245,29 @@ impl Node {
     pub fn restart(&mut self) -> Result<()> {
         self.stop()?;
         self.start_agent()
+    }
+
+    /// Has the agent leave, by SIGKILL or as asked, and starts it again, while
+    /// others look at the node.
+    ///
+    /// # Errors
+    /// When it does not leave well or does not come back.
+    pub fn bounce(&self, is_crash: bool) -> Result<()> {
+        match is_crash {
+            true => self.kill(),
+            false => {
+                let (status, _) = self.terminate()?;
+                if !status.success() {
+                    let what = format!("SIGTERM to the agent of {}", self.namespace.name());
+                    return Err(LabError::unexpected(what, status.to_string()));
+                }
+            }
+        }
+        self.launch()
+    }
+
+    fn agent(&self) -> MutexGuard<'_, Option<Child>> {
+        self.agent.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs `spinlane ARGS… --run-dir DIR -o json` on the node and parses what

@@ -182,6 +182,59 @@ pub fn tcp_both_ways(
     answered.map_err(LabError::io(format!("{what}, server")))
 }
 
+/// One TCP connection from `client` to an echo at `address` inside `server`,
+/// used for as long as `goes_on` says; every byte is compared. How often a
+/// chunk came back.
+///
+/// # Errors
+/// When it breaks, a byte differs or one side stays silent for half a minute.
+pub fn tcp_lasting(
+    client: &Namespace,
+    server: &Namespace,
+    address: IpAddr,
+    goes_on: impl Fn() -> bool + Sync + Send,
+) -> Result<u32> {
+    let what = format!(
+        "a lasting TCP connection from {} to {address}",
+        client.name()
+    );
+    let listener = server
+        .enter(|| TcpListener::bind(SocketAddr::new(address, 0)))?
+        .map_err(LabError::io(format!("{what}, listen")))?;
+    let target = listener
+        .local_addr()
+        .map_err(LabError::io("read the listener's address"))?;
+    let echoing = std::thread::spawn(move || -> std::io::Result<()> {
+        let (mut stream, _) = accept_within(&listener, SILENCE)?;
+        limit(&stream)?;
+        let mut chunk = vec![0; CHUNK_BYTES];
+        loop {
+            match stream.read(&mut chunk)? {
+                0 => return Ok(()),
+                len => stream.write_all(&chunk[..len])?,
+            }
+        }
+    });
+    let asked = client.enter(|| -> std::io::Result<u32> {
+        let mut stream = TcpStream::connect_timeout(&target, SILENCE)?;
+        limit(&stream)?;
+        let mut rounds = 0;
+        while goes_on() {
+            let pattern = Pattern::new(u64::from(rounds));
+            send(&mut stream, pattern.clone(), CHUNK_BYTES)?;
+            receive(&mut stream, pattern, CHUNK_BYTES)?;
+            rounds += 1;
+        }
+        Ok(rounds)
+    })?;
+    let echoed = echoing
+        .join()
+        .unwrap_or_else(|_| Err(std::io::Error::other("the server's thread panicked")));
+    let rounds = asked.map_err(LabError::io(format!("{what}, client")))?;
+    echoed.map_err(LabError::io(format!("{what}, server")))?;
+    Ok(rounds)
+}
+
 /// Opens a TCP connection from `client` to `address` inside `server`; the
 /// address that the server sees it come from.
 ///

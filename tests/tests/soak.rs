@@ -1,16 +1,22 @@
 //! Everything at once for a while: streams that must arrive whole, floods,
-//! pods and nodes that come and go, a link that loses, goes down and becomes
-//! narrower. Afterwards every frame is where it was.
+//! pods and nodes that come and go, an agent that is restarted and killed, a
+//! link that loses, goes down and becomes narrower. Afterwards every frame is
+//! where it was, and connections from before the first restart still stand.
 
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+use serde_json::json;
 use spinlane_tests::cluster::{Families, UPLINK};
 use spinlane_tests::site::{Site, Way};
 use spinlane_tests::{LabError, Namespace, Pod, Result, root_or_skip, traffic, wait_for};
 
 const MEGABYTE: usize = 1 << 20;
+
+/// The node whose agent is restarted, and how long it is left alone each time.
+const BOUNCING: u8 = 2;
+const RESTART_AFTER: Duration = Duration::from_secs(3);
 
 /// As long as `SPINLANE_SOAK_SECONDS` says, 20 otherwise.
 fn duration() -> Duration {
@@ -28,6 +34,8 @@ struct Soak<'a> {
     refused: AtomicU32,
     guests: AtomicU32,
     changes: AtomicU32,
+    restarts: AtomicU32,
+    rounds: AtomicU32,
 }
 
 impl Soak<'_> {
@@ -73,12 +81,56 @@ impl Soak<'_> {
         })
     }
 
+    /// One connection from beginning to end.
+    fn lasting(&self, from: &Namespace, to: &Namespace, address: IpAddr) -> Result<()> {
+        let outcome = traffic::tcp_lasting(from, to, address, || self.goes_on());
+        match outcome {
+            Ok(rounds) => {
+                self.rounds.fetch_add(rounds, Ordering::Relaxed);
+                Ok(())
+            }
+            Err(error) => {
+                self.is_over.store(true, Ordering::Relaxed);
+                Err(error)
+            }
+        }
+    }
+
+    /// The second node's agent leaves as asked, or dies, and comes back.
+    fn restarts(&self) -> Result<()> {
+        self.repeat(|round| {
+            std::thread::sleep(RESTART_AFTER);
+            self.site.node(BOUNCING).bounce(round % 2 == 1)?;
+            self.restarts.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        })
+    }
+
+    /// Attaches a pod; where the agent comes and goes, none when it did not
+    /// answer. Then, as a kubelet does, it is taken away again.
+    fn guest(&self, number: u8, name: &str) -> Result<Option<Pod>> {
+        let node = self.site.node(number);
+        let mut guest = Pod::bare(name)?;
+        let network = node.network("pods", json!({}));
+        match guest.add(node, "eth0", &network) {
+            Err(_) if number == BOUNCING => {
+                let del = guest.call("DEL", "eth0", network);
+                del.invoke(node.namespace())?.success("DEL")?;
+                Ok(None)
+            }
+            added => added.map(|_| Some(guest)),
+        }
+    }
+
     /// Pods that are attached, flooded with fragments and taken away in every
     /// way there is.
     fn guests(&self) -> Result<()> {
         self.repeat(|round| {
-            let node = self.site.node(1 + (round % 3) as u8);
-            let mut guest = Pod::attach(node, &format!("g{round}"))?;
+            let number = 1 + (round % 3) as u8;
+            let node = self.site.node(number);
+            let Some(mut guest) = self.guest(number, &format!("g{round}"))? else {
+                return Ok(());
+            };
             let address = if round % 2 == 0 {
                 guest.v4()?
             } else {
@@ -191,12 +243,14 @@ fn a_soak_ends_with_exact_frame_accounts() -> Result<()> {
         refused: AtomicU32::new(0),
         guests: AtomicU32::new(0),
         changes: AtomicU32::new(0),
+        restarts: AtomicU32::new(0),
+        rounds: AtomicU32::new(0),
     };
     let [a, b, c, d] = site.pods() else {
         unreachable!("four pods")
     };
     let (outside, addresses) = site.outside();
-    let plain = site.plain();
+    let (plain, second) = (site.plain(), site.node(BOUNCING));
     std::thread::scope(|scope| -> Result<()> {
         let soak = &soak;
         let threads = [
@@ -213,6 +267,11 @@ fn a_soak_ends_with_exact_frame_accounts() -> Result<()> {
                     false,
                 )
             }),
+            scope.spawn(|| soak.lasting(c.namespace(), a.namespace(), a.v4()?)),
+            scope.spawn(|| soak.lasting(b.namespace(), c.namespace(), c.v6()?)),
+            scope.spawn(|| soak.lasting(c.namespace(), outside, addresses[0])),
+            scope.spawn(|| soak.lasting(second.namespace(), c.namespace(), c.v4()?)),
+            scope.spawn(|| soak.restarts()),
             scope.spawn(|| soak.guests()),
             scope.spawn(|| soak.changes()),
             scope.spawn(|| soak.floods()),
@@ -221,15 +280,21 @@ fn a_soak_ends_with_exact_frame_accounts() -> Result<()> {
         outcomes.into_iter().collect()
     })?;
     println!(
-        "{} streams arrived whole, {} were refused; {} guests, {} changes",
+        "{} streams arrived whole, {} were refused; {} guests, {} changes, {} restarts; \
+         lasting connections went {} rounds",
         soak.whole.load(Ordering::Relaxed),
         soak.refused.load(Ordering::Relaxed),
         soak.guests.load(Ordering::Relaxed),
         soak.changes.load(Ordering::Relaxed),
+        soak.restarts.load(Ordering::Relaxed),
+        soak.rounds.load(Ordering::Relaxed),
     );
     assert!(soak.whole.load(Ordering::Relaxed) > 4);
-    for (node, idle) in nodes.iter().zip(idle) {
+    assert!(soak.restarts.load(Ordering::Relaxed) > 1);
+    assert!(soak.rounds.load(Ordering::Relaxed) > 8);
+    for ((node, idle), pods) in nodes.iter().zip(idle).zip([2, 1, 1]) {
         let name = node.namespace().name();
+        assert_eq!(node.status()?.endpoints, pods, "{name}: guests have left");
         let drops = node.drops()?;
         println!(
             "{name}: {:?}",
