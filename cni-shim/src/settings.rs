@@ -204,8 +204,8 @@ fn refuse_bandwidth(capabilities: &HashMap<String, Value>) -> Result<(), Error> 
         None => Ok(()),
         Some(rate) => Err(Error::Unsupported(format!(
             "runtimeConfig.bandwidth.{rate} is {}: bandwidth limits are not supported, take the \
-             pod's bandwidth annotation away or chain the bandwidth plugin and leave bandwidth \
-             out of this plugin's capabilities",
+             pod's bandwidth annotation away (a chained bandwidth plugin limits nothing: packets \
+             pass the kernel's queues by)",
             limits[rate]
         ))),
     }

@@ -13,7 +13,8 @@ use serde_json::json;
 use spinlane_tests::{LabError, Node, Pod, Process, Result, program, root_or_skip, traffic};
 
 /// $1: directory of the test, $2: the plugin, $3: network configuration list,
-/// $4: an address to ping from the container.
+/// $4: an address to ping from the container. What follows the network's own
+/// plugin in the list comes from the reference plugins.
 const SCRIPT: &str = r#"
 set -e
 dir=$1
@@ -22,7 +23,7 @@ mkdir -p /run/containerd
 mount -t tmpfs none /run/containerd
 mount -t tmpfs none /opt
 mkdir -p /opt/cni/bin
-cp "$2" /opt/cni/bin/
+cp "$2" /usr/lib/cni/tuning /opt/cni/bin/
 mkdir -p "$dir/etc" "$dir/rootfs/bin" "$dir/rootfs/proc" "$dir/rootfs/sys" "$dir/rootfs/dev"
 mount -t tmpfs none "$dir/etc"
 mkdir "$dir/etc/upper" "$dir/etc/work"
@@ -58,6 +59,7 @@ for _ in $(seq 500); do
     sleep 0.1
 done
 nsenter -t "$pid" -n ip -o addr show eth0
+nsenter -t "$pid" -n cat /proc/sys/net/ipv4/tcp_syn_retries
 nsenter -t "$pid" -n ping -n -c 2 -i 0.2 -W 10 "$4"
 ctr tasks kill -s KILL box
 wait $running || [ $? -eq 137 ]
@@ -73,12 +75,26 @@ fn containerd_attaches_and_detaches() -> Result<()> {
     }
     let node = Node::plain("runtime")?;
     let peer = Pod::attach(&node, "peer")?;
+    for version in ["0.3.1", "0.4.0", "1.0.0"] {
+        runs(&node, &peer, version)?;
+    }
+    Ok(())
+}
+
+/// One container, by a list of that version with a plugin chained.
+fn runs(node: &Node, peer: &Pod, version: &str) -> Result<()> {
+    let own = json!({"capabilities": {
+        "portMappings": true, "bandwidth": true, "mac": true, "ips": true
+    }});
     let list = json!({
-        "cniVersion": "1.0.0",
+        "cniVersion": version,
         "name": "pods",
-        "plugins": [node.network("pods", json!({"capabilities": {"mac": true, "ips": true}}))],
+        "plugins": [
+            node.network("pods", own),
+            {"type": "tuning", "sysctl": {"net.ipv4.tcp_syn_retries": "4"}},
+        ],
     });
-    let dir = node.ipam_dir().join("containerd");
+    let dir = node.ipam_dir().join(format!("containerd-{version}"));
     std::fs::create_dir_all(&dir).map_err(LabError::io("create containerd's directory"))?;
     let mut command = Command::new("unshare");
     command
@@ -98,6 +114,7 @@ fn containerd_attaches_and_detaches() -> Result<()> {
     assert!(text.contains("inet 10.244.1."), "{text}");
     assert!(text.contains("inet6 fd44:0:0:1:"), "{text}");
     assert!(text.contains(" 0% packet loss"), "{text}");
+    assert!(text.lines().any(|line| line == "4"), "tuned: {text}");
     assert_eq!(node.pods()?, ["peer"], "the runtime's DEL was carried out");
     assert!(traffic::ping(node.namespace(), peer.v4()?, 1)?.all());
     Ok(())

@@ -92,3 +92,51 @@ fn a_device_that_does_not_cut_gets_single_datagrams() -> Result<()> {
     assert_eq!(capture::count(&file, "ip.len > 1500")?, 0);
     Ok(())
 }
+
+#[test]
+fn a_device_that_stops_cutting_is_no_harm() -> Result<()> {
+    if !root_or_skip("a_device_that_stops_cutting_is_no_harm") {
+        return Ok(());
+    }
+    let cluster = Cluster::start(2, Families::V4, |_| {})?;
+    let (a, b) = two_pods(&cluster)?;
+    let (packets, datagrams) = transfer(&cluster, &a, &b)?;
+    assert!(packets * 4 < datagrams, "{packets} of {datagrams}");
+    let one = cluster.nodes()[0].namespace();
+    cutting(one, &[UPLINK])?;
+    let link = cluster.underlay().namespace();
+    let file = cluster.nodes()[0].run_dir().join("link.pcap");
+    let port = Underlay::port(1);
+    let recording = Recording::start((link, &port), &["-Q", "in", "-c", "4000"], "", &file)?;
+    // The kernel cuts what the switch goes on handing over together.
+    transfer(&cluster, &a, &b)?;
+    recording.stop()?;
+    assert!(capture::count(&file, "vxlan && tcp")? > 1000);
+    assert_eq!(capture::count(&file, "ip.len > 1500")?, 0);
+    let odd = capture::fields(&file, capture::ODD, &["_ws.col.Info"])?;
+    assert_eq!(odd, [[""; 0]; 0]);
+    // And the device does again once it may.
+    one.run(&["ethtool", "-K", UPLINK, "tx-udp-segmentation", "on"])?;
+    let (packets, datagrams) = transfer(&cluster, &a, &b)?;
+    assert!(packets * 4 < datagrams, "{packets} of {datagrams}");
+    Ok(())
+}
+
+#[test]
+fn a_device_that_begins_to_cut_is_no_harm() -> Result<()> {
+    if !root_or_skip("a_device_that_begins_to_cut_is_no_harm") {
+        return Ok(());
+    }
+    let mut cluster = Cluster::prepare(2, Families::V6, |_| {})?;
+    for node in cluster.nodes_mut() {
+        cutting(node.namespace(), &[UPLINK])?;
+        node.start_agent()?;
+    }
+    let (a, b) = two_pods(&cluster)?;
+    transfer(&cluster, &a, &b)?;
+    let one = cluster.nodes()[0].namespace();
+    let features = "tso on gso on tx-udp-segmentation on tx-udp_tnl-segmentation on";
+    one.sh(&format!("ethtool -K {UPLINK} {features}"))?;
+    transfer(&cluster, &a, &b)?;
+    Ok(())
+}

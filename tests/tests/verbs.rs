@@ -172,8 +172,8 @@ fn a_runtime_may_choose_mac_and_addresses() -> Result<(), LabError> {
 }
 
 #[test]
-fn host_ports_are_refused_not_forgotten() -> Result<(), LabError> {
-    if !root_or_skip("host_ports_are_refused_not_forgotten") {
+fn host_ports_and_limits_are_refused_not_forgotten() -> Result<(), LabError> {
+    if !root_or_skip("host_ports_and_limits_are_refused_not_forgotten") {
         return Ok(());
     }
     let node = Node::plain("hostport")?;
