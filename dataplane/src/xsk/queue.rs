@@ -136,7 +136,8 @@ impl Queue {
     }
 
     /// Tops the fill ring up when a lot is missing. A level that one round
-    /// brought below a quarter doubles, unless frames are short.
+    /// brought below a half doubles, unless frames are short: the next burst
+    /// of a TCP sender that begins is twice as long.
     pub(crate) fn refill(&mut self, pool: &mut FramePool, owners: &OwnerTable, frames_short: bool) {
         let is_first = self.fill_target == 0;
         self.fill_target = self.fill_target.max(self.fill_floor);
@@ -147,7 +148,7 @@ impl Queue {
             return;
         }
         let left = self.posted - self.waiting.min(self.posted);
-        if left * 4 < self.fill_target && !is_first && !frames_short {
+        if left * 2 < self.fill_target && !is_first && !frames_short {
             self.fill_target = (self.fill_target * 2).min(self.socket.ring_size);
         }
         let before = self.posted;
