@@ -95,7 +95,7 @@ impl LanePorts {
             frames += receive_more(&mut port.more, batch, id, umem, owners);
         }
         if std::mem::take(&mut port.stream_waits) {
-            frames += receive_streams(port, batch, umem, pool, spares);
+            frames += receive_streams(port, batch, (umem, owners), pool, spares);
         }
         if frames == 0 {
             return None;
@@ -292,17 +292,23 @@ impl LanePorts {
 fn receive_streams(
     port: &mut LanePort,
     batch: &mut Batch,
-    umem: &Umem,
+    (umem, owners): (&Umem, &OwnerTable),
     pool: &mut FramePool,
     spares: &mut Spares,
 ) -> u32 {
-    let Some(stream) = &port.stream else { return 0 };
-    let (id, mut frames) = (port.id, 0);
-    let end = (batch.len() + port.stream_burst).min(Batch::MAX_PACKETS);
-    let before = batch.len();
-    while batch.len() < end && frames < STREAM_BURST_FRAMES {
+    let LanePort { stream, queue, .. } = port;
+    let Some(stream) = stream else { return 0 };
+    let (id, mut frames, mut packets) = (port.id, 0, 0);
+    while packets < port.stream_burst
+        && batch.len() < Batch::MAX_PACKETS
+        && frames < STREAM_BURST_FRAMES
+    {
         let came = spares.receive(stream, umem, pool, |chain| {
             frames += chain.len() as u32;
+            packets += 1;
+            // What a connection sent by the ring before it began to come this
+            // way may have come since the ring was read.
+            queue.receive(batch, id, umem, owners, Batch::MAX_PACKETS - 1);
             batch.push(id, chain);
         });
         match came {
@@ -311,9 +317,9 @@ fn receive_streams(
             Came::Nothing => break,
         }
     }
-    port.stream_burst = match batch.len() == end {
+    port.stream_burst = match packets == port.stream_burst || batch.len() == Batch::MAX_PACKETS {
         true => (port.stream_burst * 2).min(Batch::MAX_PACKETS),
-        false => (batch.len() - before).max(1),
+        false => packets.max(1),
     };
     frames
 }
