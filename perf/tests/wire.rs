@@ -585,3 +585,31 @@ fn paced_frames_keep_their_rate() {
         expect(sent.packets, || sink.count().unwrap().packets);
     }
 }
+
+#[test]
+fn frames_that_the_device_did_not_take_are_told_of() {
+    if !root_or_skip("frames_that_the_device_did_not_take_are_told_of") {
+        return;
+    }
+    let (left, right) = two_ends();
+    for gro in ["off", "on"] {
+        right.run(&["ethtool", "-K", "eth0", "gro", gro]).unwrap();
+        let output = left
+            .command(env!("CARGO_BIN_EXE_spinlane-perf"))
+            .args(["pktgen", "--dst", "10.9.0.2", "--dst-mac"])
+            .args([DESTINATION.to_string().as_str(), "--count", "1000"])
+            .args(["-o", "json"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let document: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(document["offered_packets"], 1000);
+        let taken = document["device_packets"].as_u64().unwrap();
+        let complaint = String::from_utf8_lossy(&output.stderr);
+        let is_told = complaint.contains("eth0 took none") && complaint.contains("--engine afxdp");
+        match gro {
+            "off" => assert!(taken == 0 && is_told, "{taken}: {complaint}"),
+            _ => assert!(taken >= 1000 && !is_told, "{taken}: {complaint}"),
+        }
+    }
+}

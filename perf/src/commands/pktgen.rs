@@ -20,6 +20,7 @@ use spinlane_perf::packet::{
 };
 use spinlane_perf::report;
 use spinlane_perf::stop::Stop;
+use spinlane_perf::terminal;
 
 use super::{device, enter, print};
 use crate::args::{Output, seconds};
@@ -184,6 +185,8 @@ struct Offered {
     offered_per_second: f64,
     seconds: f64,
     late_seconds: f64,
+    /// Packets that the device says it sent meanwhile, whoever's.
+    device_packets: u64,
 }
 
 /// Sends, and says what was offered.
@@ -202,6 +205,7 @@ pub(crate) fn run(arguments: &Pktgen, stop: &Stop) -> Result<(), MeasureError> {
         Some(_) => Engine::Afxdp,
         None => arguments.engine,
     };
+    let before = device_packets(&arguments.dev)?;
     let sent = match &arguments.replay.replay {
         Some(file) => {
             let recording = Recording::read(file)?;
@@ -222,8 +226,28 @@ pub(crate) fn run(arguments: &Pktgen, stop: &Stop) -> Result<(), MeasureError> {
         offered_per_second: sent.packets as f64 / sent.seconds.max(1e-9),
         seconds: sent.seconds,
         late_seconds: sent.late_seconds,
+        device_packets: device_packets(&arguments.dev)?.saturating_sub(before),
     };
+    if engine == Engine::Xdp && sent.packets > 0 && offered.device_packets == 0 {
+        terminal::warn(&format!(
+            "spinlane-perf: {} took none of them: a veth does only where GRO is on at its far \
+             end (ethtool -K FAR-END gro on); or use --engine afxdp",
+            arguments.dev
+        ));
+    }
     print(&arguments.output, &offered, &offered.text())
+}
+
+/// Packets that a device of the namespace which the thread is in has sent.
+fn device_packets(name: &str) -> Result<u64, MeasureError> {
+    const PATH: &str = "/proc/thread-self/net/dev";
+    let text = std::fs::read_to_string(PATH).map_err(io_error(PATH.to_owned()))?;
+    let mut lines = text.lines().filter_map(|line| line.split_once(':'));
+    let device = lines.find(|(device, _)| device.trim() == name);
+    let packets = device.and_then(|(_, counters)| counters.split_whitespace().nth(9));
+    Ok(packets
+        .and_then(|packets| packets.parse().ok())
+        .unwrap_or(0))
 }
 
 impl Offered {
