@@ -9,8 +9,8 @@ use std::net::IpAddr;
 
 use spinlane_tests::cluster::{Families, ROUTER, UPLINK, pod_cidrs};
 use spinlane_tests::{
-    Cluster, LabError, Namespace, PATIENCE, Pod, Result, probe, relay, root_or_skip, traffic, veth,
-    wait_for,
+    Cluster, LabError, Namespace, PATIENCE, Pod, Result, lan, probe, relay, root_or_skip, traffic,
+    veth, wait_for,
 };
 
 const MEGABYTE: usize = 1 << 20;
@@ -185,9 +185,10 @@ fn tcp_arrives_whole_when_packets_overtake_each_other_and_get_lost() -> Result<(
     if !root_or_skip("tcp_arrives_whole_when_packets_overtake_each_other_and_get_lost") {
         return Ok(());
     }
-    for mode in ["vxlan", "routed"] {
-        let mut cluster = Cluster::prepare(2, Families::Dual, |config| {
-            config.mode = mode.to_owned();
+    for mode in ["vxlan", "routed", "l2"] {
+        let mut cluster = Cluster::prepare(2, Families::Dual, |config| match mode {
+            "l2" => lan::share(config),
+            mode => config.mode = mode.to_owned(),
         })?;
         for node in cluster.nodes_mut() {
             // A cable carries no runs of datagrams that nobody cut.
