@@ -4,8 +4,7 @@
 //! order whatever CPU their sender runs on, and the receiving pod's protocol
 //! stack runs beside the lane. It costs a hash and a queue for each packet.
 //! Floods of short packets pay that dearly, so theirs is taken off: on the way
-//! in always, on the way out where the CPUs that it goes to have no time left
-//! and the lane has.
+//! in always, on the way out where the CPUs that it goes to have no time left.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -34,9 +33,7 @@ const PATIENCE: u32 = 3;
 const NO_TIME: f64 = 0.1;
 const TIME: f64 = 0.3;
 
-/// How busy a lane is at most that can take a pod's protocol stack on, and at
-/// least when it should be rid of it.
-const LANE_HAS_TIME: f64 = 0.9;
+/// How busy a lane is at least that should be rid of pods' protocol stacks.
 const LANE_HAS_NONE: f64 = 0.97;
 
 /// A direction, seen from the switch.
@@ -129,7 +126,7 @@ impl Balance {
             ] {
                 let is_on = !self.unsteered.contains_key(&(port, way));
                 let wanted = match is_on {
-                    true => !(rate.is_flood(flood) && (way == Way::In || suits_lane(busy, &idle))),
+                    true => !(rate.is_flood(flood) && (way == Way::In || overloads_others(&idle))),
                     false => {
                         self.is_over((port, way), rate, flood)
                             || way == Way::Out && overloads_lane(busy, &idle)
@@ -179,8 +176,8 @@ impl Balance {
     }
 }
 
-fn suits_lane(busy: f64, idle: &impl Fn() -> Option<f64>) -> bool {
-    busy < LANE_HAS_TIME && idle().is_some_and(|idle| idle < NO_TIME)
+fn overloads_others(idle: &impl Fn() -> Option<f64>) -> bool {
+    idle().is_some_and(|idle| idle < NO_TIME)
 }
 
 fn overloads_lane(busy: f64, idle: &impl Fn() -> Option<f64>) -> bool {
@@ -269,11 +266,10 @@ mod tests {
     }
 
     #[test]
-    fn a_flood_to_a_pod_goes_where_time_is_left() {
+    fn a_flood_to_a_pod_leaves_cpus_without_time() {
         let flood = (50_000, 64);
         let mut seen = Seen::new();
         assert_eq!(seen.after((0, 0), flood, 0.6, Some(0.5)), []);
-        assert_eq!(seen.after((0, 0), flood, 1.0, Some(0.0)), [], "nobody has");
         assert_eq!(seen.after((0, 0), flood, 0.6, None), [], "it is not known");
         assert_eq!(
             seen.after((0, 0), flood, 0.6, Some(0.02)),
