@@ -1,11 +1,12 @@
 //! What an operator sees: command line, captures, metrics, cleanup.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use serde_json::Value;
+use serde_json::{Value, json};
 use spinlane_tests::cluster::Families;
 use spinlane_tests::{
-    Cluster, LabError, Node, NodeConfig, Pod, Process, Result, capture, probe, program,
+    Cluster, LabError, Namespace, Node, NodeConfig, Pod, Process, Result, capture, probe, program,
     root_or_skip, traffic, wait_for,
 };
 
@@ -75,6 +76,91 @@ fn the_documents_have_what_people_rely_on() -> Result<()> {
     let table = node.cli_output(&["ports"])?;
     let table = String::from_utf8_lossy(&table.stdout).into_owned();
     assert!(table.contains(&b.v4()?.to_string()), "{table}");
+    Ok(())
+}
+
+/// Fields that scripts read, by document; dots lead into objects, rows are
+/// looked at one by one.
+const RELIED_ON: [(&str, &str); 6] = [
+    (
+        "status",
+        "version node mode ready uptime_s snapshot_generation lanes.id lanes.core \
+         lanes.busy_ratio lanes.rx_packets lanes.tx_packets frames.total frames.free frames.in_use",
+    ),
+    (
+        "ports",
+        "name kind namespace pod container_id addresses mac ifindex xdp_mode zero_copy lanes \
+         rx_packets rx_bytes tx_packets tx_bytes drops",
+    ),
+    (
+        "flows",
+        "lane in_port key.src key.dst key.proto key.sport key.dport actions out packets bytes idle_s",
+    ),
+    ("fdb", "segment mac age_s static"),
+    ("routes", "prefix via"),
+    (
+        "connections",
+        "proto src sport dst dport state backend snat idle_s packets",
+    ),
+];
+
+/// Whether a document, each of its rows, has the field.
+fn has(document: &Value, path: &str) -> bool {
+    match document {
+        Value::Array(rows) => !rows.is_empty() && rows.iter().all(|row| has(row, path)),
+        _ => match path.split_once('.') {
+            Some((head, rest)) => document.get(head).is_some_and(|inner| has(inner, rest)),
+            None => document.get(path).is_some(),
+        },
+    }
+}
+
+#[test]
+fn every_field_that_scripts_read_is_there() -> Result<()> {
+    if !root_or_skip("every_field_that_scripts_read_is_there") {
+        return Ok(());
+    }
+    let cluster = Cluster::start(2, Families::Dual, |config| {
+        config.tables =
+            "[[segments]]\nname = \"blue\"\nvni = 100\ncidrs = [\"10.50.0.0/24\"]".to_owned();
+    })?;
+    let outside = Namespace::create("outside")?;
+    cluster.underlay().plug(&outside, 200)?;
+    let node = &cluster.nodes()[0];
+    let mut pod = Pod::attach(node, "a")?;
+    let blue = node.network("blue", json!({"segment": "blue"}));
+    pod.add(node, "net1", &blue)?;
+    let remote = Pod::attach(&cluster.nodes()[1], "b")?;
+    traffic::reach(pod.namespace(), remote.v4()?)?;
+    let to = cluster.underlay().addresses(200)[0];
+    traffic::reach(pod.namespace(), to)?;
+    for (command, fields) in RELIED_ON {
+        let document = node.cli(&[command])?;
+        for field in fields.split_whitespace() {
+            assert!(
+                has(&document, field),
+                "{command} has no {field}: {document}"
+            );
+        }
+    }
+    // Words that stand for something.
+    let words = |command: &str, field: &str| -> Result<BTreeSet<String>> {
+        let rows = node.cli(&[command])?;
+        let rows = rows.as_array().into_iter().flatten();
+        let words = rows.filter_map(|row| row[field].as_str().map(str::to_owned));
+        Ok(words.collect())
+    };
+    let known = |list: &str| list.split(' ').map(str::to_owned).collect::<BTreeSet<_>>();
+    assert_eq!(words("ports", "kind")?, known("host pod uplink"));
+    assert_eq!(words("ports", "xdp_mode")?, known("generic"));
+    let via = words("routes", "via")?;
+    assert!(
+        via.is_superset(&known("gateway host local vtep")),
+        "{via:?}"
+    );
+    let drops = node.cli(&["drops"])?;
+    let counts = drops.as_object().expect("reasons");
+    assert!(counts.values().all(Value::is_u64), "{drops}");
     Ok(())
 }
 
