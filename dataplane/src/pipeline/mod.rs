@@ -345,15 +345,21 @@ fn routed_otherwise<K: RoutedKey>(
 ) -> Verdict {
     let headers = &packet.parsed.headers;
     let bytes = u64::from(batch.packets()[index].len);
-    let known = known.and_then(|slot| lane.translated::<K>(slot, bytes, round));
+    let answer = known.and_then(|slot| lane.translated::<K>(slot, bytes, round));
     let is_edge =
-        known.is_some() && masquerade::is_edge(round.umem.bytes(batch.head(index)), headers);
-    let answer = match known {
-        Some(answer) if !is_edge => answer,
-        _ => match ask(round, batch, index, packet, key, lane) {
-            Ok(answer) => answer,
-            Err(verdict) => return verdict,
-        },
+        answer.is_some() && masquerade::is_edge(round.umem.bytes(batch.head(index)), headers);
+    let answer = match answer.filter(|_| !is_edge) {
+        Some(answer) => answer,
+        None => {
+            // Its connection may be gone, and its ports another's by now.
+            if let Some(slot) = known {
+                K::table(lane).void(slot);
+            }
+            match ask(round, batch, index, packet, key, lane) {
+                Ok(answer) => answer,
+                Err(verdict) => return verdict,
+            }
+        }
     };
     send::<K>(round, batch, index, packet, &answer, lane)
 }

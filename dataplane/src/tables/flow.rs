@@ -445,6 +445,12 @@ impl<K: FlowKey + FromBytes> FlowTable<K> {
         flow.generation = generation.0;
     }
 
+    /// Has the flow's next packet decided anew, unless it is before.
+    pub fn void(&mut self, index: SlotIndex) {
+        let flow = self.flow(index);
+        flow.generation = flow.generation.wrapping_sub(1);
+    }
+
     /// Installs a flow whose key is not in the table.
     pub fn insert(
         &mut self,

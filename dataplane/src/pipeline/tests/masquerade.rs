@@ -530,11 +530,15 @@ fn a_tcp_connection_is_followed_and_its_flows_carry_it() {
 fn a_flow_does_not_outlive_its_connection() {
     let mut world = world();
     let port = open(&mut world, Kind::Udp);
+    let answer = packet(Kind::Udp, Leg::FromWire, node(port));
+    assert!(world.send(UPLINK, &answer).dropped().is_none());
     world.connections.forget(PortId(A));
     world.now.0 += 1_100_000_000;
     let stranger = packet(Kind::Udp, Leg::FromWire, node(port));
-    let outcome = world.send(UPLINK, &stranger);
-    assert_eq!(outcome.dropped(), Some(DropReason::NoConnection));
+    for _ in 0..2 {
+        let outcome = world.send(UPLINK, &stranger);
+        assert_eq!(outcome.dropped(), Some(DropReason::NoConnection));
+    }
     world.send(A, &packet(Kind::Udp, Leg::FromPod, pod(40_000)));
     assert_eq!(world.connections.len(), 1, "opened again");
 }

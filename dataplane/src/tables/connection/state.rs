@@ -155,8 +155,9 @@ impl State {
     }
 
     /// Whether the connection is over for both ends and only its port is kept,
-    /// which a new one to the same destination may have when no other is free
-    /// (as `nf_nat_used_tuple_harder`, net/netfilter/nf_nat_core.c).
+    /// which a new one to the same destination may have when no other is free;
+    /// no flow is installed for it any more (as `nf_nat_used_tuple_harder`,
+    /// net/netfilter/nf_nat_core.c).
     pub fn may_give_way(self) -> bool {
         matches!(self, State::TimeWait | State::Closed | State::Reset)
     }

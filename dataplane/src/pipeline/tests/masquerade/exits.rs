@@ -185,3 +185,32 @@ fn the_switch_answers_the_outside_from_the_address_that_was_asked() {
     expect[24..26].copy_from_slice(&sum.to_be_bytes());
     assert_eq!(outcome.bytes, expect);
 }
+
+/// A port that is used again at once: flows of the connection that had it
+/// translate nothing more.
+#[test]
+fn a_port_that_is_used_again_is_the_new_ones_alone() {
+    let mut world = world();
+    world.publish(|snapshot| {
+        let masquerade = Arc::make_mut(&mut snapshot.masquerade);
+        masquerade.ports = 61_000..=61_000;
+    });
+    let talk = |world: &mut World, inside: u16, flags: [u8; 2]| {
+        let out = world.send(A, &packet(Kind::Tcp(flags[0]), Leg::FromPod, pod(inside)));
+        let expect = packet(Kind::Tcp(flags[0]), Leg::ToWire, node(61_000));
+        assert_eq!(out.bytes, expect, "{inside}: {flags:?}");
+        let back = world.send(
+            UPLINK,
+            &packet(Kind::Tcp(flags[1]), Leg::FromWire, node(61_000)),
+        );
+        let expect = packet(Kind::Tcp(flags[1]), Leg::ToPod, pod(inside));
+        assert_eq!(back.bytes, expect, "{inside}: {flags:?}");
+    };
+    for inside in 40_000..40_010 {
+        talk(&mut world, inside, [SYN, SYN | ACK]);
+        for _ in 0..3 {
+            talk(&mut world, inside, [ACK, ACK]);
+        }
+        talk(&mut world, inside, [FIN, FIN]);
+    }
+}
