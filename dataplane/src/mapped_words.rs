@@ -9,6 +9,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU64;
 
+/// What advice is given for whole ones of; a page that is larger is not
+/// advised, which does no harm.
+const PAGE: usize = 4096;
+
 /// The mapping.
 #[derive(Debug)]
 pub(crate) struct MappedWords {
@@ -71,6 +75,7 @@ impl MappedWords {
             // SAFETY: plain system call on a live descriptor.
             let done = unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) };
             if done == 0 {
+                self.populate(first * 8, count * 8);
                 return Ok(());
             }
             let error = io::Error::last_os_error();
@@ -78,6 +83,28 @@ impl MappedWords {
                 return Err(error);
             }
         }
+    }
+
+    /// Asks for large pages, of memory that is touched here and there.
+    pub(crate) fn prefer_large_pages(&self) {
+        self.advise(0, self.count * 8, libc::MADV_HUGEPAGE);
+    }
+
+    /// Maps pages that there is memory for, which is cheaper than a fault for
+    /// each. Without it (before Linux 5.14) they are mapped as they are touched.
+    fn populate(&self, from: usize, len: usize) {
+        self.advise(from, len, libc::MADV_POPULATE_WRITE);
+    }
+
+    /// Tells the system something about the pages of so many bytes; it may not
+    /// care.
+    fn advise(&self, from: usize, len: usize, advice: libc::c_int) {
+        let end = (from + len).min(self.count * 8);
+        let start = from / PAGE * PAGE;
+        let base = self.base.as_ptr().wrapping_byte_add(start);
+        // SAFETY: the range is within the mapping, and neither advice that is
+        // given here changes what its words hold.
+        unsafe { libc::madvise(base.cast(), end - start, advice) };
     }
 }
 

@@ -17,17 +17,17 @@ mod direct;
 use std::net::IpAddr;
 
 use super::classify::{self, Decision, Ingress, RoutedKey};
-use super::parse::{Headers, Part};
+use super::parse::{Headers, Kind, Part};
 use super::pieces::Datagram;
 use super::translate::{self, Quote};
-use super::{Lane, Round, narrow};
+use super::{Lane, LookedUp, Round, narrow};
 use crate::drops::DropReason;
 use crate::frame::Batch;
 use crate::snapshot::{Destination, Role};
 use crate::tables::connection::{
     Addresses, End, Exits, Found, Opening, Origin, Refused, Side, State, Tuple,
 };
-use crate::tables::flow::{Actions, Translation};
+use crate::tables::flow::{Actions, Hint, Translation, UpperKey};
 use crate::types::PortId;
 use crate::wire::tcp::flags;
 use crate::wire::{icmpv4, icmpv6, protocol};
@@ -89,6 +89,44 @@ impl Exhausted {
         self.places[self.next] = Some((tuple.destination, tuple.protocol, until));
         self.next = (self.next + 1) % EXHAUSTED;
     }
+}
+
+/// Asks for what looking up the connections of packets will read that no flow
+/// answers for, so that the cache misses of a batch overlap.
+#[inline]
+pub(super) fn ask_all(round: &Round<'_>, packets: &[LookedUp]) {
+    if !round.snapshot.masquerade.is_on || packets.len() == 1 {
+        return;
+    }
+    for packet in packets.iter().filter(|packet| packet.hint == Hint::NONE) {
+        match &packet.parsed.kind {
+            Kind::V4(key) => ask(round, key),
+            Kind::V6(key) => ask(round, key),
+            Kind::Arp | Kind::Segment(..) | Kind::Bad(_) => {}
+        }
+    }
+}
+
+fn ask<K: RoutedKey>(round: &Round<'_>, key: &K) {
+    let UpperKey {
+        ports: [a, b, c, d],
+        protocol,
+        is_fragment,
+        ..
+    } = *key.upper();
+    let has_ports = matches!(protocol, protocol::TCP | protocol::UDP) && is_fragment == 0;
+    if !has_ports {
+        return;
+    }
+    let end = |address: IpAddr, port| End {
+        address: address.into(),
+        port: u16::from_be_bytes(port),
+    };
+    round.connections.ask(&Tuple {
+        source: end(key.source(), [a, b]),
+        destination: end(key.destination(), [c, d]),
+        protocol,
+    });
 }
 
 /// Decides a packet that no flow answers for.
@@ -185,7 +223,7 @@ fn outbound<K: RoutedKey>(
     let tuple = own_tuple::<K>(bytes, subject).ok_or(DropReason::MasqueradeUnsupported)?;
     let flags = tcp_flags(bytes, headers);
     let first = direct::begins(headers, K::IS_V6, flags);
-    let found = connect(round, &tuple, pod, (flags, first), lane)?;
+    let (found, age) = connect(round, &tuple, pod, (flags, first), lane)?;
     let (old, new) = (found.original.source, found.reply.destination);
     let translation = match found.origin {
         Origin::Outside => Translation::none(found.id, found.side),
@@ -198,22 +236,37 @@ fn outbound<K: RoutedKey>(
         round,
         bytes,
         subject,
-        (translation, found.state),
+        (translation, age.is_settled(found.state)),
         lane,
     ))
 }
 
-/// Remembers a first piece; a whole packet's flow may be installed once its
-/// state is settled.
+/// Whether a packet's connection was there before it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Age {
+    New,
+    Known,
+}
+
+impl Age {
+    /// Whether flows may answer from now on. Many a connection is one question
+    /// and one answer, so its first packet installs none.
+    fn is_settled(self, state: State) -> bool {
+        self == Age::Known && state.is_settled()
+    }
+}
+
+/// Remembers a first piece; of a whole packet the flow may be installed when
+/// it is settled.
 fn finish<K: RoutedKey>(
     round: &Round<'_>,
     bytes: &[u8],
     subject: Subject<'_, K>,
-    (translation, state): (Translation, State),
+    (translation, is_settled): (Translation, bool),
     lane: &mut Lane,
 ) -> (Translation, bool) {
     if subject.headers.part == Part::Whole {
-        return (translation, state.is_settled());
+        return (translation, is_settled);
     }
     if let Some(datagram) = Datagram::of(bytes, subject.headers, subject.key) {
         K::pieces(lane).remember(subject.hash, datagram, translation, round.now_ms);
@@ -248,7 +301,7 @@ fn connect(
     pod: PortId,
     (tcp_flags, first): (u8, Option<State>),
     lane: &mut Lane,
-) -> Result<Found, DropReason> {
+) -> Result<(Found, Age), DropReason> {
     let (connections, now_ms) = (round.connections, round.millis());
     let masquerade = &round.snapshot.masquerade;
     if let Some(found) = connections.find(tuple, now_ms) {
@@ -268,7 +321,7 @@ fn connect(
             false => first.and_then(|state| connections.renew(found.id, state, now_ms)),
         };
         if let Some(state) = state {
-            return Ok(Found { state, ..found });
+            return Ok((Found { state, ..found }, Age::Known));
         }
     }
     let state = first.ok_or(DropReason::NoConnection)?;
@@ -287,14 +340,16 @@ fn connect(
         pod,
         state,
     };
-    connections
-        .masquerade(&opening, &exits, now_ms)
-        .map_err(|refused| {
+    let opened = connections.masquerade(&opening, &exits, now_ms);
+    match opened {
+        Ok(found) => Ok((found, Age::New)),
+        Err(refused) => {
             if refused == Refused::NoPort {
                 lane.exhausted.note(tuple, now_ms);
             }
-            refusal(refused)
-        })
+            Err(refusal(refused))
+        }
+    }
 }
 
 fn refusal(refused: Refused) -> DropReason {
@@ -358,7 +413,8 @@ fn inbound<K: RoutedKey>(
     }
     let (old, new) = (found.reply.destination, found.original.source);
     let translation = Translation::between(old, new, Side::Reply).of(found.id);
-    let finished = finish(round, bytes, subject, (translation, state), lane);
+    let settled = (translation, state.is_settled());
+    let finished = finish(round, bytes, subject, settled, lane);
     Some(deliver(round, from, finished))
 }
 

@@ -252,6 +252,7 @@ pub fn process(
         let packets = &mut looked_up[..count];
         parse_all(&round, batch, first, packets);
         lane.look_up_all(packets);
+        masquerade::ask_all(&round, packets);
         for (offset, packet) in packets.iter().enumerate() {
             let mut verdict = decide(&round, batch, first + offset, packet, lane);
             if let Verdict::Reply { dropped } = verdict {

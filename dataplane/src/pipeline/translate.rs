@@ -29,12 +29,15 @@ impl Translation {
     pub(super) fn between(old: End, new: End, side: Side) -> Translation {
         let address = |end: End| end.address.octets_v6();
         let (old_port, port) = (old.port.to_be_bytes(), new.port.to_be_bytes());
-        let mut bytes = address(new);
         // IPv4-mapped addresses differ from each other in the last four bytes.
-        let address_delta = checksum::delta(&address(old), &bytes);
-        if new.address.is_v4() {
-            bytes[..4].copy_from_slice(&new.address.octets_v4());
-        }
+        let address_delta = checksum::delta(&address(old), &address(new));
+        let bytes = match new.address.is_v4() {
+            true => {
+                let [a, b, c, d] = new.address.octets_v4();
+                [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+            }
+            false => address(new),
+        };
         Translation {
             address: bytes,
             port,

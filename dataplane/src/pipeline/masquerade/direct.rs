@@ -8,7 +8,7 @@
 use super::super::Round;
 use super::super::classify::{Decision, Ingress, RoutedKey};
 use super::super::parse::{Headers, Part};
-use super::{Decided, Subject, applies, is_error, own_tuple, refusal, tcp_flags};
+use super::{Age, Decided, Subject, applies, is_error, own_tuple, refusal, tcp_flags};
 use crate::drops::DropReason;
 use crate::frame::Batch;
 use crate::snapshot::{Role, RouteTarget};
@@ -71,8 +71,8 @@ pub(super) fn arrives<K: RoutedKey>(
     let flags = tcp_flags(bytes, headers);
     let first = begins(headers, K::IS_V6, flags);
     match follow(round, &tuple, pod, (flags, first)) {
-        Ok(Some((translation, state))) => {
-            let is_settled = state.is_settled() && headers.part == Part::Whole;
+        Ok(Some((translation, is_settled))) => {
+            let is_settled = is_settled && headers.part == Part::Whole;
             Decided {
                 decision,
                 translation: Some(translation),
@@ -85,13 +85,13 @@ pub(super) fn arrives<K: RoutedKey>(
 }
 
 /// The connection of a packet from outside, opened when there is none and it
-/// may begin one.
+/// may begin one, and whether flows may answer from now on.
 fn follow(
     round: &Round<'_>,
     tuple: &Tuple,
     pod: PortId,
     (tcp_flags, first): (u8, Option<State>),
-) -> Result<Option<(Translation, State)>, DropReason> {
+) -> Result<Option<(Translation, bool)>, DropReason> {
     let (connections, now_ms) = (round.connections, round.millis());
     let found = connections.find(tuple, now_ms);
     let known = found.filter(|found| found.origin == Origin::Outside && !found.is_pods_way());
@@ -100,7 +100,7 @@ fn follow(
             true => connections.follow(found.id, Side::Original, tcp_flags, 1, now_ms),
             false => first.and_then(|state| connections.renew(found.id, state, now_ms)),
         };
-        Some((found.id, state?))
+        Some((found.id, Age::Known.is_settled(state?)))
     });
     let opened = match (known, first) {
         (Some(known), _) => Ok(known),
@@ -112,11 +112,11 @@ fn follow(
                 state,
             };
             let opened = connections.track(&opening, now_ms);
-            opened.map(|found| (found.id, found.state))
+            opened.map(|found| (found.id, Age::New.is_settled(found.state)))
         }
     };
     match opened {
-        Ok((id, state)) => Ok(Some((Translation::none(id, Side::Original), state))),
+        Ok((id, is_settled)) => Ok(Some((Translation::none(id, Side::Original), is_settled))),
         // The pod talks to that very end, which knows it by another address.
         Err(Refused::NoPort) => Ok(None),
         Err(refused) => Err(refusal(refused)),

@@ -72,7 +72,7 @@ impl Index {
     pub(super) fn new(capacity: usize, shards: usize) -> Index {
         let buckets = (4 * capacity / CELLS / shards).next_power_of_two().max(1);
         Index {
-            cells: Words::new(buckets * shards * CELLS),
+            cells: Words::scattered(buckets * shards * CELLS),
             locks: Words::new(shards * LOCK_WORDS),
             buckets,
             shards,
@@ -89,6 +89,14 @@ impl Index {
         let base = self.shard(hash) * self.buckets;
         let place = |bits: u64| (base + (bits as usize & (self.buckets - 1))) * CELLS;
         [place(hash), place(hash >> 17)]
+    }
+
+    /// Asks for the cells that a lookup of the hash will read.
+    #[inline]
+    pub(super) fn ask(&self, hash: u64) {
+        for bucket in self.buckets(hash) {
+            self.cells.prefetch(bucket);
+        }
     }
 
     /// The first cell of the hash that `is_it` confirms. Lockless: a cell that

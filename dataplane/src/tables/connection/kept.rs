@@ -208,7 +208,8 @@ impl Connections {
             original, reply, ..
         } = pair;
         let origin = left.origin(from);
-        let Some(entry) = self.take_entry(original.hash(self.seed), origin, now_ms) else {
+        let hash = original.hash(self.seed);
+        let Some(entry) = self.take_entry(hash, origin, now_ms) else {
             return false;
         };
         self.entries.begin(entry, now_ms);
@@ -218,7 +219,8 @@ impl Connections {
             pod: UNSETTLED,
         };
         self.entries.set_state(entry, state, share);
-        let Published::Done = self.publish(entry, original, reply, now_ms) else {
+        let Published::Done(version, _) = self.publish((entry, hash), original, reply, now_ms)
+        else {
             let shard = self.shards.lock(self.shards.of(entry), &self.entries);
             shard.give(entry);
             return false;
@@ -229,7 +231,7 @@ impl Connections {
             let claim = self.holders.claim_again(original.protocol, inside, outside);
             self.entries.set_claim(entry, claim.map(|c| c.place));
         }
-        self.enlist(entry, self.entries.version(entry));
+        self.enlist(entry, version);
         true
     }
 

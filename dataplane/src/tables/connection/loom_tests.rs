@@ -32,8 +32,8 @@ fn open(table: &Connections, original: Tuple, reply: Tuple) -> Result<Found, Ref
         pod: PortId(0),
         state: State::Established,
     };
-    table.open(&opening, Origin::Pod, 1000, |entry| {
-        Ok(table.publish(entry, &original, &reply, 1000))
+    table.open(&opening, Origin::Pod, 1000, |entry, hash| {
+        Ok(table.publish((entry, hash), &original, &reply, 1000))
     })
 }
 

@@ -38,8 +38,10 @@
 //!
 //! A lane's flow refreshes its connection at most [`REFRESH_MS`] after the
 //! last time, and checks the id then. No connection that a flow may use is
-//! removed before it was left alone for twice that time, so a flow never
-//! translates for a connection whose port went to another.
+//! removed before it was left alone for twice that time. Those that are over
+//! give way at once, but packets that begin or end a TCP connection void its
+//! flows. So a flow never translates for a connection whose port went to
+//! another.
 
 pub(crate) mod echoes;
 mod entry;
@@ -239,6 +241,12 @@ impl Connections {
     /// Whether there is none.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Asks for what a lookup of the tuple will read.
+    #[inline]
+    pub fn ask(&self, tuple: &Tuple) {
+        self.index.ask(tuple.hash(self.seed));
     }
 
     /// The connection that a packet's tuple belongs to.

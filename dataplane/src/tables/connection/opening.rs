@@ -9,7 +9,7 @@ use super::shard::Shard;
 use super::share::Share;
 use super::state::{Origin, Side, State};
 use super::tuple::{Address, End, Tuple};
-use super::{Connections, Found, GRACE_MS};
+use super::{ConnectionId, Connections, Found, GRACE_MS};
 use crate::types::PortId;
 
 /// Expendable entries that are looked at for one that may go.
@@ -85,7 +85,8 @@ pub enum Refused {
 
 /// What came of putting a connection into the index.
 pub(super) enum Published {
-    Done,
+    /// With the version that the entry has now, and its answers' tuple.
+    Done(u64, Tuple),
     /// The translated tuple belongs to another connection.
     ReplyTaken,
     /// Somebody else opened it a moment ago.
@@ -110,8 +111,8 @@ impl Connections {
         if exits.addresses.len() == 0 {
             return Err(Refused::NoAddress);
         }
-        self.open(opening, Origin::Pod, now_ms, |entry| {
-            self.find_exit(entry, &opening.original, exits, now_ms)
+        self.open(opening, Origin::Pod, now_ms, |entry, hash| {
+            self.find_exit((entry, hash), &opening.original, exits, now_ms)
         })
     }
 
@@ -128,18 +129,19 @@ impl Connections {
         {
             self.end(rival.id);
         }
-        self.open(opening, Origin::Outside, now_ms, |entry| {
-            Ok(self.publish(entry, &original, &reply, now_ms))
+        self.open(opening, Origin::Outside, now_ms, |entry, hash| {
+            Ok(self.publish((entry, hash), &original, &reply, now_ms))
         })
     }
 
-    /// Takes an entry, and gives it back unless `publish` succeeds.
+    /// Takes an entry, and gives it back unless `publish` succeeds, which gets
+    /// the first packet's hash too.
     pub(super) fn open(
         &self,
         opening: &Opening,
         origin: Origin,
         now_ms: u64,
-        publish: impl FnOnce(u32) -> Result<Published, Refused>,
+        publish: impl FnOnce(u32, u64) -> Result<Published, Refused>,
     ) -> Result<Found, Refused> {
         let share = Share {
             origin,
@@ -158,14 +160,22 @@ impl Connections {
         };
         self.entries.begin(entry, now_ms);
         self.entries.set_state(entry, opening.state, share);
-        let refused = match publish(entry) {
-            Ok(Published::Done) => {
-                let version = self.entries.version(entry);
+        let refused = match publish(entry, hash) {
+            Ok(Published::Done(version, reply)) => {
                 self.enlist(entry, version);
-                let pair = self.entries.read(entry).ok_or(Refused::TableFull)?;
-                return self
-                    .found(entry, &pair, Side::Original, now_ms)
-                    .ok_or(Refused::TableFull);
+                return Ok(Found {
+                    id: ConnectionId {
+                        entry,
+                        version: version as u32,
+                    },
+                    side: Side::Original,
+                    original: opening.original,
+                    reply,
+                    state: opening.state,
+                    mtu: 0,
+                    origin,
+                    is_live: true,
+                });
             }
             Ok(Published::OriginalTaken(found)) => Ok(found),
             Ok(Published::Full) => Err(Refused::TableFull),
@@ -182,7 +192,7 @@ impl Connections {
     /// holds or can hold, then any that is free towards this destination.
     fn find_exit(
         &self,
-        entry: u32,
+        (entry, hash): (u32, u64),
         original: &Tuple,
         exits: &Exits<'_>,
         now_ms: u64,
@@ -190,7 +200,10 @@ impl Connections {
         let count = exits.addresses.len();
         let inside = original.source;
         // An end's connections leave by one address (RFC 4787, REQ-2).
-        let home = End { port: 0, ..inside }.hash(0, self.seed) as usize;
+        let home = match count {
+            1 => 0,
+            _ => End { port: 0, ..inside }.hash(0, self.seed) as usize,
+        };
         let addresses = || (0..count).map(|step| exits.addresses.get((home + step) % count));
         let reply = |address, port| Tuple {
             source: original.destination,
@@ -204,10 +217,10 @@ impl Connections {
             let Some(claim) = claim else {
                 continue;
             };
-            match self.publish(entry, original, &reply(address, claim.port), now_ms) {
-                Published::Done => {
+            match self.publish((entry, hash), original, &reply(address, claim.port), now_ms) {
+                done @ Published::Done(..) => {
                     self.entries.set_claim(entry, Some(claim.place));
-                    return Ok(Published::Done);
+                    return Ok(done);
                 }
                 Published::ReplyTaken => self.holders.release(claim.place),
                 other => {
@@ -225,7 +238,7 @@ impl Connections {
                 let port = first + ((start + step) % range) as u16;
                 let reply = reply(address, port);
                 let Some(holder) = self.find(&reply, now_ms) else {
-                    match self.publish(entry, original, &reply, now_ms) {
+                    match self.publish((entry, hash), original, &reply, now_ms) {
                         Published::ReplyTaken => continue,
                         other => return Ok(other),
                     }
@@ -242,21 +255,24 @@ impl Connections {
             // The newcomer begins with a SYN, which a peer that still waits
             // tells from the old connection (RFC 6191).
             self.end(id);
-            return Ok(self.publish(entry, original, &reply, now_ms));
+            return Ok(self.publish((entry, hash), original, &reply, now_ms));
         }
         Err(Refused::NoPort)
     }
 
-    /// Makes the entry a connection, found by both tuples.
+    /// Makes the entry a connection, found by both tuples; `there` is the hash
+    /// of the original one.
     pub(super) fn publish(
         &self,
-        entry: u32,
+        (entry, there): (u32, u64),
         original: &Tuple,
         reply: &Tuple,
         now_ms: u64,
     ) -> Published {
-        let (there, back) = (original.hash(self.seed), reply.hash(self.seed));
-        self.entries
+        let back = reply.hash(self.seed);
+        self.index.ask(back);
+        let version = self
+            .entries
             .write(entry, original, reply, check((there, back)));
         let reply_cell = Cell::new(back, Side::Reply, entry);
         let put = self
@@ -275,7 +291,7 @@ impl Connections {
             .insert(there, cell, |cell| self.confirm(cell, original, now_ms));
         let Err(no) = put else {
             self.count_echo(entry, reply, true);
-            return Published::Done;
+            return Published::Done(version, *reply);
         };
         self.index.remove(back, reply_cell);
         self.entries.retire(entry);

@@ -2,6 +2,7 @@
 //! it holds no pointers and may lie anywhere.
 
 use crate::sync::{AtomicU64, Ordering, relax};
+use crate::tables::prefetch::prefetch;
 
 /// Where words lie.
 #[cfg(not(loom))]
@@ -25,6 +26,21 @@ impl Words {
     #[cfg(loom)]
     pub(super) fn new(count: usize) -> Words {
         Words((0..count).map(|_| AtomicU64::new(0)).collect())
+    }
+
+    /// As [`Words::new`], for words that are used here and there: with large
+    /// pages, where the system has them.
+    pub(super) fn scattered(count: usize) -> Words {
+        let words = Words::new(count);
+        #[cfg(not(loom))]
+        words.0.prefer_large_pages();
+        words
+    }
+
+    /// Asks the processor for the cache line of a word.
+    #[inline]
+    pub(super) fn prefetch(&self, index: usize) {
+        prefetch(&self.0, index);
     }
 
     pub(super) fn over(memory: Memory) -> Words {
