@@ -102,8 +102,8 @@ impl Wishes {
         {
             return Err(Error::Unsupported(format!(
                 "runtimeConfig.portMappings asks for host port {} to container port {}: \
-                 host ports are not supported, use a Service, or chain the portmap plugin \
-                 and leave portMappings out of this plugin's capabilities",
+                 host ports are not supported, take hostPort away or give the pod the node's \
+                 own network (hostNetwork)",
                 mapping.host_port, mapping.container_port
             )));
         }
