@@ -34,6 +34,7 @@ mod mapped_words;
 #[cfg(not(loom))]
 mod monotonic;
 #[cfg(not(loom))]
+mod overlay_way;
 mod packet_socket;
 #[cfg(not(loom))]
 pub mod pipeline;

@@ -13,6 +13,7 @@
 use std::io::{self, IoSlice};
 
 use crate::pipeline::datagrams::MAX_DATAGRAMS;
+use crate::pipeline::gather::{self, Together};
 use crate::pipeline::segment::{Offload, Segments};
 use crate::raw_socket::{RawSocket, Receive};
 
@@ -37,17 +38,31 @@ const GSO_ECN: u8 = 0x80;
 /// fewer.
 const MAX_PARTS: usize = 2 + MAX_DATAGRAMS;
 
+/// The same of a packet that is gathered.
+const MAX_GATHERED: usize = 1 + gather::MAX_PARTS;
+
+/// How packets reach the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Way {
+    /// At once, past the queue discipline. What the device does not cut is
+    /// lost there (`__dev_direct_xmit`, net/core/dev.c).
+    PastDiscipline,
+    /// As the node's own packets do; the kernel cuts what the device does not.
+    Ordinary,
+}
+
 /// A socket that sends on one device.
 #[derive(Debug)]
 pub(crate) struct PacketSocket(RawSocket);
 
 impl PacketSocket {
-    /// Opens a socket that sends on device `ifindex`, past its queue
-    /// discipline.
-    pub(crate) fn open(ifindex: u32) -> io::Result<PacketSocket> {
+    /// Opens a socket that sends on device `ifindex`.
+    pub(crate) fn open(ifindex: u32, way: Way) -> io::Result<PacketSocket> {
         let socket = RawSocket::open()?;
         socket.set(libc::SOL_PACKET, libc::PACKET_VNET_HDR, 1)?;
-        socket.set(libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)?;
+        if way == Way::PastDiscipline {
+            socket.set(libc::SOL_PACKET, libc::PACKET_QDISC_BYPASS, 1)?;
+        }
         socket.set(libc::SOL_SOCKET, libc::SO_SNDBUFFORCE, SEND_BUFFER_BYTES)?;
         socket.bind(ifindex, Receive::Nothing)?;
         Ok(PacketSocket(socket))
@@ -60,8 +75,28 @@ impl PacketSocket {
         pieces: impl Iterator<Item = &'a [u8]>,
         offload: &Offload,
     ) -> io::Result<()> {
-        let header = header(offload);
-        let mut parts = [IoSlice::new(&[]); MAX_PARTS];
+        self.send_parts::<MAX_PARTS>(pieces, header(offload))
+    }
+
+    /// As [`PacketSocket::send`], of a packet that lacks nothing.
+    pub(crate) fn send_complete<'a>(
+        &self,
+        pieces: impl Iterator<Item = &'a [u8]>,
+    ) -> io::Result<()> {
+        self.send_parts::<MAX_PARTS>(pieces, [0; HEADER_BYTES])
+    }
+
+    /// As [`PacketSocket::send`].
+    pub(crate) fn send_gathered(&self, together: &Together<'_, '_>) -> io::Result<()> {
+        self.send_parts::<MAX_GATHERED>(together.pieces(), header(&together.offload))
+    }
+
+    fn send_parts<'a, const MOST: usize>(
+        &self,
+        pieces: impl Iterator<Item = &'a [u8]>,
+        header: [u8; HEADER_BYTES],
+    ) -> io::Result<()> {
+        let mut parts = [IoSlice::new(&[]); MOST];
         parts[0] = IoSlice::new(&header);
         let mut count = 1;
         for (part, bytes) in parts[1..].iter_mut().zip(pieces) {

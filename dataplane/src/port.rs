@@ -18,6 +18,7 @@ use crossbeam::utils::CachePadded;
 
 use crate::counters::PortCounters;
 use crate::group_socket::GroupSocket;
+use crate::overlay_way::OverlayWay;
 use crate::packet_socket::PacketSocket;
 use crate::stream_socket::StreamSocket;
 use crate::tcx;
@@ -289,8 +290,9 @@ pub(crate) struct LanePort {
     pub(crate) counters: Arc<CachePadded<PortCounters>>,
     /// The way out for super-frames; absent where the kernel refused it.
     pub(crate) bulk: Option<PacketSocket>,
-    /// Whether `bulk` takes datagrams of the overlay that the device cuts.
-    pub(crate) cuts_datagrams: bool,
+    /// The way out for datagrams of the overlay that leave together: an
+    /// uplink's.
+    pub(crate) overlay: Option<OverlayWay>,
     /// Where copies of group frames come from: on one lane of a bridged
     /// uplink.
     pub(crate) groups: Option<GroupSocket>,
@@ -317,7 +319,7 @@ impl LanePort {
             queue,
             more: Vec::new(),
             groups: None,
-            cuts_datagrams: false,
+            overlay: None,
             stream: None,
             stream_waits: false,
             stream_burst: 1,
@@ -416,7 +418,7 @@ pub struct UplinkSpec {
     /// XDP modes to try.
     pub xdp: XdpChoice,
     /// Whether the device cuts UDP datagrams that are handed to it together
-    /// (`tx-udp-segmentation`).
+    /// (`tx-udp-segmentation`); the kernel does if not.
     pub cuts_datagrams: bool,
     /// Whether the switch wants frames to other MAC addresses than the
     /// interface's own, and copies of group frames (layer 2).

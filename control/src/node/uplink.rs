@@ -479,7 +479,7 @@ fn cuts_datagrams(name: &str) -> bool {
     match offload::active(name) {
         Ok(features) => features.contains(offload::UDP_SEGMENTATION),
         Err(error) => {
-            tracing::warn!(%error, "datagrams leave one by one");
+            tracing::warn!(%error, "the kernel cuts datagrams that leave together");
             false
         }
     }

@@ -35,7 +35,8 @@ use lanes::{ANSWER_TIMEOUT, Answer};
 use crate::event::Event;
 use crate::group_socket::GroupSocket;
 use crate::lane::{Alarm, CaptureQueue, Command, LaneShared};
-use crate::packet_socket::PacketSocket;
+use crate::overlay_way::OverlayWay;
+use crate::packet_socket::{PacketSocket, Way};
 use crate::pipeline::FlowRecord;
 use crate::port::{Kind, LanePort, PortHandle, ProgramLoader};
 use crate::snapshot::Snapshot;
@@ -395,14 +396,16 @@ impl Inner {
             match parts.get_mut(at % self.lanes.len()) {
                 Some(part) => part.more.push(queue),
                 None => {
-                    let bulk = PacketSocket::open(ifindex).ok();
+                    let bulk = PacketSocket::open(ifindex, Way::PastDiscipline).ok();
                     parts.push(LanePort::new(id, queue, bulk));
                 }
             }
         }
         let uplink = self.uplink_spec(id);
-        if uplink.as_ref().is_some_and(|uplink| uplink.cuts_datagrams) {
-            parts.iter_mut().for_each(|part| part.cuts_datagrams = true);
+        if let Some(uplink) = &uplink {
+            for part in &mut parts {
+                part.overlay = OverlayWay::open(ifindex, uplink.cuts_datagrams).ok();
+            }
         }
         if uplink.is_none() {
             let failed = |source| PortError::Streams {

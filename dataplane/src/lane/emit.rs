@@ -9,18 +9,17 @@ use crate::frame::{Awaited, Batch, Frame, LONGEST_SUPER_FRAME, Packet, TxChecksu
 use crate::lane::capture::Copies;
 use crate::lane::ports::LanePorts;
 use crate::lane::waiting::Waiting;
-use crate::pipeline::datagrams::{self, Taken};
 use crate::pipeline::segment::{Offload, is_super_frame, offload, segment};
 use crate::pipeline::{complete, source_port_of, wrap};
 use crate::snapshot::{PortEntry, Role, Snapshot};
-use crate::types::{PortId, SegmentId, VtepId};
+use crate::types::{Nanos, PortId, SegmentId, VtepId};
 use crate::umem::{FramePool, OwnerTable, Umem};
 use crate::wire::ethernet;
 use crate::xsk::queue::Flush;
 
 /// Longest packet that goes without a description: what IPv4's length field
 /// can say. The rings take no longer one either.
-const MAX_WHOLE: u32 = u16::MAX as u32 + ethernet::HEADER_LEN as u32;
+pub(super) const MAX_WHOLE: u32 = u16::MAX as u32 + ethernet::HEADER_LEN as u32;
 
 /// The last stage of a round.
 pub(super) struct Emitter<'a> {
@@ -31,8 +30,11 @@ pub(super) struct Emitter<'a> {
     pub(super) ports: &'a mut LanePorts,
     pub(super) counters: &'a LaneCounters,
     pub(super) scratch: &'a mut Batch,
+    /// Headers of datagrams in the making.
+    pub(super) headers: &'a mut Vec<u8>,
     /// Frames of a copy in the making; empty between packets.
     pub(super) copies: &'a mut Vec<Frame>,
+    pub(super) now: Nanos,
     /// What waits for a neighbour.
     pub(super) waiting: &'a mut Waiting,
     /// Who captures learns here what did not leave.
@@ -95,6 +97,17 @@ impl Emitter<'_> {
             && self.send_bulk(batch, index, out, &offload)
         {
             return self.free(batch, index);
+        }
+        if checksum.is_none()
+            && let Some(done) = self.send_kept(batch, index, out)
+        {
+            return match done {
+                Ok(()) => self.free(batch, index),
+                Err(reason) => {
+                    self.lost(index, out, reason);
+                    self.drop(batch, index, reason);
+                }
+            };
         }
         if packet.len > MAX_WHOLE {
             let mtu = self.snapshot.port(out).map_or(0, |port| port.segment_mtu);
@@ -229,6 +242,9 @@ impl Emitter<'_> {
     /// Sends a packet through the overlay in pieces, each behind outer headers
     /// of its own. The packet stays in the batch.
     fn send_through(&mut self, batch: &Batch, index: usize, way: Tunnel) -> Result<(), DropReason> {
+        if let Some(done) = self.send_gathered(batch, index, way) {
+            return done;
+        }
         let mut scratch = std::mem::take(self.scratch);
         let captured = self.captured.take();
         let cut = segment(self.umem, self.pool, batch, index, way.mtu, &mut scratch);
@@ -353,40 +369,6 @@ impl Emitter<'_> {
             .add(u64::from(batch.packets()[index].len));
         self.counters.tx_packets.add(1);
         true
-    }
-
-    /// Sends packet `index` together with what continues it, where the port
-    /// takes that, and says how many packets went.
-    fn send_run(&mut self, batch: &mut Batch, index: usize, out: PortId) -> Option<usize> {
-        let umem = self.umem;
-        let port = self.ports.get(out)?;
-        let taken = match self.snapshot.port(out)?.super_frames {
-            true => Taken::Any,
-            false if port.cuts_datagrams => Taken::Overlay(self.snapshot.underlay.vxlan_port),
-            false => return None,
-        };
-        let run = datagrams::run(umem, batch, index, (out, taken))?;
-        let bulk = port.bulk.as_ref()?;
-        // What was written to the ring before must not be overtaken.
-        if port.dirty && port.queue.flush() != Flush::Sent {
-            return None;
-        }
-        let members = index..index + run.packets;
-        let payloads = members.clone().map(|at| run.payload(umem, batch, at));
-        let pieces = iter::once(run.headers()).chain(payloads);
-        bulk.send(pieces, &run.offload).ok()?;
-        let bytes = batch.packets()[members.clone()]
-            .iter()
-            .map(|packet| u64::from(packet.len))
-            .sum();
-        port.counters.tx_packets.add(run.packets as u64);
-        port.counters.tx_bytes.add(bytes);
-        self.counters.tx_packets.add(run.packets as u64);
-        for at in members {
-            umem.demote(batch.head(at));
-            self.free(batch, at);
-        }
-        Some(run.packets)
     }
 
     fn flood(
@@ -523,25 +505,25 @@ impl Emitter<'_> {
         self.free(batch, index);
     }
 
-    fn count_drop(&mut self, packet: &Packet, reason: DropReason) {
+    pub(super) fn count_drop(&mut self, packet: &Packet, reason: DropReason) {
         self.counters.drops[reason.index()].add(1);
         if let Some(port) = self.ports.get(packet.in_port) {
             port.counters.drops.add(1);
         }
     }
 
-    fn free(&mut self, batch: &mut Batch, index: usize) {
+    pub(super) fn free(&mut self, batch: &mut Batch, index: usize) {
         batch.take(index).for_each(|frame| self.pool.free(frame));
     }
 }
 
 /// A way through the overlay.
 #[derive(Debug, Clone, Copy)]
-struct Tunnel {
-    vtep: VtepId,
+pub(super) struct Tunnel {
+    pub(super) vtep: VtepId,
     /// Longest inner IP packet.
-    mtu: u32,
-    source_port: u16,
+    pub(super) mtu: u32,
+    pub(super) source_port: u16,
 }
 
 /// How a member of a segment gets a flooded packet.

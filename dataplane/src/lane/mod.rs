@@ -13,6 +13,7 @@ mod rest;
 mod streams;
 #[cfg(test)]
 mod tests;
+mod together;
 mod waiting;
 
 use std::sync::Arc;
@@ -119,6 +120,7 @@ pub(crate) struct Lane {
     pub(crate) ports: LanePorts,
     batch: Batch,
     scratch: Batch,
+    headers: Vec<u8>,
     parting: Parting,
     coalescer: Coalescer,
     copies: Vec<Frame>,
@@ -158,6 +160,7 @@ impl Lane {
             ports: LanePorts::default(),
             batch: Batch::new(),
             scratch: Batch::new(),
+            headers: Vec::new(),
             parting: Parting::new(),
             coalescer: Coalescer::new(),
             copies: Vec::with_capacity(MAX_FRAMES),
@@ -237,6 +240,7 @@ impl Lane {
             if in_port.is_some() {
                 self.shared.counters.rx_packets.add(self.batch.len() as u64);
             }
+            let mut merged = false;
             loop {
                 // Who captures sees single packets.
                 let may_merge = self.captures.is_empty();
@@ -252,7 +256,7 @@ impl Lane {
                 match &mut copies {
                     // Who captures sees the packets as they came.
                     Some(copies) => copies.after(&self.umem, &self.batch, snapshot),
-                    None => self.coalescer.merge(&self.umem, &mut self.batch, snapshot),
+                    None => merged |= self.coalescer.merge(&self.umem, &mut self.batch, snapshot),
                 }
                 Emitter {
                     umem: &self.umem,
@@ -262,6 +266,8 @@ impl Lane {
                     ports: &mut self.ports,
                     counters: &self.shared.counters,
                     scratch: &mut self.scratch,
+                    headers: &mut self.headers,
+                    now,
                     copies: &mut self.copies,
                     waiting: &mut self.waiting,
                     captured: copies.as_mut(),
@@ -275,6 +281,9 @@ impl Lane {
                 }
             }
             if let Some(in_port) = in_port {
+                if merged && let Some(port) = self.ports.get(in_port) {
+                    port.queues_mut().for_each(Queue::expect_stream);
+                }
                 self.ports
                     .refill(in_port, &mut self.pool, &self.owners, frames_short);
             }

@@ -43,6 +43,8 @@ impl Lane {
             ports: &mut self.ports,
             counters: &self.shared.counters,
             scratch: &mut self.scratch,
+            headers: &mut self.headers,
+            now: Nanos(0),
             copies: &mut self.copies,
             waiting: &mut self.waiting,
             captured: copies.as_mut(),

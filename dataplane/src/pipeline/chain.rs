@@ -157,6 +157,18 @@ impl<'a> Source<'a> {
         });
     }
 
+    /// Frames that the next `len` bytes lie in at most.
+    pub(super) fn most_parts(&self, len: usize) -> usize {
+        let mut left = len;
+        let rest = self.pieces.iter().skip(self.at);
+        let before = rest.take_while(|piece| {
+            let is_before = left > 0;
+            left = left.saturating_sub(piece.len());
+            is_before
+        });
+        before.count()
+    }
+
     /// Gives the next `len` bytes away, as they lie in the frames.
     pub(super) fn each(&mut self, mut len: usize, mut take: impl FnMut(&'a [u8])) {
         while len > 0 && self.at < MAX_FRAMES {

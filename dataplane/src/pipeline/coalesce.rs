@@ -63,17 +63,15 @@ impl Coalescer {
     /// Merges what can be merged in a decided batch of one port. Every frame
     /// stays in the batch; merged packets are where their first segment was.
     #[inline]
-    pub(crate) fn merge(&mut self, umem: &Umem, batch: &mut Batch, snapshot: &Snapshot) {
+    pub(crate) fn merge(&mut self, umem: &Umem, batch: &mut Batch, snapshot: &Snapshot) -> bool {
         if !(2..=Batch::MAX_PACKETS).contains(&batch.len()) {
-            return;
+            return false;
         }
         let from = snapshot.port(batch.packets()[0].in_port);
-        if from.is_some_and(|port| port.role == Role::Uplink) {
-            self.merge_all(umem, batch, snapshot);
-        }
+        from.is_some_and(|port| port.role == Role::Uplink) && self.merge_all(umem, batch, snapshot)
     }
 
-    fn merge_all(&mut self, umem: &Umem, batch: &mut Batch, snapshot: &Snapshot) {
+    fn merge_all(&mut self, umem: &Umem, batch: &mut Batch, snapshot: &Snapshot) -> bool {
         let mut runs = Runs::new();
         for index in 0..batch.len() {
             if let Some(segment) = Segment::read(umem, batch, index, snapshot) {
@@ -81,7 +79,7 @@ impl Coalescer {
             }
         }
         if runs.joined == 0 {
-            return;
+            return false;
         }
         for index in 0..batch.len() {
             if runs.joined >> index & 1 == 0 {
@@ -90,6 +88,7 @@ impl Coalescer {
         }
         batch.clear();
         std::mem::swap(batch, &mut self.0);
+        true
     }
 
     /// Moves a packet and those that joined it.

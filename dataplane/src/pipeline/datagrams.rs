@@ -246,24 +246,9 @@ impl<'a> Datagram<'a> {
     /// A run that begins with this one and carries `payload` bytes.
     fn describe(&self, packets: usize, payload: usize) -> Run {
         let mut headers = [0; MAX_HEADERS];
-        let (headers_len, transport) = (self.headers_len(), self.transport());
+        let headers_len = self.headers_len();
         headers[..headers_len].copy_from_slice(&self.bytes[..headers_len]);
-        let length = udp::HEADER_LEN + payload;
-        let (network, rest) =
-            headers[ethernet::HEADER_LEN..].split_at_mut(transport - ethernet::HEADER_LEN);
-        if self.is_v6 {
-            if let Ok(ip) = Ipv6Header::mut_from_bytes(network) {
-                ip.payload_length = U16::new(length as u16);
-            }
-        } else if let Ok(ip) = Ipv4Header::mut_from_bytes(network) {
-            ip.total_length = U16::new((ipv4::HEADER_LEN + length) as u16);
-            ip.fill_checksum();
-        }
-        if let Ok((udp, _)) = UdpHeader::mut_from_prefix(rest) {
-            udp.length = U16::new(length as u16);
-            let pseudo = pseudo_header(self.addresses(), protocol::UDP, length as u16);
-            udp.checksum = U16::new(pseudo.fold());
-        }
+        stand_for_all(&mut headers[..headers_len], self.is_v6, payload);
         Run {
             packets,
             offload: Offload {
@@ -277,5 +262,33 @@ impl<'a> Datagram<'a> {
             headers,
             headers_len,
         }
+    }
+}
+
+/// Makes the headers of a datagram those of a run of them that carries
+/// `payload` bytes; whoever cuts it sums each.
+pub(super) fn stand_for_all(headers: &mut [u8], is_v6: bool, payload: usize) {
+    let length = udp::HEADER_LEN + payload;
+    let at = headers.len() - udp::HEADER_LEN;
+    let (network, rest) = headers[ethernet::HEADER_LEN..].split_at_mut(at - ethernet::HEADER_LEN);
+    let addresses = match is_v6 {
+        true => {
+            if let Ok(ip) = Ipv6Header::mut_from_bytes(network) {
+                ip.payload_length = U16::new(length as u16);
+            }
+            &network[8..40]
+        }
+        false => {
+            if let Ok(ip) = Ipv4Header::mut_from_bytes(network) {
+                ip.total_length = U16::new((ipv4::HEADER_LEN + length) as u16);
+                ip.fill_checksum();
+            }
+            &network[12..20]
+        }
+    };
+    if let Ok((udp, _)) = UdpHeader::mut_from_prefix(rest) {
+        udp.length = U16::new(length as u16);
+        let pseudo = pseudo_header(addresses, protocol::UDP, length as u16);
+        udp.checksum = U16::new(pseudo.fold());
     }
 }

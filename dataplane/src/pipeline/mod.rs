@@ -24,6 +24,7 @@ pub(crate) mod datagrams;
 mod fragment;
 #[cfg(any(test, fuzzing))]
 pub mod fuzz;
+pub(crate) mod gather;
 mod limit;
 mod masquerade;
 mod narrow;

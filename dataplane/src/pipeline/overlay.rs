@@ -95,7 +95,13 @@ pub(super) fn wrap_reply(umem: &Umem, frame: &mut Frame, vtep: &Vtep) -> Result<
 /// Writes the outer headers into the room before an inner frame of `len`
 /// bytes, whose sum is `payload`.
 #[inline]
-fn finish(bytes: &mut [u8], outer: &OuterHeader, len: usize, payload: Sum, source_port: u16) {
+pub(super) fn finish(
+    bytes: &mut [u8],
+    outer: &OuterHeader,
+    len: usize,
+    payload: Sum,
+    source_port: u16,
+) {
     match outer.template() {
         Template::V4(template) => finish_v4(bytes, template, len, source_port),
         Template::V6(template) => finish_v6(bytes, template, len, (payload, source_port)),

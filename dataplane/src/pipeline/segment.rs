@@ -26,12 +26,12 @@ use crate::wire::tunnel;
 const TCP_CHECKSUM_OFFSET: u16 = 16;
 
 /// Where the headers of the super-frame lie.
-struct Layout {
+pub(super) struct Layout {
     is_v6: bool,
     network: usize,
     transport: usize,
-    payload: usize,
-    end: usize,
+    pub(super) payload: usize,
+    pub(super) end: usize,
 }
 
 /// Cuts packet `index` of `batch` into pieces of at most `mtu` bytes of IP
@@ -101,16 +101,10 @@ pub struct Cut {
 /// Describes packet `index` for cutting to `mtu` bytes of IP packet; `None`
 /// for all that is no plain TCP super-frame.
 pub fn offload(umem: &Umem, batch: &Batch, index: usize, mtu: u32) -> Option<Offload> {
+    let (layout, segment_len) = plain(umem, batch, index, mtu)?;
     let head = umem.bytes(batch.head(index));
-    let len = batch.packets()[index].len as usize;
-    if !is_super_frame(head, len) {
-        return None;
-    }
-    let layout = layout(head, len).ok()?;
     let (tcp, _) = TcpHeader::ref_from_prefix(head.get(layout.transport..)?).ok()?;
-    let segment_len = (mtu as usize + layout.network).checked_sub(layout.payload)?;
-    let is_plain = layout.end == len && tcp.flags & (flags::SYN | flags::URG) == 0;
-    (is_plain && segment_len > 0).then_some(Offload {
+    Some(Offload {
         checksum: TxChecksum {
             start: layout.transport as u16,
             offset: TCP_CHECKSUM_OFFSET,
@@ -124,6 +118,22 @@ pub fn offload(umem: &Umem, batch: &Batch, index: usize, mtu: u32) -> Option<Off
             segment_len: segment_len as u16,
         }),
     })
+}
+
+/// Where the headers of packet `index` lie, and how much payload each segment
+/// has when it is cut to `mtu` bytes of IP packet; `None` for all that is no
+/// plain TCP super-frame.
+pub(super) fn plain(umem: &Umem, batch: &Batch, index: usize, mtu: u32) -> Option<(Layout, usize)> {
+    let head = umem.bytes(batch.head(index));
+    let len = batch.packets()[index].len as usize;
+    if !is_super_frame(head, len) {
+        return None;
+    }
+    let layout = layout(head, len).ok()?;
+    let (tcp, _) = TcpHeader::ref_from_prefix(head.get(layout.transport..)?).ok()?;
+    let segment_len = (mtu as usize + layout.network).checked_sub(layout.payload)?;
+    let is_plain = layout.end == len && tcp.flags & (flags::SYN | flags::URG) == 0;
+    (is_plain && segment_len > 0).then_some((layout, segment_len))
 }
 
 /// A TCP packet of `len` bytes of frame whose sender left its checksum, and so
@@ -219,14 +229,14 @@ fn layout(head: &[u8], len: usize) -> Result<Layout, DropReason> {
 }
 
 /// Which part of the super-frame a segment is.
-struct Piece {
-    number: u16,
-    offset: u32,
-    is_last: bool,
+pub(super) struct Piece {
+    pub(super) number: u16,
+    pub(super) offset: u32,
+    pub(super) is_last: bool,
 }
 
 /// Makes the copied headers this segment's own.
-fn finish(bytes: &mut [u8], layout: &Layout, piece: &Piece, len: usize, payload: Sum) {
+pub(super) fn finish(bytes: &mut [u8], layout: &Layout, piece: &Piece, len: usize, payload: Sum) {
     let ip_len = layout.payload - layout.network + len;
     let transport_len = layout.payload - layout.transport + len;
     let (network, transport) =

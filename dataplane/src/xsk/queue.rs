@@ -64,9 +64,10 @@ pub(crate) struct Queue {
     fill_target: u32,
     /// Level that it does not sink below.
     fill_floor: u32,
-    /// Level that it has at least from its first super-frame on.
+    /// Level that it has at least while streams come.
     fill_stream: u32,
-    /// A packet of several chunks came since the last refill.
+    /// A packet of several chunks came since the last refill, or segments that
+    /// were merged.
     streaming: bool,
     /// Chunks sent and not yet completed.
     outstanding: u32,
@@ -80,7 +81,7 @@ pub(crate) struct Queue {
 
 impl Queue {
     /// A queue that keeps `fill_floor` chunks posted at least, and
-    /// `fill_stream` while packets of several chunks come.
+    /// `fill_stream` while streams come.
     pub(crate) fn new(socket: Socket, fill_floor: u32, fill_stream: u32) -> Queue {
         Queue {
             fill_floor: fill_floor.clamp(FILL_MIN, socket.ring_size),
@@ -133,6 +134,11 @@ impl Queue {
     /// of asking.
     pub(crate) fn take_broken(&mut self) -> u32 {
         std::mem::take(&mut self.broken)
+    }
+
+    /// A stream comes, a segment a chunk.
+    pub(crate) fn expect_stream(&mut self) {
+        self.streaming = true;
     }
 
     /// Tops the fill ring up when a lot is missing. A level that one round

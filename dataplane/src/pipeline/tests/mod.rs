@@ -5,6 +5,7 @@ mod apart;
 mod coalesce;
 mod datagrams;
 mod fragments;
+mod gather;
 mod masquerade;
 mod narrow;
 mod overlay;

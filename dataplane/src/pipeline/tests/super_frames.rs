@@ -12,17 +12,17 @@ use crate::types::PortId;
 
 /// What a TCP super-frame is made of.
 #[derive(Debug, Clone)]
-struct Super {
-    is_v6: bool,
-    payload: Vec<u8>,
-    sequence: u32,
-    identification: u16,
-    timestamps: bool,
-    fin: bool,
+pub(super) struct Super {
+    pub(super) is_v6: bool,
+    pub(super) payload: Vec<u8>,
+    pub(super) sequence: u32,
+    pub(super) identification: u16,
+    pub(super) timestamps: bool,
+    pub(super) fin: bool,
 }
 
 impl Super {
-    fn of(len: usize, is_v6: bool) -> Super {
+    pub(super) fn of(len: usize, is_v6: bool) -> Super {
         Super {
             is_v6,
             payload: (0..len).map(|i| (i % 251) as u8).collect(),
@@ -34,7 +34,7 @@ impl Super {
     }
 
     /// The packet as a pod sends it: partial checksum.
-    fn packet(&self, from: u16, to: u16) -> Vec<u8> {
+    pub(super) fn packet(&self, from: u16, to: u16) -> Vec<u8> {
         let ethernet = PacketBuilder::ethernet2(mac(from).0, GATEWAY_MAC.0);
         let ip = match self.is_v6 {
             true => ethernet.ipv6(v6(from).octets(), v6(to).octets(), 64),

@@ -1,0 +1,188 @@
+//! What leaves together: runs of datagrams, and super-frames through the
+//! overlay.
+
+use std::ops::Range;
+use std::{io, iter};
+
+use crate::drops::DropReason;
+use crate::frame::Batch;
+use crate::lane::emit::{Emitter, MAX_WHOLE, Tunnel};
+use crate::pipeline::datagrams::{self, Taken};
+use crate::pipeline::gather::SuperFrame;
+use crate::types::PortId;
+use crate::wire::{ethernet, ipv4, ipv6, protocol};
+use crate::xsk::queue::Flush;
+
+impl Emitter<'_> {
+    /// Sends packet `index` together with what continues it, where the port
+    /// takes that, and says how many packets went.
+    pub(super) fn send_run(
+        &mut self,
+        batch: &mut Batch,
+        index: usize,
+        out: PortId,
+    ) -> Option<usize> {
+        let (umem, now) = (self.umem, self.now);
+        let port = self.ports.get(out)?;
+        let vxlan_port = self.snapshot.underlay.vxlan_port;
+        let (taken, socket) = match (self.snapshot.port(out)?.super_frames, &port.overlay) {
+            (true, _) => (Taken::Any, port.bulk.as_ref()?),
+            (false, Some(way)) if batch.packets()[index].len >= way.shortest() => {
+                (Taken::Overlay(vxlan_port), &way.socket)
+            }
+            (false, _) => return None,
+        };
+        let run = datagrams::run(umem, batch, index, (out, taken))?;
+        let source_port = match taken {
+            Taken::Overlay(_) => source_port(run.headers(), vxlan_port),
+            Taken::Any => None,
+        };
+        let keeps = |source_port| {
+            let way = port.overlay.as_ref();
+            way.is_some_and(|way| way.keeps(source_port, now))
+        };
+        let is_kept = source_port.is_some_and(keeps);
+        // What was written to the ring before must not be overtaken.
+        if !is_kept && port.dirty && port.queue.flush() != Flush::Sent {
+            return None;
+        }
+        let members = index..index + run.packets;
+        let payloads = members.clone().map(|at| run.payload(umem, batch, at));
+        let pieces = iter::once(run.headers()).chain(payloads);
+        let is_lost = match socket.send(pieces, &run.offload) {
+            Ok(()) => false,
+            Err(error) if is_kept || has_begun(&error) => true,
+            Err(_) => return None,
+        };
+        if let (Some(way), Some(source_port)) = (&mut port.overlay, source_port) {
+            way.went(source_port, now);
+        }
+        self.count_run(batch, members.clone(), out, is_lost);
+        for at in members {
+            umem.demote(batch.head(at));
+            self.free(batch, at);
+        }
+        Some(run.packets)
+    }
+
+    fn count_run(&mut self, batch: &Batch, members: Range<usize>, out: PortId, is_lost: bool) {
+        let packets = &batch.packets()[members];
+        match is_lost {
+            true => packets
+                .iter()
+                .for_each(|packet| self.count_drop(packet, DropReason::TxRingFull)),
+            false => {
+                let bytes = packets.iter().map(|packet| u64::from(packet.len)).sum();
+                self.count_sent(out, packets.len(), bytes);
+            }
+        }
+    }
+
+    fn count_sent(&mut self, out: PortId, packets: usize, bytes: u64) {
+        if let Some(port) = self.ports.get(out) {
+            port.counters.tx_packets.add(packets as u64);
+            port.counters.tx_bytes.add(bytes);
+        }
+        self.counters.tx_packets.add(packets as u64);
+    }
+
+    /// Sends a super-frame through the overlay as it lies, cut by the kernel
+    /// or the device; `None` when it has to be cut here.
+    pub(super) fn send_gathered(
+        &mut self,
+        batch: &Batch,
+        index: usize,
+        way: Tunnel,
+    ) -> Option<Result<(), DropReason>> {
+        let (umem, snapshot) = (self.umem, self.snapshot);
+        let (vtep, out) = (snapshot.vtep(way.vtep)?, snapshot.underlay.uplink?);
+        if !snapshot.is_resolved(vtep) {
+            return None;
+        }
+        let over = (&vtep.outer, way.source_port);
+        let mut super_frame = SuperFrame::of(umem, batch, index, way.mtu, over)?;
+        let port = self.ports.get(out)?;
+        let overlay = port.overlay.as_mut()?;
+        let is_kept = overlay.keeps(way.source_port, self.now);
+        // What was written to the ring before must not be overtaken.
+        if !is_kept && port.dirty && port.queue.flush() != Flush::Sent {
+            return None;
+        }
+        // Longer ones the lane has just copied itself.
+        if batch.packets()[index].len <= MAX_WHOLE {
+            batch
+                .chain(index)
+                .for_each(|frame| umem.prefetch_whole(frame));
+        }
+        let (mut packets, mut bytes, mut is_lost) = (0, 0, false);
+        while let Some(together) = super_frame.next(self.headers) {
+            match overlay.socket.send_gathered(&together) {
+                Ok(()) => {
+                    packets += together.packets;
+                    bytes += together.bytes;
+                }
+                Err(error) if is_kept || is_lost || packets > 0 || has_begun(&error) => {
+                    is_lost = true;
+                }
+                // Nothing has left, so the ring may take it.
+                Err(_) => return None,
+            }
+        }
+        overlay.went(way.source_port, self.now);
+        self.count_sent(out, packets, bytes);
+        Some(match is_lost {
+            false => Ok(()),
+            true => Err(DropReason::TxRingFull),
+        })
+    }
+
+    /// Sends a packet of the overlay after others of its flow that the kernel
+    /// was left to cut; `None` when there are none, or it is not of the
+    /// overlay.
+    pub(super) fn send_kept(
+        &mut self,
+        batch: &Batch,
+        index: usize,
+        out: PortId,
+    ) -> Option<Result<(), DropReason>> {
+        let underlay = &self.snapshot.underlay;
+        if underlay.uplink != Some(out) {
+            return None;
+        }
+        let way = self.ports.get(out)?.overlay.as_ref()?;
+        let umem = self.umem;
+        let source_port = source_port(umem.bytes(batch.head(index)), underlay.vxlan_port)?;
+        if !way.keeps(source_port, self.now) {
+            return None;
+        }
+        let pieces = batch.chain(index).map(|frame| umem.bytes(frame));
+        Some(match way.socket.send_complete(pieces) {
+            Ok(()) => {
+                self.count_sent(out, 1, u64::from(batch.packets()[index].len));
+                Ok(())
+            }
+            Err(_) => Err(DropReason::TxRingFull),
+        })
+    }
+}
+
+/// Whether some of the datagrams may have left before the kernel said this: the
+/// device was full. Before that, the kernel says other things.
+fn has_begun(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(libc::ENOBUFS)
+}
+
+/// The UDP source port of a packet of the overlay.
+fn source_port(frame: &[u8], vxlan_port: u16) -> Option<u16> {
+    const V4: usize = ethernet::HEADER_LEN + ipv4::HEADER_LEN;
+    const V6: usize = ethernet::HEADER_LEN + ipv6::HEADER_LEN;
+    let udp = match (frame.get(12..15)?, frame.get(20)?, frame.get(23)?) {
+        ([0x08, 0x00, 0x45], _, &protocol::UDP) => V4,
+        ([0x86, 0xdd, _], &protocol::UDP, _) => V6,
+        _ => return None,
+    };
+    let &[a, b, c, d] = frame.get(udp..udp + 4)? else {
+        return None;
+    };
+    (u16::from_be_bytes([c, d]) == vxlan_port).then(|| u16::from_be_bytes([a, b]))
+}
