@@ -38,6 +38,9 @@ const EXHAUSTED_MS: u64 = 100;
 /// Destinations that are remembered so.
 const EXHAUSTED: usize = 16;
 
+/// Flags of packets that may move a TCP connection's state.
+const EDGES: u8 = flags::SYN | flags::FIN | flags::RST;
+
 /// What becomes of a packet, and what it gets on the way.
 pub(super) struct Decided {
     pub(super) decision: Decision,
@@ -175,8 +178,7 @@ pub(super) fn classify<K: RoutedKey>(
 /// flow may answer for it.
 #[inline]
 pub(super) fn is_edge(bytes: &[u8], headers: &Headers) -> bool {
-    headers.protocol == protocol::TCP
-        && tcp_flags(bytes, headers) & (flags::SYN | flags::FIN | flags::RST) != 0
+    tcp_flags(bytes, headers) & EDGES != 0
 }
 
 #[inline]
@@ -236,7 +238,7 @@ fn outbound<K: RoutedKey>(
         round,
         bytes,
         subject,
-        (translation, age.is_settled(found.state)),
+        (translation, age.is_settled(found.state, found.side, flags)),
         lane,
     ))
 }
@@ -250,9 +252,10 @@ enum Age {
 
 impl Age {
     /// Whether flows may answer from now on. Many a connection is one question
-    /// and one answer, so its first packet installs none.
-    fn is_settled(self, state: State) -> bool {
-        self == Age::Known && state.is_settled()
+    /// and one answer, so its first packet installs none; nor does one that
+    /// begins or ends it, after which the ports may soon be another's.
+    fn is_settled(self, state: State, side: Side, tcp_flags: u8) -> bool {
+        self == Age::Known && state.is_settled(side) && tcp_flags & EDGES == 0
     }
 }
 
@@ -398,9 +401,9 @@ fn inbound<K: RoutedKey>(
             let state = round
                 .connections
                 .follow(found.id, Side::Reply, tcp_flags, 1, now_ms)?;
-            Some((found, state))
+            Some((found, Age::Known.is_settled(state, Side::Reply, tcp_flags)))
         });
-    let Some((found, state)) = answered else {
+    let Some((found, is_settled)) = answered else {
         let is_ours = round
             .snapshot
             .masquerade
@@ -413,8 +416,7 @@ fn inbound<K: RoutedKey>(
     }
     let (old, new) = (found.reply.destination, found.original.source);
     let translation = Translation::between(old, new, Side::Reply).of(found.id);
-    let settled = (translation, state.is_settled());
-    let finished = finish(round, bytes, subject, settled, lane);
+    let finished = finish(round, bytes, subject, (translation, is_settled), lane);
     Some(deliver(round, from, finished))
 }
 

@@ -483,7 +483,7 @@ fn translation<K: RoutedKey>(
     )?;
     let is_same = side == Side::Reply
         || round.connections.mtu(translation.connection_id()) == translation.mtu;
-    (state.is_settled() && is_same).then_some(translation)
+    (state.is_settled(side) && is_same).then_some(translation)
 }
 
 impl Round<'_> {

@@ -100,7 +100,10 @@ fn follow(
             true => connections.follow(found.id, Side::Original, tcp_flags, 1, now_ms),
             false => first.and_then(|state| connections.renew(found.id, state, now_ms)),
         };
-        Some((found.id, Age::Known.is_settled(state?)))
+        Some((
+            found.id,
+            Age::Known.is_settled(state?, Side::Original, tcp_flags),
+        ))
     });
     let opened = match (known, first) {
         (Some(known), _) => Ok(known),
@@ -112,7 +115,12 @@ fn follow(
                 state,
             };
             let opened = connections.track(&opening, now_ms);
-            opened.map(|found| (found.id, Age::New.is_settled(found.state)))
+            opened.map(|found| {
+                (
+                    found.id,
+                    Age::New.is_settled(found.state, Side::Original, tcp_flags),
+                )
+            })
         }
     };
     match opened {

@@ -220,19 +220,22 @@ impl State {
         }
     }
 
-    /// Whether its packets need not be looked at one by one: flows may answer
-    /// for those without SYN, FIN or RST.
+    /// Whether the packets of a direction need not be looked at one by one:
+    /// flows may answer for those without SYN, FIN or RST. Not of who is done,
+    /// so that no flow is left when both are.
     #[inline]
-    pub fn is_settled(self) -> bool {
-        matches!(
-            self,
-            State::Unreplied
-                | State::Replied
-                | State::Stream
-                | State::Established
-                | State::FinWait
-                | State::CloseWait
-        )
+    pub fn is_settled(self, side: Side) -> bool {
+        match self {
+            State::Unreplied | State::Replied | State::Stream | State::Established => true,
+            State::FinWait => side == Side::Reply,
+            State::CloseWait => side == Side::Original,
+            State::SynSent
+            | State::SynReceived
+            | State::PickedUp
+            | State::TimeWait
+            | State::Closed
+            | State::Reset => false,
+        }
     }
 
     /// Whether it goes first when room is needed: not agreed on by both ends,
@@ -425,7 +428,16 @@ mod tests {
         for state in all {
             assert_eq!(State::from_number(state as u8), Some(state));
             assert!(state.timeout_ms(protocol::TCP) >= 10_000);
-            assert!(!(state.is_half_open() && state.is_settled()), "{state:?}");
+            for side in [Side::Original, Side::Reply] {
+                assert!(
+                    !(state.is_half_open() && state.is_settled(side)),
+                    "{state:?}"
+                );
+                assert!(
+                    !(state.may_give_way() && state.is_settled(side)),
+                    "{state:?}"
+                );
+            }
         }
     }
 }

@@ -207,10 +207,16 @@ fn a_port_that_is_used_again_is_the_new_ones_alone() {
         assert_eq!(back.bytes, expect, "{inside}: {flags:?}");
     };
     for inside in 40_000..40_010 {
+        // The server first minds that it knew the port by another.
+        talk(&mut world, inside, [SYN, ACK]);
         talk(&mut world, inside, [SYN, SYN | ACK]);
         for _ in 0..3 {
             talk(&mut world, inside, [ACK, ACK]);
         }
-        talk(&mut world, inside, [FIN, FIN]);
+        // It closes first.
+        let fin = packet(Kind::Tcp(FIN), Leg::FromWire, node(61_000));
+        assert!(world.send(UPLINK, &fin).dropped().is_none());
+        talk(&mut world, inside, [ACK, ACK]);
+        talk(&mut world, inside, [FIN, ACK]);
     }
 }
