@@ -55,6 +55,13 @@ impl OverlayWay {
         kept.is_some_and(|kept| kept.has(source_port, now))
     }
 
+    /// Whether some datagrams may have left before the kernel said this: it
+    /// cut them, and then the device was full. Before that, it says other
+    /// things; past the queue discipline all go or none.
+    pub(crate) fn may_have_begun(&self, error: &io::Error) -> bool {
+        self.kept.is_some() && error.raw_os_error() == Some(libc::ENOBUFS)
+    }
+
     /// Notes that datagrams of that source port went this way.
     pub(crate) fn went(&mut self, source_port: u16, now: Nanos) {
         if let Some(kept) = &mut self.kept {

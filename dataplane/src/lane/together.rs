@@ -1,8 +1,8 @@
 //! What leaves together: runs of datagrams, and super-frames through the
 //! overlay.
 
+use std::iter;
 use std::ops::Range;
-use std::{io, iter};
 
 use crate::drops::DropReason;
 use crate::frame::Batch;
@@ -42,6 +42,8 @@ impl Emitter<'_> {
             way.is_some_and(|way| way.keeps(source_port, now))
         };
         let is_kept = source_port.is_some_and(keeps);
+        let way = port.overlay.as_ref().filter(|_| source_port.is_some());
+        let may_have_begun = |error: &_| way.is_some_and(|way| way.may_have_begun(error));
         // What was written to the ring before must not be overtaken.
         if !is_kept && port.dirty && port.queue.flush() != Flush::Sent {
             return None;
@@ -51,7 +53,7 @@ impl Emitter<'_> {
         let pieces = iter::once(run.headers()).chain(payloads);
         let is_lost = match socket.send(pieces, &run.offload) {
             Ok(()) => false,
-            Err(error) if is_kept || has_begun(&error) => true,
+            Err(error) if is_kept || may_have_begun(&error) => true,
             Err(_) => return None,
         };
         if let (Some(way), Some(source_port)) = (&mut port.overlay, source_port) {
@@ -121,7 +123,9 @@ impl Emitter<'_> {
                     packets += together.packets;
                     bytes += together.bytes;
                 }
-                Err(error) if is_kept || is_lost || packets > 0 || has_begun(&error) => {
+                Err(error)
+                    if is_kept || is_lost || packets > 0 || overlay.may_have_begun(&error) =>
+                {
                     is_lost = true;
                 }
                 // Nothing has left, so the ring may take it.
@@ -164,12 +168,6 @@ impl Emitter<'_> {
             Err(_) => Err(DropReason::TxRingFull),
         })
     }
-}
-
-/// Whether some of the datagrams may have left before the kernel said this: the
-/// device was full. Before that, the kernel says other things.
-fn has_begun(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(libc::ENOBUFS)
 }
 
 /// The UDP source port of a packet of the overlay.
