@@ -117,6 +117,10 @@ impl Switch for Lanes {
         self.engine.traffic()
     }
 
+    fn drops(&self, id: PortId) -> u64 {
+        self.engine.port_stats(id).map_or(0, |stats| stats.drops)
+    }
+
     fn event_fd(&self) -> BorrowedFd<'_> {
         self.engine.event_fd()
     }

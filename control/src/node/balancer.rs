@@ -12,7 +12,7 @@ use spinlane_dataplane::types::PortId;
 use super::Core;
 use super::attach::AttachError;
 use super::netns::{self, Sysfs};
-use super::steering::balance::{Balance, Change};
+use super::steering::balance::{Asked, Balance, Change};
 use super::steering::{self, Ends};
 
 /// How often it looks: a few times before a flood has lasted as long as a
@@ -31,8 +31,11 @@ pub(super) fn run(core: &Arc<Core>) {
         let span = last.elapsed();
         last = Instant::now();
         let now = Clocks::read(&core.setup().spare_cpus);
-        let idle = || Some(now?.idle_since(clocks?));
-        for change in balance.look(core.switch.traffic(), span, idle) {
+        let asked = Asked {
+            idle: || Some(now?.idle_since(clocks?)),
+            lost: |port| core.switch.drops(port),
+        };
+        for change in balance.look(core.switch.traffic(), span, &asked) {
             turn(core, change);
         }
         clocks = now;

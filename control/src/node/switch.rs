@@ -75,6 +75,8 @@ pub trait Switch: Send + Sync + 'static {
     fn settle(&self);
     /// What ports and lanes have done so far.
     fn traffic(&self) -> Traffic;
+    /// Packets from a port that were lost so far.
+    fn drops(&self, id: PortId) -> u64;
     /// Readable when events wait.
     fn event_fd(&self) -> BorrowedFd<'_>;
     /// Takes the events that wait.

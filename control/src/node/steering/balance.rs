@@ -4,7 +4,8 @@
 //! order whatever CPU their sender runs on, and the receiving pod's protocol
 //! stack runs beside the lane. It costs a hash and a queue for each packet.
 //! Floods of short packets pay that dearly, so theirs is taken off: on the way
-//! in always, on the way out where the CPUs that it goes to have no time left.
+//! in as long as the lane keeps up, on the way out where the CPUs that it goes
+//! to have no time left.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -36,6 +37,10 @@ const TIME: f64 = 0.3;
 /// How busy a lane is at least that should be rid of pods' protocol stacks.
 const LANE_HAS_NONE: f64 = 0.97;
 
+/// Share of a port's packets that is lost when its lane does not keep up. What
+/// then enters faster is lost, too.
+const LOSING: f64 = 0.1;
+
 /// A direction, seen from the switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Way {
@@ -56,15 +61,33 @@ pub struct Change {
     pub is_on: bool,
 }
 
-/// A way whose steering is off, and how often it was quiet in a row.
-type Unsteered = HashMap<(PortId, Way), u32>;
+/// A way that a flood has come by.
+#[derive(Debug, Clone, Copy, Default)]
+struct Flooded {
+    /// How often it was quiet in a row.
+    quiet: u32,
+    /// Steering was put back before the end.
+    is_on: bool,
+    /// What the port had lost at the last look.
+    lost: u64,
+    /// How often in a row it had lost too much.
+    losing: u32,
+}
 
 /// What was seen and done so far.
 #[derive(Debug, Default)]
 pub struct Balance {
     last: HashMap<PortId, PortStats>,
     last_busy_nanos: Vec<u64>,
-    unsteered: Unsteered,
+    flooded: HashMap<(PortId, Way), Flooded>,
+}
+
+/// What a look may ask for, where it matters.
+pub struct Asked<Idle, Lost> {
+    /// Which share of the time the CPUs that work is steered to were idle.
+    pub idle: Idle,
+    /// How many packets of a port were lost so far.
+    pub lost: Lost,
 }
 
 /// Packets a second one way, and their mean length in bytes.
@@ -88,14 +111,12 @@ impl Rate {
 }
 
 impl Balance {
-    /// What to change after `traffic`, `span` after the last look. `idle`
-    /// tells which share of the time the CPUs that work is steered to were
-    /// idle; it is asked only if that matters.
+    /// What to change after `traffic`, `span` after the last look.
     pub fn look(
         &mut self,
         traffic: Traffic,
         span: Duration,
-        idle: impl Fn() -> Option<f64>,
+        asked: &Asked<impl Fn() -> Option<f64>, impl Fn(PortId) -> u64>,
     ) -> Vec<Change> {
         let busy = self.lane_share(&traffic.busy_nanos, span);
         let mut changes = Vec::new();
@@ -105,49 +126,63 @@ impl Balance {
             let Some(last) = self.last.get(&port) else {
                 continue;
             };
-            let packets = |now: u64, then: u64| now.saturating_sub(then);
-            let rate_in = Rate::of(
-                (
-                    packets(stats.rx_packets, last.rx_packets),
-                    packets(stats.rx_bytes, last.rx_bytes),
-                ),
-                span,
-            );
-            let rate_out = Rate::of(
-                (
-                    packets(stats.tx_packets, last.tx_packets),
-                    packets(stats.tx_bytes, last.tx_bytes),
-                ),
-                span,
-            );
+            let since = |now: u64, then: u64| now.saturating_sub(then);
+            let received = since(stats.rx_packets, last.rx_packets);
+            let bytes_received = since(stats.rx_bytes, last.rx_bytes);
+            let sent = since(stats.tx_packets, last.tx_packets);
+            let bytes_sent = since(stats.tx_bytes, last.tx_bytes);
+            let rate_in = Rate::of((received, bytes_received), span);
+            let rate_out = Rate::of((sent, bytes_sent), span);
             for (way, rate, flood) in [
                 (Way::In, rate_in, FLOOD_IN),
                 (Way::Out, rate_out, FLOOD_OUT),
             ] {
-                let is_on = !self.unsteered.contains_key(&(port, way));
-                let wanted = match is_on {
-                    true => !(rate.is_flood(flood) && (way == Way::In || overloads_others(&idle))),
-                    false => {
-                        self.is_over((port, way), rate, flood)
-                            || way == Way::Out && overloads_lane(busy, &idle)
-                    }
+                let known = self.flooded.get(&(port, way)).copied();
+                if known.is_none() && !rate.is_flood(flood) {
+                    continue;
+                }
+                let was_on = known.is_none_or(|flooded| flooded.is_on);
+                let mut flooded = known.unwrap_or(Flooded {
+                    lost: (asked.lost)(port),
+                    ..Flooded::default()
+                });
+                flooded.quiet = match rate.is_flood(flood * EBB) {
+                    true => 0,
+                    false => flooded.quiet + 1,
                 };
-                if wanted != is_on {
-                    match wanted {
-                        true => self.unsteered.remove(&(port, way)),
-                        false => self.unsteered.insert((port, way), 0),
+                let is_over = flooded.quiet >= PATIENCE;
+                flooded.is_on = is_over
+                    || match way {
+                        Way::In => {
+                            let lost = (asked.lost)(port);
+                            let before = std::mem::replace(&mut flooded.lost, lost);
+                            flooded.losing = match since(lost, before) as f64 {
+                                lost if lost > LOSING * received as f64 => flooded.losing + 1,
+                                _ => 0,
+                            };
+                            // For as long as the flood lasts.
+                            known.is_some_and(|known| known.is_on) || flooded.losing > 1
+                        }
+                        Way::Out if was_on => !(asked.idle)().is_some_and(|idle| idle < NO_TIME),
+                        Way::Out => {
+                            busy > LANE_HAS_NONE && (asked.idle)().is_some_and(|idle| idle > TIME)
+                        }
                     };
+                match is_over {
+                    true => self.flooded.remove(&(port, way)),
+                    false => self.flooded.insert((port, way), flooded),
+                };
+                if flooded.is_on != was_on {
                     changes.push(Change {
                         port,
                         way,
-                        is_on: wanted,
+                        is_on: flooded.is_on,
                     });
                 }
             }
         }
         // Numbers of ports that are gone begin again, steered.
-        self.unsteered
-            .retain(|(port, _), _| seen.contains_key(port));
+        self.flooded.retain(|(port, _), _| seen.contains_key(port));
         self.last = seen;
         changes
     }
@@ -162,26 +197,6 @@ impl Balance {
             .sum();
         spent as f64 / (span.as_nanos() as f64 * busy_nanos.len().max(1) as f64)
     }
-
-    /// Whether an unsteered way has been quiet for long enough.
-    fn is_over(&mut self, way: (PortId, Way), rate: Rate, flood: f64) -> bool {
-        let Some(quiet) = self.unsteered.get_mut(&way) else {
-            return false;
-        };
-        *quiet = match rate.is_flood(flood * EBB) {
-            true => 0,
-            false => *quiet + 1,
-        };
-        *quiet >= PATIENCE
-    }
-}
-
-fn overloads_others(idle: &impl Fn() -> Option<f64>) -> bool {
-    idle().is_some_and(|idle| idle < NO_TIME)
-}
-
-fn overloads_lane(busy: f64, idle: &impl Fn() -> Option<f64>) -> bool {
-    busy > LANE_HAS_NONE && idle().is_some_and(|idle| idle > TIME)
 }
 
 #[cfg(test)]
@@ -196,6 +211,7 @@ mod tests {
         balance: Balance,
         stats: PortStats,
         busy_nanos: u64,
+        lost: u64,
     }
 
     impl Seen {
@@ -204,6 +220,7 @@ mod tests {
                 balance: Balance::default(),
                 stats: PortStats::default(),
                 busy_nanos: 0,
+                lost: 0,
             };
             assert_eq!(seen.after((0, 0), (0, 0), 0.0, None), []);
             seen
@@ -228,7 +245,12 @@ mod tests {
                 ports: vec![(PORT, self.stats)],
                 busy_nanos: vec![self.busy_nanos],
             };
-            let changes = self.balance.look(traffic, SPAN, || idle);
+            let lost = self.lost;
+            let asked = Asked {
+                idle: || idle,
+                lost: |_| lost,
+            };
+            let changes = self.balance.look(traffic, SPAN, &asked);
             changes.into_iter().map(|c| (c.way, c.is_on)).collect()
         }
     }
@@ -266,6 +288,25 @@ mod tests {
     }
 
     #[test]
+    fn a_flood_that_the_lane_does_not_keep_up_with_is_steered() {
+        let (mut seen, flood) = (Seen::new(), (80_000, 64));
+        assert_eq!(seen.after(flood, (0, 0), 1.0, None), [(Way::In, false)]);
+        seen.lost += 5_000;
+        assert_eq!(seen.after(flood, (0, 0), 1.0, None), []);
+        for change in [None, Some((Way::In, true))] {
+            seen.lost += 9_000;
+            assert_eq!(seen.after(flood, (0, 0), 1.0, None), Vec::from_iter(change));
+        }
+        // To and fro would help nobody.
+        assert_eq!(seen.after(flood, (0, 0), 1.0, None), []);
+        for _ in 0..PATIENCE {
+            assert_eq!(seen.after((0, 0), (0, 0), 0.0, None), []);
+        }
+        // The next one is looked at anew.
+        assert_eq!(seen.after(flood, (0, 0), 1.0, None), [(Way::In, false)]);
+    }
+
+    #[test]
     fn a_flood_to_a_pod_leaves_cpus_without_time() {
         let flood = (50_000, 64);
         let mut seen = Seen::new();
@@ -290,7 +331,11 @@ mod tests {
             [(Way::In, false)]
         );
         let nothing = Traffic::default();
-        assert_eq!(seen.balance.look(nothing, SPAN, || None), []);
+        let asked = Asked {
+            idle: || None,
+            lost: |_| 0,
+        };
+        assert_eq!(seen.balance.look(nothing, SPAN, &asked), []);
         seen.stats = PortStats::default();
         assert_eq!(seen.after((0, 0), (0, 0), 0.0, None), []);
         assert_eq!(

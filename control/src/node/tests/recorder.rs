@@ -98,6 +98,10 @@ impl Switch for Recorder {
 
     fn settle(&self) {}
 
+    fn drops(&self, _: PortId) -> u64 {
+        0
+    }
+
     fn traffic(&self) -> Traffic {
         Traffic::default()
     }
