@@ -35,6 +35,7 @@ mod mapped_words;
 mod monotonic;
 #[cfg(not(loom))]
 mod overlay_way;
+#[cfg(not(loom))]
 mod packet_socket;
 #[cfg(not(loom))]
 pub mod pipeline;

@@ -6,5 +6,4 @@ pub mod connection;
 pub mod flow;
 #[cfg(not(loom))]
 pub mod paths;
-#[cfg(not(loom))]
 mod prefetch;
