@@ -5,7 +5,7 @@
 //! stack runs beside the lane. It costs a hash and a queue for each packet.
 //! Floods of short packets pay that dearly, so theirs is taken off: on the way
 //! in as long as the lane keeps up, on the way out where the CPUs that it goes
-//! to have no time left.
+//! to have no time left. There bulk TCP's is, too, if the lane has time.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -20,6 +20,10 @@ const FLOOD_IN: f64 = 250_000.0;
 /// The same, to a port.
 const FLOOD_OUT: f64 = 100_000.0;
 
+/// Bytes a second to a port from which on its protocol stack is a load worth
+/// placing, whatever the packets' length.
+const STREAM_OUT: f64 = 50_000_000.0;
+
 /// Bytes of a packet, on the average, up to which packets are short.
 const SHORT: f64 = 1600.0;
 
@@ -33,6 +37,10 @@ const PATIENCE: u32 = 3;
 /// idle at least.
 const NO_TIME: f64 = 0.1;
 const TIME: f64 = 0.3;
+
+/// How busy a lane is at most that takes the protocol stack of a pod with bulk
+/// TCP on.
+const LANE_HAS_TIME: f64 = 0.7;
 
 /// How busy a lane is at least that should be rid of pods' protocol stacks.
 const LANE_HAS_NONE: f64 = 0.97;
@@ -108,6 +116,16 @@ impl Rate {
     fn is_flood(self, from: f64) -> bool {
         self.packets >= from && self.length <= SHORT
     }
+
+    /// Whether it is worth a look; `share` is how much of that is enough.
+    fn counts(self, way: Way, share: f64) -> bool {
+        match way {
+            Way::In => self.is_flood(FLOOD_IN * share),
+            Way::Out => {
+                self.is_flood(FLOOD_OUT * share) || self.packets * self.length >= STREAM_OUT * share
+            }
+        }
+    }
 }
 
 impl Balance {
@@ -133,12 +151,9 @@ impl Balance {
             let bytes_sent = since(stats.tx_bytes, last.tx_bytes);
             let rate_in = Rate::of((received, bytes_received), span);
             let rate_out = Rate::of((sent, bytes_sent), span);
-            for (way, rate, flood) in [
-                (Way::In, rate_in, FLOOD_IN),
-                (Way::Out, rate_out, FLOOD_OUT),
-            ] {
+            for (way, rate) in [(Way::In, rate_in), (Way::Out, rate_out)] {
                 let known = self.flooded.get(&(port, way)).copied();
-                if known.is_none() && !rate.is_flood(flood) {
+                if known.is_none() && !rate.counts(way, 1.0) {
                     continue;
                 }
                 let was_on = known.is_none_or(|flooded| flooded.is_on);
@@ -146,7 +161,7 @@ impl Balance {
                     lost: (asked.lost)(port),
                     ..Flooded::default()
                 });
-                flooded.quiet = match rate.is_flood(flood * EBB) {
+                flooded.quiet = match rate.counts(way, EBB) {
                     true => 0,
                     false => flooded.quiet + 1,
                 };
@@ -163,7 +178,10 @@ impl Balance {
                             // For as long as the flood lasts.
                             known.is_some_and(|known| known.is_on) || flooded.losing > 1
                         }
-                        Way::Out if was_on => !(asked.idle)().is_some_and(|idle| idle < NO_TIME),
+                        Way::Out if was_on => {
+                            !(rate.is_flood(FLOOD_OUT) || busy < LANE_HAS_TIME)
+                                || !(asked.idle)().is_some_and(|idle| idle < NO_TIME)
+                        }
                         Way::Out => {
                             busy > LANE_HAS_NONE && (asked.idle)().is_some_and(|idle| idle > TIME)
                         }
@@ -321,6 +339,24 @@ mod tests {
             seen.after((0, 0), flood, 1.0, Some(0.6)),
             [(Way::Out, true)]
         );
+    }
+
+    #[test]
+    fn bulk_tcp_to_a_pod_goes_where_time_is_left() {
+        let bulk = (2_000, 60_000);
+        let mut seen = Seen::new();
+        assert_eq!(seen.after((0, 0), bulk, 0.95, Some(0.0)), [], "nobody has");
+        assert_eq!(seen.after((0, 0), bulk, 0.5, Some(0.4)), []);
+        assert_eq!(
+            seen.after((0, 0), bulk, 0.5, Some(0.0)),
+            [(Way::Out, false)]
+        );
+        assert_eq!(seen.after((0, 0), bulk, 0.9, Some(0.0)), []);
+        for _ in 0..PATIENCE - 1 {
+            assert_eq!(seen.after((0, 0), (10, 60_000), 0.1, Some(0.9)), []);
+        }
+        let end = seen.after((0, 0), (10, 60_000), 0.1, Some(0.9));
+        assert_eq!(end, [(Way::Out, true)]);
     }
 
     #[test]
