@@ -60,6 +60,8 @@ for _ in $(seq 500); do
 done
 nsenter -t "$pid" -n ip -o addr show eth0
 nsenter -t "$pid" -n cat /proc/sys/net/ipv4/tcp_syn_retries
+# The runtime mounted it read-only, and that it stays for the container.
+grep -q " /sys sysfs ro," "/proc/$pid/mounts"
 nsenter -t "$pid" -n ping -n -c 2 -i 0.2 -W 10 "$4"
 ctr tasks kill -s KILL box
 wait $running || [ $? -eq 137 ]

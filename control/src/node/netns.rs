@@ -11,8 +11,8 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{Mode, OFlags};
-use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::fs::{Mode, OFlags, StatVfsMountFlags};
+use rustix::mount::{FsMountFlags, FsOpenFlags, FsPickFlags, MountAttrFlags};
 use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 /// Why work in a namespace did not happen.
@@ -116,6 +116,22 @@ pub fn has_ipv6(interface: &str) -> bool {
         .is_dir()
 }
 
+/// All mounts of one namespace's sysfs share what runtimes set when they mount
+/// it for a container: read-only. That is taken off here; the container's own
+/// mount keeps being read-only by itself.
+fn make_writable(mount: BorrowedFd<'_>) -> io::Result<()> {
+    let is_read_only = rustix::fs::fstatvfs(mount)?
+        .f_flag
+        .contains(StatVfsMountFlags::RDONLY);
+    if is_read_only {
+        let flags = FsPickFlags::FSPICK_EMPTY_PATH | FsPickFlags::FSPICK_CLOEXEC;
+        let filesystem = rustix::mount::fspick(mount, "", flags)?;
+        rustix::mount::fsconfig_set_flag(filesystem.as_fd(), "rw")?;
+        rustix::mount::fsconfig_reconfigure(filesystem.as_fd())?;
+    }
+    Ok(())
+}
+
 /// The sysfs of one namespace, on a mount that stands in no tree.
 #[derive(Debug)]
 pub struct Sysfs(OwnedFd);
@@ -126,11 +142,13 @@ impl Sysfs {
         let mount = || -> io::Result<OwnedFd> {
             let filesystem = rustix::mount::fsopen("sysfs", FsOpenFlags::FSOPEN_CLOEXEC)?;
             rustix::mount::fsconfig_create(filesystem.as_fd())?;
-            Ok(rustix::mount::fsmount(
+            let mount = rustix::mount::fsmount(
                 filesystem.as_fd(),
                 FsMountFlags::FSMOUNT_CLOEXEC,
                 MountAttrFlags::empty(),
-            )?)
+            )?;
+            make_writable(mount.as_fd())?;
+            Ok(mount)
         };
         mount().map(Sysfs).map_err(NetnsError::Sysfs)
     }
