@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use spinlane_tests::capture::Recording;
-use spinlane_tests::cluster::Families;
+use spinlane_tests::cluster::{Families, UPLINK};
 use spinlane_tests::{Cluster, LabError, Namespace, Pod, capture, root_or_skip, traffic, wait_for};
 
 const MEGABYTE: usize = 1 << 20;
@@ -247,6 +247,11 @@ fn loss_on_the_link_leaves_tcp_whole_and_captures_clean() -> Result<(), LabError
     let odd = "_ws.malformed || ip.checksum.status == 0 || tcp.checksum.status == 0 \
                || udp.checksum.status == 0 || udp.length.bad || ip.len > 1500";
     assert_eq!(capture::count(&file, odd)?, 0, "tshark complains");
+    // From here on a loss is one packet's, not a whole run's.
+    for node in cluster.nodes() {
+        let features = ["ethtool", "-K", UPLINK, "tx-udp-segmentation", "off"];
+        node.namespace().run(&features)?;
+    }
     link.sh("nft add table bridge lab\n\
          nft 'add chain bridge lab forward { type filter hook forward priority 0; }'\n\
          nft 'add rule bridge lab forward numgen random mod 100 < 1 counter drop'\n")?;
