@@ -21,7 +21,7 @@ use crate::group_socket::GroupSocket;
 use crate::overlay_way::OverlayWay;
 use crate::packet_socket::PacketSocket;
 use crate::stream_socket::StreamSocket;
-use crate::tcx;
+use crate::tcx::{self, Hook};
 use crate::types::PortId;
 use crate::umem::OwnerTag;
 use crate::xsk::queue::Queue;
@@ -174,7 +174,7 @@ impl ProgramLoader {
                 none.insert(load_lead(&mut loader, POD)?)
             }
         };
-        Ok(tcx::keep_one_at_egress(interface, lead(ebpf)?)?)
+        Ok(tcx::keep_one(interface, Hook::Egress, lead(ebpf)?)?)
     }
 }
 
@@ -219,15 +219,17 @@ impl Program {
     }
 
     /// Keeps what the port's stream socket gets from the host's own protocols.
-    /// It ends with the program.
-    pub(crate) fn keep_from_host(&mut self, name: &str) -> Result<(), ProgramError> {
+    /// It stays with the interface: the kernel takes one away so slowly, and one
+    /// after the other, that an agent with many pods would not end for seconds.
+    pub(crate) fn keep_from_host(
+        &mut self,
+        interface: tcx::Interface<'_>,
+    ) -> Result<(), ProgramError> {
         let program = self.ebpf.program_mut(TAKEN);
         let program = program.ok_or(ProgramError::Missing(TAKEN))?;
         let classifier: &mut SchedClassifier = program.try_into()?;
         classifier.load()?;
-        let order = TcAttachOptions::TcxOrder(LinkOrder::first());
-        classifier.attach_with_options(name, TcAttachType::Ingress, order)?;
-        Ok(())
+        Ok(tcx::keep_one(interface, Hook::Ingress, classifier)?)
     }
 
     /// Joins the node itself to the segment of a bridged uplink: frames pass

@@ -15,8 +15,44 @@ use aya::programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType};
 /// `enum bpf_cmd`, `enum bpf_attach_type` and flags, include/uapi/linux/bpf.h.
 const BPF_PROG_ATTACH: libc::c_long = 8;
 const BPF_PROG_DETACH: libc::c_long = 9;
+const BPF_TCX_INGRESS: u32 = 46;
 const BPF_TCX_EGRESS: u32 = 47;
 const BPF_F_REPLACE: u32 = 1 << 2;
+const BPF_F_BEFORE: u32 = 1 << 3;
+
+/// Which packets of an interface a program sees.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Hook {
+    /// Those that come.
+    Ingress,
+    /// Those that leave.
+    Egress,
+}
+
+impl Hook {
+    fn number(self) -> u32 {
+        match self {
+            Hook::Ingress => BPF_TCX_INGRESS,
+            Hook::Egress => BPF_TCX_EGRESS,
+        }
+    }
+
+    /// Where a new program goes: before others that would hand the kernel what
+    /// comes, behind others that change what leaves.
+    fn place(self) -> u32 {
+        match self {
+            Hook::Ingress => BPF_F_BEFORE,
+            Hook::Egress => 0,
+        }
+    }
+
+    fn kind(self) -> TcAttachType {
+        match self {
+            Hook::Ingress => TcAttachType::Ingress,
+            Hook::Egress => TcAttachType::Egress,
+        }
+    }
+}
 
 /// The part of `union bpf_attr` that attaching and detaching read.
 #[repr(C)]
@@ -50,7 +86,7 @@ pub enum TcxError {
         source: ProgramError,
     },
     /// The kernel refuses the change.
-    #[error("the kernel refuses the program that leads the TCP of {interface}: {source}")]
+    #[error("the kernel refuses a program for the TCP of {interface}: {source}")]
     Change {
         /// The interface.
         interface: String,
@@ -59,11 +95,12 @@ pub enum TcxError {
     },
 }
 
-/// Sees to it that of all programs of this one's name exactly one stands at the
-/// egress hook: one that is there already and has the same instructions, else
+/// Sees to it that of all programs of this one's name exactly one stands at a
+/// hook: one that is there already and has the same instructions, else
 /// this one, in the place of an other or behind what is there.
-pub(crate) fn keep_one_at_egress(
+pub(crate) fn keep_one(
     interface: Interface<'_>,
+    hook: Hook,
     program: &SchedClassifier,
 ) -> Result<(), TcxError> {
     let unread = |source| TcxError::Read {
@@ -75,7 +112,7 @@ pub(crate) fn keep_one_at_egress(
         source,
     };
     let ours = program.info().map_err(unread)?;
-    let mut there = at_egress(interface.name).map_err(unread)?;
+    let mut there = programs_at(interface.name, hook).map_err(unread)?;
     there.retain(|other| other.name() == ours.name());
     let same = there.iter().position(|other| other.tag() == ours.tag());
     let kept = same.or(there.len().checked_sub(1));
@@ -85,20 +122,20 @@ pub(crate) fn keep_one_at_egress(
         Some(_) if same.is_some() => {}
         Some(old) => {
             let old = old.fd().map_err(unread)?;
-            attach(interface.index, fd, Some(old.as_fd())).map_err(refused)?;
+            attach((interface.index, hook), fd, Some(old.as_fd())).map_err(refused)?;
         }
-        None => attach(interface.index, fd, None).map_err(refused)?,
+        None => attach((interface.index, hook), fd, None).map_err(refused)?,
     }
     for surplus in there {
         let surplus = surplus.fd().map_err(unread)?;
-        detach(interface.index, surplus.as_fd()).map_err(refused)?;
+        detach((interface.index, hook), surplus.as_fd()).map_err(refused)?;
     }
     Ok(())
 }
 
-/// What stands at an interface's egress hook, in order.
-pub(crate) fn at_egress(interface: &str) -> Result<Vec<ProgramInfo>, ProgramError> {
-    match SchedClassifier::query_tcx(interface, TcAttachType::Egress) {
+/// What stands at a hook of an interface, in order.
+pub(crate) fn programs_at(interface: &str, hook: Hook) -> Result<Vec<ProgramInfo>, ProgramError> {
+    match SchedClassifier::query_tcx(interface, hook.kind()) {
         Ok((_, programs)) => Ok(programs),
         // The hook itself comes with its first program.
         Err(ProgramError::SyscallError(error))
@@ -110,9 +147,9 @@ pub(crate) fn at_egress(interface: &str) -> Result<Vec<ProgramInfo>, ProgramErro
     }
 }
 
-/// Attaches a program in the place of another, or behind what is there.
+/// Attaches a program in the place of another, or beside what is there.
 pub(crate) fn attach(
-    ifindex: u32,
+    (ifindex, hook): (u32, Hook),
     program: BorrowedFd<'_>,
     instead_of: Option<BorrowedFd<'_>>,
 ) -> io::Result<()> {
@@ -121,8 +158,8 @@ pub(crate) fn attach(
         &Attachment {
             target_ifindex: ifindex,
             attach_bpf_fd: program.as_raw_fd() as u32,
-            attach_type: BPF_TCX_EGRESS,
-            attach_flags: instead_of.map_or(0, |_| BPF_F_REPLACE),
+            attach_type: hook.number(),
+            attach_flags: instead_of.map_or(hook.place(), |_| BPF_F_REPLACE),
             replace_bpf_fd: instead_of.map_or(0, |old| old.as_raw_fd() as u32),
             ..Attachment::default()
         },
@@ -130,13 +167,13 @@ pub(crate) fn attach(
 }
 
 /// Takes a program away.
-pub(crate) fn detach(ifindex: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn detach((ifindex, hook): (u32, Hook), program: BorrowedFd<'_>) -> io::Result<()> {
     change(
         BPF_PROG_DETACH,
         &Attachment {
             target_ifindex: ifindex,
             attach_bpf_fd: program.as_raw_fd() as u32,
-            attach_type: BPF_TCX_EGRESS,
+            attach_type: hook.number(),
             ..Attachment::default()
         },
     )
@@ -169,7 +206,7 @@ mod tests {
 
     /// What stands at the hook: numbers of the programs, in order.
     fn ids() -> Vec<u32> {
-        let programs = at_egress("a").unwrap();
+        let programs = programs_at("a", Hook::Egress).unwrap();
         programs.iter().map(ProgramInfo::id).collect()
     }
 
@@ -194,7 +231,7 @@ mod tests {
 
     fn attach_beside(index: u32, ebpf: &Ebpf) {
         let fd = lead(ebpf).unwrap().fd().unwrap();
-        attach(index, fd.as_fd(), None).unwrap();
+        attach((index, Hook::Egress), fd.as_fd(), None).unwrap();
     }
 
     #[test]
@@ -226,15 +263,15 @@ mod tests {
             let ours = lead(&same).unwrap();
             detach_first(index);
             assert_eq!(ids(), [other_id]);
-            keep_one_at_egress(interface, ours).unwrap();
+            keep_one(interface, Hook::Egress, ours).unwrap();
             assert_eq!(ids(), [same_id]);
         });
     }
 
     fn detach_first(index: u32) {
-        let programs = at_egress("a").unwrap();
+        let programs = programs_at("a", Hook::Egress).unwrap();
         let fd = programs[0].fd().unwrap();
-        detach(index, fd.as_fd()).unwrap();
+        detach((index, Hook::Egress), fd.as_fd()).unwrap();
     }
 
     #[test]
@@ -249,14 +286,14 @@ mod tests {
                 .unwrap();
             others.load().unwrap();
             let fd = others.fd().unwrap();
-            attach(index, fd.as_fd(), None).unwrap();
+            attach((index, Hook::Egress), fd.as_fd(), None).unwrap();
             let (old, old_id) = loaded(true);
             attach_beside(index, &old);
             let theirs = others.info().unwrap().id();
             assert_eq!(ids(), [theirs, old_id]);
             let (new, new_id) = loaded(false);
             let interface = Interface { name: "a", index };
-            keep_one_at_egress(interface, lead(&new).unwrap()).unwrap();
+            keep_one(interface, Hook::Egress, lead(&new).unwrap()).unwrap();
             assert_eq!(ids(), [theirs, new_id]);
         });
     }

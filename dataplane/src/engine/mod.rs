@@ -377,7 +377,11 @@ impl Inner {
         let xdp_mode = program
             .attach(spec.ifindex, self.config.xdp)
             .map_err(failed)?;
-        program.keep_from_host(&spec.name).map_err(failed)?;
+        let interface = Interface {
+            name: &spec.name,
+            index: spec.ifindex,
+        };
+        program.keep_from_host(interface).map_err(failed)?;
         let handle = PortHandle::new(spec, program, &queues);
         self.join(handle, queues, xdp_mode)
     }
