@@ -5,7 +5,8 @@
 //! its entry point then needs no look-up of the device, and removing the port
 //! closes everything that belongs to it and nothing else. A pod's is attached
 //! by a link, so it goes when the last descriptor of the link is closed,
-//! however the process ends; the uplink's stays (`uplink::attachment`).
+//! however the process ends; the uplink's stays (`uplink::attachment`), and so
+//! do the programs at tc hooks of a pod's interface (`tcx`).
 
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::sync::{Arc, Mutex, PoisonError};

@@ -268,6 +268,36 @@ mod tests {
         });
     }
 
+    #[test]
+    fn what_comes_is_kept_from_others_and_from_the_host() {
+        in_namespace(|| {
+            let index = veth("a", 0).ifindex;
+            let interface = Interface { name: "a", index };
+            let come = || -> Vec<u32> {
+                let programs = programs_at("a", Hook::Ingress).unwrap();
+                programs.iter().map(ProgramInfo::id).collect()
+            };
+            let (theirs, theirs_id) = loaded(false);
+            let fd = lead(&theirs).unwrap().fd().unwrap();
+            attach((index, Hook::Ingress), fd.as_fd(), None).unwrap();
+            let mut ours = EbpfLoader::new().load(PORT).unwrap();
+            let taken: &mut SchedClassifier = ours
+                .program_mut("spinlane_taken")
+                .unwrap()
+                .try_into()
+                .unwrap();
+            taken.load().unwrap();
+            let id = taken.info().unwrap().id();
+            for _ in 0..2 {
+                keep_one(interface, Hook::Ingress, taken).unwrap();
+                assert_eq!(come(), [id, theirs_id], "ours before theirs");
+            }
+            // It outlives who attached it.
+            drop(ours);
+            assert_eq!(come(), [id, theirs_id]);
+        });
+    }
+
     fn detach_first(index: u32) {
         let programs = programs_at("a", Hook::Egress).unwrap();
         let fd = programs[0].fd().unwrap();

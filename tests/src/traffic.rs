@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use crate::error::{LabError, Result};
 use crate::namespace::Namespace;
-use crate::{PATIENCE, wait_for};
+use crate::{PATIENCE, Process, wait_for};
 
 /// A peer that says nothing for this long has failed the transfer.
 const SILENCE: Duration = PATIENCE;
@@ -48,6 +48,16 @@ impl Pings {
 /// When `ping` cannot be run or prints no summary.
 pub fn ping(from: &Namespace, to: IpAddr, count: u32) -> Result<Pings> {
     ping_with(from, to, count, &[])
+}
+
+/// Starts a flood of long pings, fragments each, that ends by itself after a
+/// hundred thousand.
+///
+/// # Errors
+/// When `ping` cannot be started.
+pub fn flood(from: &Namespace, to: IpAddr) -> Result<Process> {
+    let to = to.to_string();
+    from.spawn(&["ping", "-q", "-f", "-s", "5000", "-c", "100000", &to])
 }
 
 /// Pings `to` from inside `from` until a reply comes.

@@ -61,16 +61,7 @@ fn come_and_go(node: &Node, neighbour: &Pod) -> Result<()> {
     for number in 0..15 {
         let mut pod = Pod::attach(node, &format!("guest{number}"))?;
         let address = pod.v4()?;
-        let mut flood = neighbour.namespace().spawn(&[
-            "ping",
-            "-q",
-            "-f",
-            "-s",
-            "5000",
-            "-c",
-            "100000",
-            &address.to_string(),
-        ])?;
+        let mut flood = traffic::flood(neighbour.namespace(), address)?;
         std::thread::sleep(Duration::from_millis(60));
         assert!(flood.is_running());
         match number % 3 {

@@ -137,16 +137,7 @@ impl Soak<'_> {
                 guest.v6()?
             };
             let neighbour = &self.site.pods()[if round % 4 < 2 { 0 } else { 2 }];
-            let flood = neighbour.namespace().spawn(&[
-                "ping",
-                "-q",
-                "-f",
-                "-s",
-                "5000",
-                "-c",
-                "100000",
-                &address.to_string(),
-            ])?;
+            let flood = traffic::flood(neighbour.namespace(), address)?;
             std::thread::sleep(Duration::from_millis(300));
             match round % 3 {
                 0 => guest.del(node, "eth0")?,

@@ -128,6 +128,30 @@ impl Rate {
     }
 }
 
+impl Flooded {
+    /// Whether too much of what was received is lost, now and at the last look.
+    fn is_losing(&mut self, lost: u64, received: u64) -> bool {
+        let more = lost.saturating_sub(std::mem::replace(&mut self.lost, lost));
+        self.losing = match more as f64 > LOSING * received as f64 {
+            true => self.losing + 1,
+            false => 0,
+        };
+        self.losing > 1
+    }
+}
+
+/// Whether the way out of a flood or a stream is for the others' CPUs, where it
+/// `was_on` them or not.
+fn suits_others(was_on: bool, rate: Rate, busy: f64, idle: &impl Fn() -> Option<f64>) -> bool {
+    match was_on {
+        true => {
+            let could_leave = rate.is_flood(FLOOD_OUT) || busy < LANE_HAS_TIME;
+            !(could_leave && idle().is_some_and(|idle| idle < NO_TIME))
+        }
+        false => busy > LANE_HAS_NONE && idle().is_some_and(|idle| idle > TIME),
+    }
+}
+
 impl Balance {
     /// What to change after `traffic`, `span` after the last look.
     pub fn look(
@@ -168,23 +192,9 @@ impl Balance {
                 let is_over = flooded.quiet >= PATIENCE;
                 flooded.is_on = is_over
                     || match way {
-                        Way::In => {
-                            let lost = (asked.lost)(port);
-                            let before = std::mem::replace(&mut flooded.lost, lost);
-                            flooded.losing = match since(lost, before) as f64 {
-                                lost if lost > LOSING * received as f64 => flooded.losing + 1,
-                                _ => 0,
-                            };
-                            // For as long as the flood lasts.
-                            known.is_some_and(|known| known.is_on) || flooded.losing > 1
-                        }
-                        Way::Out if was_on => {
-                            !(rate.is_flood(FLOOD_OUT) || busy < LANE_HAS_TIME)
-                                || !(asked.idle)().is_some_and(|idle| idle < NO_TIME)
-                        }
-                        Way::Out => {
-                            busy > LANE_HAS_NONE && (asked.idle)().is_some_and(|idle| idle > TIME)
-                        }
+                        // Once put back, for as long as the flood lasts.
+                        Way::In => flooded.is_losing((asked.lost)(port), received) || flooded.is_on,
+                        Way::Out => suits_others(was_on, rate, busy, &asked.idle),
                     };
                 match is_over {
                     true => self.flooded.remove(&(port, way)),
