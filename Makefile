@@ -34,7 +34,7 @@ loom: | packages
 # readme-table` prints the newest one's table as it stands in README.md.
 bench: root | bench-packages
 	$(CARGO) build --release --bins
-	@target/release/spinlane-perf compare --seconds 0.7 --warm-up 0.25 --results perf/results
+	@target/release/spinlane-perf compare --seconds 0.5 --warm-up 0.25 --results perf/results
 
 readme-table:
 	@$(CARGO) run -q --release -p spinlane-perf -- report --readme \

@@ -1,9 +1,11 @@
 //! Arguments of the command line.
 
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use spinlane_perf::measure::{MeasureError, io_error};
 use spinlane_perf::rr::Transport;
 use spinlane_perf::subject::Kind;
 
@@ -34,8 +36,12 @@ pub(crate) enum Command {
     Udp(Udp),
     /// Bulk TCP through one switch
     Tcp(Tcp),
-    /// Round trips through one switch
+    /// Round trips through one switch, idle or beside a load
     Rr(Rr),
+    /// TCP connections a second through one switch: connect, ask, be answered, close
+    Crr(Crr),
+    /// New flows a second through one switch, or pods added and removed
+    Churn(Churn),
     /// Switches side by side, in interleaved rounds
     Compare(comparing::Compare),
     /// What changed from one result of `compare --json` to another, beyond noise
@@ -96,6 +102,39 @@ impl Output {
     }
 }
 
+/// Where a result goes as a report for readers.
+#[derive(Debug, Args)]
+pub(crate) struct Reports {
+    /// Write the result as Markdown
+    #[arg(long, value_name = "FILE")]
+    markdown: Option<PathBuf>,
+    /// Write the result as one HTML page with plots
+    #[arg(long, value_name = "FILE")]
+    html: Option<PathBuf>,
+}
+
+impl Reports {
+    /// Writes those that were asked for.
+    pub(crate) fn write(
+        &self,
+        markdown: impl FnOnce() -> String,
+        html: impl FnOnce() -> String,
+    ) -> Result<(), MeasureError> {
+        if let Some(path) = &self.markdown {
+            put(path, &markdown())?;
+        }
+        if let Some(path) = &self.html {
+            put(path, &html())?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes a file.
+pub(crate) fn put(path: &Path, text: &str) -> Result<(), MeasureError> {
+    fs::write(path, text).map_err(io_error(format!("writing {}", path.display())))
+}
+
 /// What a result is printed as.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Format {
@@ -146,6 +185,37 @@ pub(crate) struct Rr {
     /// What carries the requests
     #[arg(long, value_enum, default_value = "udp")]
     pub(crate) transport: Transport,
+    /// Small datagrams a second beside them, from another socket
+    #[arg(long, value_name = "PPS", num_args = 0..=1, default_missing_value = "50000",
+          value_parser = clap::value_parser!(u64).range(1..=100_000_000))]
+    pub(crate) load: Option<u64>,
+    #[command(flatten)]
+    pub(crate) measured: Measured,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `crr`.
+#[derive(Debug, Args)]
+pub(crate) struct Crr {
+    /// The switch
+    #[arg(long, value_enum, default_value = "spinlane")]
+    pub(crate) subject: Kind,
+    #[command(flatten)]
+    pub(crate) measured: Measured,
+    #[command(flatten)]
+    pub(crate) output: Output,
+}
+
+/// `churn`.
+#[derive(Debug, Args)]
+pub(crate) struct Churn {
+    /// The switch
+    #[arg(long, value_enum, default_value = "spinlane")]
+    pub(crate) subject: Kind,
+    /// Pods added and removed by its CNI plugin instead of flows
+    #[arg(long)]
+    pub(crate) pods: bool,
     #[command(flatten)]
     pub(crate) measured: Measured,
     #[command(flatten)]
@@ -161,6 +231,9 @@ pub(crate) struct Cni {
     /// Measured ADD and DEL pairs
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) calls: u16,
+    /// Pods that are attached and detached at the same time
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u16).range(1..=64))]
+    pub(crate) parallel: u16,
     #[command(flatten)]
     pub(crate) output: Output,
 }
@@ -276,7 +349,7 @@ mod tests {
             panic!("no compare")
         };
         assert!(compare.subjects.is_empty() && compare.scenarios.is_empty());
-        assert_eq!((compare.pairs, compare.services), (7, 1000));
+        assert_eq!((compare.pairs, compare.services), (9, 1000));
     }
 
     #[test]

@@ -2,7 +2,9 @@
 
 pub(crate) mod pktgen;
 pub(crate) mod rfc2544;
+mod single;
 pub(crate) mod sink;
+mod sockets;
 pub(crate) mod udp;
 
 use std::fs;
@@ -15,13 +17,9 @@ use nix::sched::{CloneFlags, setns};
 use serde::Serialize;
 use spinlane_perf::compare::machine::Machine;
 use spinlane_perf::measure::{MeasureError, io_error};
-use spinlane_perf::progress::Timed;
-use spinlane_perf::rr::{RoundTrips, round_trips};
 use spinlane_perf::scenario::Run;
 use spinlane_perf::sink::Stamps;
 use spinlane_perf::stop::Stop;
-use spinlane_perf::subject::{SENDER_CORE, SERVICES};
-use spinlane_perf::tcp::{Bulk, bulk};
 use spinlane_perf::terminal::{say, warn};
 use spinlane_perf::{demo, micro, node, report};
 
@@ -36,14 +34,17 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
         Command::Sink(arguments) => sink::run(&arguments, &stop)?,
         Command::Rfc2544(arguments) => rfc2544::run(&arguments, &stop)?,
         Command::Udp(arguments) => udp::run(&arguments, &stop)?,
-        Command::Tcp(arguments) => tcp(&arguments, &stop)?,
-        Command::Rr(arguments) => rr(&arguments, &stop)?,
+        Command::Tcp(arguments) => sockets::tcp(&arguments, &stop)?,
+        Command::Rr(arguments) => sockets::rr(&arguments, &stop)?,
+        Command::Crr(arguments) => single::crr(&arguments, &stop)?,
+        Command::Churn(arguments) => single::churn(&arguments, &stop)?,
         Command::Compare(arguments) => return comparing::compare(&arguments, &stop),
         Command::Baseline(arguments) => return comparing::baseline(&arguments),
         Command::Report(arguments) => comparing::report(&arguments)?,
         Command::Cni(arguments) => {
             warn_of_other_work()?;
-            let result = node::cni(arguments.pods.into(), arguments.calls.into(), &stop)?;
+            let counts = [arguments.pods, arguments.calls, arguments.parallel].map(usize::from);
+            let result = node::cni(counts, &stop)?;
             print(&arguments.output, &result, &result.text())?;
         }
         Command::Idle(arguments) => {
@@ -181,65 +182,6 @@ fn stamps_text(stamps: &Stamps) -> String {
         }
     }
     text
-}
-
-fn tcp(arguments: &args::Tcp, stop: &Stop) -> Result<(), MeasureError> {
-    let subject = arguments.subject.set_up(SERVICES)?;
-    let [from, to] = subject.pods();
-    let run = run_of(&arguments.measured);
-    let _timed = Timed::start("TCP", run.warm_up + run.duration);
-    let result = bulk(
-        &from,
-        &to,
-        &Bulk {
-            streams: arguments.streams.into(),
-            warm_up: run.warm_up,
-            duration: run.duration,
-            sender_core: run.pin_sockets.then_some(SENDER_CORE),
-            v6: run.v6,
-        },
-        stop,
-    )?;
-    let text = format!(
-        "{}: {}, {} segments sent again ({} without need), {} reorderings seen",
-        arguments.subject.name(),
-        report::quantity(result.bits_per_second, "bit/s"),
-        result.retransmits,
-        result.spurious,
-        result.reordering,
-    );
-    print(&arguments.output, &result, &text)
-}
-
-fn rr(arguments: &args::Rr, stop: &Stop) -> Result<(), MeasureError> {
-    let subject = arguments.subject.set_up(SERVICES)?;
-    let [from, to] = subject.pods();
-    let run = run_of(&arguments.measured);
-    let _timed = Timed::start("round trips", run.warm_up + run.duration);
-    let result = round_trips(
-        &from,
-        &to,
-        &RoundTrips {
-            transport: arguments.transport,
-            warm_up: run.warm_up,
-            duration: run.duration,
-            client_core: run.pin_sockets.then_some(SENDER_CORE),
-            v6: run.v6,
-        },
-        stop,
-    )?;
-    let text = format!(
-        "{}: {} round trips, {} lost; p50 {:.1} µs, p90 {:.1}, p99 {:.1}, p99.9 {:.1}, most {:.1}",
-        arguments.subject.name(),
-        result.count,
-        result.lost,
-        result.p50_us,
-        result.p90_us,
-        result.p99_us,
-        result.p999_us,
-        result.max_us,
-    );
-    print(&arguments.output, &result, &text)
 }
 
 pub(crate) fn run_of(measured: &args::Measured) -> Run {

@@ -3,8 +3,9 @@
 
 use std::fs;
 use std::io;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use clap::Args;
 use spinlane_perf::compare::baseline::Baseline;
@@ -19,7 +20,7 @@ use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::Kind;
 use spinlane_perf::terminal::{say, warn};
 
-use crate::args::{Measured, Output};
+use crate::args::{Measured, Output, Reports, put};
 use crate::commands::{print, run_of};
 
 /// Who takes part when only scenarios are named.
@@ -44,6 +45,8 @@ const MICRO: micro::Plan = micro::Plan {
     with_peer: true,
     with_instructions: false,
 };
+/// What that takes, about.
+const MICRO_TIME: Duration = Duration::from_secs(40);
 /// Exit status after Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
@@ -56,8 +59,9 @@ pub(crate) struct Compare {
     /// What is measured
     #[arg(long, value_enum, value_delimiter = ',')]
     pub(crate) scenarios: Vec<Scenario>,
-    /// Rounds; seven is the least whose 95 % interval is worth the name
-    #[arg(long, default_value_t = 7, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    /// Rounds; below six there is no 95 % interval, from nine on it also holds
+    /// another run's median with 95 %
+    #[arg(long, default_value_t = 9, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) pairs: u16,
     /// Services of nft-proxy and iptables-proxy
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(1..=10_000))]
@@ -67,6 +71,9 @@ pub(crate) struct Compare {
     /// Fail when a bar is missed
     #[arg(long)]
     pub(crate) enforce: bool,
+    /// Only say what would be measured, and how long that takes
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     #[command(flatten)]
     pub(crate) output: Output,
     #[command(flatten)]
@@ -76,12 +83,8 @@ pub(crate) struct Compare {
 /// Where reports go.
 #[derive(Debug, Args)]
 pub(crate) struct Files {
-    /// Write the result as Markdown
-    #[arg(long, value_name = "FILE")]
-    pub(crate) markdown: Option<PathBuf>,
-    /// Write the result as one HTML page with plots
-    #[arg(long, value_name = "FILE")]
-    pub(crate) html: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) reports: Reports,
     /// Write DATE-COMMIT.json, .md and .html into this directory
     #[arg(long, value_name = "DIR")]
     pub(crate) results: Option<PathBuf>,
@@ -117,13 +120,17 @@ pub(crate) struct Report {
 /// Measures, and writes what came out, also after Ctrl-C.
 pub(crate) fn compare(arguments: &Compare, stop: &Stop) -> Result<ExitCode, MeasureError> {
     let plan = plan(arguments);
+    let is_standard = arguments.subjects.is_empty() && arguments.scenarios.is_empty();
+    if arguments.dry_run {
+        say(&text::plan(&plan, is_standard.then_some(MICRO_TIME)))?;
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut comparison = {
         let progress = Progress::start(plan.steps());
         let mut field = Field::set_up(&plan, &progress)?;
         field.run(&plan, &progress, stop)?
         // Everything that was set up goes here, before the result is shown.
     };
-    let is_standard = arguments.subjects.is_empty() && arguments.scenarios.is_empty();
     if is_standard && comparison.complete {
         match micro::run(&MICRO, stop) {
             Ok(micro) => comparison.micro = Some(micro),
@@ -166,12 +173,10 @@ fn plan(arguments: &Compare) -> Plan {
 }
 
 fn write(comparison: &Comparison, files: &Files) -> Result<(), MeasureError> {
-    if let Some(path) = &files.markdown {
-        put(path, &markdown::comparison(comparison))?;
-    }
-    if let Some(path) = &files.html {
-        put(path, &html::page(comparison))?;
-    }
+    files.reports.write(
+        || markdown::comparison(comparison),
+        || html::page(comparison),
+    )?;
     if let Some(dir) = &files.results {
         fs::create_dir_all(dir).map_err(io_error(format!("making {}", dir.display())))?;
         let name = format!("{}-{}", date(comparison.started_at_s), comparison.commit);
@@ -186,10 +191,6 @@ fn write(comparison: &Comparison, files: &Files) -> Result<(), MeasureError> {
         put(&dir.join(format!("{name}.html")), &html::page(comparison))?;
     }
     Ok(())
-}
-
-fn put(path: &Path, text: &str) -> Result<(), MeasureError> {
-    fs::write(path, text).map_err(io_error(format!("writing {}", path.display())))
 }
 
 /// Says what changed from one run to another.

@@ -1,6 +1,8 @@
 //! What has no peer: what an agent and its pods cost a node.
 
 use std::fs;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
@@ -107,6 +109,8 @@ impl CallTimes {
 pub struct CniResult {
     /// Pods attached while the calls were measured.
     pub pods: usize,
+    /// Calls at the same time.
+    pub parallel: usize,
     /// ADD.
     pub add: CallTimes,
     /// DEL.
@@ -118,46 +122,73 @@ impl CniResult {
     #[must_use]
     pub fn text(&self) -> String {
         format!(
-            "with {} pods attached\nADD {} (bar: p50 < 50 ms, p99 < 150 ms)\nDEL {}",
+            "with {} pods attached, {} at a time\nADD {} (bar: p50 < 50 ms, p99 < 150 ms)\nDEL {}",
             self.pods,
+            self.parallel,
             self.add.text(),
             self.del.text()
         )
     }
 }
 
-/// Times `calls` ADD and DEL pairs on a node with `pods` pods.
+/// Times ADD and DEL pairs on a node: so many pods that are attached, so many
+/// pairs, so many of them at the same time.
 ///
 /// # Errors
 /// When a call fails, or on Ctrl-C.
-pub fn cni(pods: usize, calls: usize, stop: &Stop) -> Result<CniResult, MeasureError> {
+pub fn cni([pods, calls, parallel]: [usize; 3], stop: &Stop) -> Result<CniResult, MeasureError> {
     let node = start_node()?;
     let progress = Progress::start((pods + calls) as u64);
     let _pods = attach(&node, bare_pods(pods, stop)?, &progress, stop)?;
-    let network = node.network("pods", json!({}));
-    let (mut adds, mut dels) = (Vec::new(), Vec::new());
-    for number in 0..calls {
-        if stop.is_set() {
-            return Err(MeasureError::Interrupted);
+    let next = AtomicUsize::new(0);
+    let work = || -> Result<Vec<[Duration; 2]>, MeasureError> {
+        let mut times = Vec::new();
+        loop {
+            // Relaxed: it numbers calls, and publishes nothing.
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            if number >= calls {
+                return Ok(times);
+            }
+            if stop.is_set() {
+                return Err(MeasureError::Interrupted);
+            }
+            progress.says(&format!("measuring call {}", number + 1));
+            times.push(cycle_pod(&node, &format!("measured{number}"))?);
+            progress.step();
         }
-        progress.says(&format!("measuring call {}", number + 1));
-        let mut pod = Pod::bare(&format!("measured{number}"))?;
-        let answer = pod
-            .call("ADD", "eth0", network.clone())
-            .invoke(node.namespace())?;
-        adds.push(answer.elapsed);
-        pod.remember(answer, "eth0", &network)?;
-        let config = pod.config_with_result("eth0")?;
-        let answer = pod.call("DEL", "eth0", config).invoke(node.namespace())?;
-        dels.push(answer.elapsed);
-        answer.success("DEL eth0")?;
-        progress.step();
-    }
+    };
+    let times = thread::scope(|scope| {
+        let workers: Vec<_> = (0..parallel).map(|_| scope.spawn(work)).collect();
+        let mut times = Vec::new();
+        for worker in workers {
+            times.extend(worker.join().map_err(|_| MeasureError::Panicked)??);
+        }
+        Ok::<_, MeasureError>(times)
+    })?;
+    let of = |which: usize| times.iter().map(|pair| pair[which]).collect::<Vec<_>>();
     Ok(CniResult {
         pods,
-        add: CallTimes::of(&adds)?,
-        del: CallTimes::of(&dels)?,
+        parallel,
+        add: CallTimes::of(&of(0))?,
+        del: CallTimes::of(&of(1))?,
     })
+}
+
+/// Adds a pod by the real plugin and removes it: how long each took, process
+/// start included.
+pub(crate) fn cycle_pod(node: &Node, name: &str) -> Result<[Duration; 2], MeasureError> {
+    let network = node.network("pods", json!({}));
+    let mut pod = Pod::bare(name)?;
+    let answer = pod
+        .call("ADD", "eth0", network.clone())
+        .invoke(node.namespace())?;
+    let adding = answer.elapsed;
+    pod.remember(answer, "eth0", &network)?;
+    let config = pod.config_with_result("eth0")?;
+    let answer = pod.call("DEL", "eth0", config).invoke(node.namespace())?;
+    let removing = answer.elapsed;
+    answer.success("DEL of a pod")?;
+    Ok([adding, removing])
 }
 
 /// What an idle agent uses.

@@ -75,6 +75,35 @@ fn every_scenario_gives_a_figure() {
     }
 }
 
+#[test]
+fn one_switch_is_measured_by_itself() {
+    if !root_or_skip("one_switch_is_measured_by_itself") {
+        return;
+    }
+    for (command, figure) in [
+        (&["crr"][..], "value"),
+        (&["churn"], "value"),
+        (&["churn", "--pods"], "value"),
+        (&["rr", "--transport", "tcp"], "p99_us"),
+        (&["rr", "--load", "2000"], "load_packets_per_second"),
+    ] {
+        let output = perf(command)
+            .args(["--subject", "linux-bridge", "--seconds", "0.2"])
+            .args(["--warm-up", "0.1", "-o", "json"])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert!(result[figure].as_f64().unwrap() > 1.0, "{result}");
+    }
+    let output = perf(&["churn", "--subject", "nft-proxy"]).output().unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(
+        error.contains("nft-proxy") && error.lines().count() == 1,
+        "{error}"
+    );
+}
+
 /// A result that is kept with the sources.
 fn kept_result() -> PathBuf {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");
@@ -125,8 +154,8 @@ fn ctrl_c_removes_everything() {
     assert_eq!(namespaces_of(pid), 0);
 }
 
-/// A comparison that is interrupted in its second scenario leaves the first
-/// one's result, says that it is partial, and nothing else.
+/// A comparison that is interrupted in its first round leaves the scenarios
+/// that were measured, says that it is partial, and nothing else.
 #[test]
 fn ctrl_c_leaves_a_partial_report_and_nothing_else() {
     if !root_or_skip("ctrl_c_leaves_a_partial_report_and_nothing_else") {
@@ -170,7 +199,7 @@ fn ctrl_c_leaves_a_partial_report_and_nothing_else() {
         serde_json::from_slice(&std::fs::read(dir.path().join("partial.json")).unwrap()).unwrap();
     assert_eq!(result["complete"], false);
     let first = &result["scenarios"][0]["results"]["linux-bridge"]["samples"];
-    assert_eq!(first.as_array().unwrap().len(), 2);
+    assert_eq!(first.as_array().unwrap().len(), 1);
     for name in ["partial.md", "partial.html"] {
         let text = std::fs::read_to_string(dir.path().join(name)).unwrap();
         assert!(text.contains("Interrupted: rounds are missing."), "{name}");
@@ -244,8 +273,27 @@ fn throughput_is_found_between_its_bounds() {
     if !root_or_skip("throughput_is_found_between_its_bounds") {
         return;
     }
-    let output = rfc2544("0.1").output().unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let [markdown, html] = ["report.md", "report.html"].map(|name| dir.path().join(name));
+    let output = rfc2544("0.1")
+        .arg("--markdown")
+        .arg(&markdown)
+        .arg("--html")
+        .arg(&html)
+        .output()
+        .unwrap();
     assert!(output.status.success(), "{output:?}");
+    for file in [markdown, html] {
+        let text = std::fs::read_to_string(file).unwrap();
+        for part in [
+            "RFC 2544, linux-bridge",
+            "Throughput",
+            "Frame loss rate",
+            "Method",
+        ] {
+            assert!(text.contains(part), "{part}: {text}");
+        }
+    }
     let report: Value = serde_json::from_slice(&output.stdout).unwrap();
     assert_eq!(report["schema_version"], 1);
     assert_eq!(report["complete"], true);

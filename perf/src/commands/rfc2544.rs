@@ -6,12 +6,12 @@ use clap::Args;
 use spinlane_perf::measure::MeasureError;
 use spinlane_perf::packet::Sizes;
 use spinlane_perf::progress::Progress;
-use spinlane_perf::rfc2544::{self, Plan, report};
+use spinlane_perf::rfc2544::{self, Plan, page, report};
 use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::{Kind, SERVICES};
 
 use super::print;
-use crate::args::{Output, seconds};
+use crate::args::{Output, Reports, seconds};
 
 /// `rfc2544`.
 #[derive(Debug, Args)]
@@ -51,6 +51,8 @@ pub(crate) struct Rfc2544 {
     v6: bool,
     #[command(flatten)]
     output: Output,
+    #[command(flatten)]
+    reports: Reports,
 }
 
 /// Commas part sizes here, so a mix of one's own has no place.
@@ -99,6 +101,9 @@ pub(crate) fn run(arguments: &Rfc2544, stop: &Stop) -> Result<(), MeasureError> 
     let subject = arguments.subject.set_up(SERVICES)?;
     let result = rfc2544::run(subject.as_ref(), &plan, &progress, stop)?;
     drop(progress);
+    arguments
+        .reports
+        .write(|| report::markdown(&result), || page::page(&result))?;
     print(&arguments.output, &result, &report::text(&result))?;
     if stop.is_set() {
         return Err(MeasureError::Interrupted);

@@ -225,6 +225,7 @@ mod tests {
             value,
             interval: (low, high),
             confidence: 0.98,
+            repeats: 0.93,
             count: 7,
         }
     }

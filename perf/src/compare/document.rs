@@ -8,6 +8,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use crate::compare::machine::Machine;
+use crate::compare::plan::Entry;
 use crate::measure::{MeasureError, io_error};
 use crate::micro::Micro;
 use crate::scenario::{Bar, Better, Sample, Scenario};
@@ -175,6 +176,20 @@ impl SubjectResult {
             self.latency_us = QUANTILES
                 .map(|quantile| (quantile, all.value_at_quantile(quantile) as f64 / 1000.0))
                 .to_vec();
+        }
+    }
+}
+
+impl Outcome {
+    /// Of a scenario that nobody was measured by.
+    pub(super) fn nothing_yet(entry: &Entry) -> Outcome {
+        let scenario = entry.scenario;
+        Outcome {
+            scenario,
+            unit: scenario.unit().to_owned(),
+            better: scenario.better(),
+            results: BTreeMap::new(),
+            verdicts: Vec::new(),
         }
     }
 }

@@ -1,12 +1,11 @@
 //! Subjects that are set up and take turns.
 
-use std::collections::BTreeMap;
 use std::thread;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use crate::compare::document::{Comparison, Outcome, Participant, SCHEMA_VERSION, SubjectResult};
+use crate::compare::document::{Comparison, Outcome, Participant, SCHEMA_VERSION};
 use crate::compare::machine::{Machine, commit};
-use crate::compare::plan::{Entry, Plan};
+use crate::compare::plan::Plan;
 use crate::measure::MeasureError;
 use crate::progress::Progress;
 use crate::scenario::{Run, Sample, Scenario};
@@ -131,82 +130,60 @@ impl Field {
             scenarios: Vec::new(),
             micro: None,
         };
-        for entry in &plan.entries {
-            let (outcome, whole) = self.run_entry(entry, plan, progress, stop);
-            comparison.scenarios.push(outcome);
-            if !whole {
-                comparison.complete = false;
-                break;
+        let mut outcomes: Vec<Outcome> = plan.entries.iter().map(Outcome::nothing_yet).collect();
+        // Every scenario once, then again: what changes in minutes is in the
+        // differences of a scenario's rounds, and so in its interval.
+        'rounds: for round in 1..=plan.pairs {
+            for (outcome, entry) in outcomes.iter_mut().zip(&plan.entries) {
+                for kind in &entry.subjects {
+                    if !self.take_turn(outcome, (*kind, round), (plan, progress, stop)) {
+                        comparison.complete = false;
+                        break 'rounds;
+                    }
+                }
             }
         }
+        for (outcome, entry) in outcomes.iter_mut().zip(&plan.entries) {
+            outcome.judge(&entry.subjects);
+        }
+        outcomes.retain(|outcome| !outcome.results.is_empty());
+        comparison.scenarios = outcomes;
         comparison.took_s = began.elapsed().as_secs_f64();
         Ok(comparison)
     }
 
-    /// The outcome of an entry, and whether it came to its end.
-    fn run_entry(
+    /// One more sample of a subject, or why there is none; `false` when it was
+    /// interrupted.
+    fn take_turn(
         &mut self,
-        entry: &Entry,
-        plan: &Plan,
-        progress: &Progress,
-        stop: &Stop,
-    ) -> (Outcome, bool) {
-        let scenario = entry.scenario;
-        let mut outcome = Outcome {
-            scenario,
-            unit: scenario.unit().to_owned(),
-            better: scenario.better(),
-            results: BTreeMap::new(),
-            verdicts: Vec::new(),
+        outcome: &mut Outcome,
+        (kind, round): (Kind, usize),
+        (plan, progress, stop): (&Plan, &Progress, &Stop),
+    ) -> bool {
+        let Some(subject) = self.subjects.iter_mut().find(|s| s.kind() == kind) else {
+            progress.step(); // named missing already
+            return !stop.is_set();
         };
-        let mut whole = true;
-        'rounds: for round in 1..=plan.pairs {
-            for kind in &entry.subjects {
-                let at = self.subjects.iter().position(|s| s.kind() == *kind);
-                let Some(subject) = at.map(|at| &mut self.subjects[at]) else {
-                    progress.step(); // named missing already
-                    continue;
-                };
-                let name = kind.name();
-                progress.says(&format!(
-                    "{} {name} {round}/{}",
-                    scenario.name(),
-                    plan.pairs
-                ));
-                let result = outcome.results.entry(name.to_owned()).or_default();
-                if !take_turn(result, scenario, subject.as_mut(), &plan.run, stop) {
-                    whole = false;
-                    break 'rounds;
+        let (scenario, name) = (outcome.scenario, kind.name());
+        let result = outcome.results.entry(name.to_owned()).or_default();
+        if result.failure.is_none() {
+            progress.says(&format!(
+                "{} {name} {round}/{}",
+                scenario.name(),
+                plan.pairs
+            ));
+            match measure(scenario, subject.as_mut(), &plan.run, stop) {
+                Ok(sample) => result.samples.push(sample),
+                Err(MeasureError::Interrupted) => return false,
+                Err(error) => {
+                    progress.note(&format!("{} {name}: {error}", scenario.name()));
+                    result.failure = Some(error.to_string());
                 }
-                if let (Some(failure), true) = (&result.failure, result.samples.len() + 1 == round)
-                {
-                    progress.note(&format!("{} {name}: {failure}", scenario.name()));
-                }
-                progress.step();
             }
         }
-        outcome.judge(&entry.subjects);
-        (outcome, whole)
+        progress.step();
+        !stop.is_set()
     }
-}
-
-/// One more sample, or why there is none; `false` when it was interrupted.
-fn take_turn(
-    result: &mut SubjectResult,
-    scenario: Scenario,
-    subject: &mut dyn Subject,
-    run: &Run,
-    stop: &Stop,
-) -> bool {
-    if result.failure.is_some() {
-        return !stop.is_set();
-    }
-    match measure(scenario, subject, run, stop) {
-        Ok(sample) => result.samples.push(sample),
-        Err(MeasureError::Interrupted) => return false,
-        Err(error) => result.failure = Some(error.to_string()),
-    }
-    true
 }
 
 /// One measurement of one subject, which runs for as long as that takes.
@@ -245,8 +222,10 @@ fn method(plan: &Plan) -> Vec<String> {
     };
     let mut notes = vec![
         format!(
-            "Subjects take turns, A B A B, {} rounds; each round gives one ratio. Verdicts are the \
-             ratios' median with the interval of order statistics that holds it with 95 %; a bar \
+            "Subjects take turns, A B A B, {} rounds; each round gives one ratio. A round goes \
+             through all scenarios, so the rounds of one are as far apart as the run is long. \
+             Verdicts are the ratios' median with the interval of order statistics that holds it \
+             with 95 %, and, from nine rounds on, the median of another such run with 95 %; a bar \
              passes by the interval's worse end.",
             plan.pairs
         ),

@@ -1,5 +1,5 @@
 //! Subjects × scenarios, interleaved: A B C, A B C, … so that whatever
-//! disturbs the machine disturbs all alike. [`plan`] says who does what,
+//! disturbs the machine disturbs all alike. A round is all scenarios once. [`plan`] says who does what,
 //! [`field`] runs it, [`document`] is what comes out, [`verdict`] judges it,
 //! [`baseline`] holds two of them against each other.
 

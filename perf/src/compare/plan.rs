@@ -1,5 +1,7 @@
 //! Who does what, how often.
 
+use std::time::Duration;
+
 use crate::scenario::{Run, Scenario};
 use crate::subject::Kind;
 
@@ -24,6 +26,12 @@ pub struct Plan {
     /// How many services a proxy has.
     pub services: usize,
 }
+
+/// What a measurement takes beside its own time: a subject that goes on, pings
+/// through it, a sink, a device's offloads.
+const AROUND: Duration = Duration::from_millis(200);
+/// What it takes to set a subject up and to remove it again, on the average.
+const SETTING_UP: Duration = Duration::from_millis(1500);
 
 /// Who is measured by every scenario of the standard comparison.
 const CORE: [Kind; 3] = [Kind::Spinlane, Kind::LinuxBridge, Kind::OvsAfxdp];
@@ -128,6 +136,20 @@ impl Plan {
     pub fn measurements(&self) -> u64 {
         let turns: usize = self.entries.iter().map(|entry| entry.subjects.len()).sum();
         (turns * self.pairs) as u64
+    }
+
+    /// How long it takes, about, subjects set up and removed included.
+    #[must_use]
+    pub fn estimate(&self) -> Duration {
+        let round: Duration = self
+            .entries
+            .iter()
+            .map(|entry| {
+                let each = entry.scenario.takes(&self.run) + AROUND;
+                each * entry.subjects.len() as u32
+            })
+            .sum();
+        round * self.pairs as u32 + SETTING_UP * self.subjects().len() as u32
     }
 }
 

@@ -17,7 +17,7 @@ use crate::subject::Topology;
 
 const STYLE: &str = include_str!("page.css");
 /// Colours that the page has.
-const COLOURS: usize = 12;
+pub(crate) const COLOURS: usize = 12;
 
 const SIZES: [(f64, Scenario); 3] = [
     (64.0, Scenario::Frames64),
@@ -38,40 +38,53 @@ const ROUND_TRIPS: [Scenario; 4] = [
 ];
 
 /// Text that HTML takes as text.
-pub(super) fn escaped(text: &str) -> String {
+pub(crate) fn escaped(text: &str) -> String {
     text.replace('&', "&amp;")
         .replace('<', "&lt;")
         .replace('>', "&gt;")
         .replace('"', "&quot;")
 }
 
-/// The whole page.
-#[must_use]
-pub fn page(comparison: &Comparison) -> String {
+/// A page of `body` under a heading and the facts of a run.
+pub(crate) fn document(
+    [title, heading]: [&str; 2],
+    facts: &[String],
+    body: impl IntoIterator<Item = String>,
+) -> String {
     let mut html = format!(
         "<!doctype html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">\n\
          <meta name=\"viewport\" content=\"width=device-width,initial-scale=1\">\n\
-         <title>Spinlane beside its peers, {commit}</title>\n<style>\n{STYLE}</style>\n</head>\n\
-         <body>\n<h1>Spinlane beside its peers</h1>\n<ul class=\"facts\">",
-        commit = escaped(&comparison.commit)
+         <title>{}</title>\n<style>\n{STYLE}</style>\n</head>\n\
+         <body>\n<h1>{}</h1>\n<ul class=\"facts\">{}</ul>\n",
+        escaped(title),
+        escaped(heading),
+        items(facts),
     );
-    for fact in facts(comparison) {
-        let _ = write!(html, "<li>{}</li>", escaped(&fact));
-    }
-    html.push_str("</ul>\n");
-    html.push_str(&bars(comparison));
-    for topology in topologies(comparison) {
-        let title = topology.title();
-        let _ = writeln!(html, "<h2>{title}</h2>");
-        html.push_str(&plots(comparison, topology));
-        html.push_str(&medians(comparison, topology));
-    }
-    html.push_str(&ratios(comparison));
-    if let Some(micro) = &comparison.micro {
-        html.push_str(&packet_logic(micro));
-    }
-    html.push_str(&method(comparison));
+    html.extend(body);
     html + "</body>\n</html>\n"
+}
+
+/// Items of a list.
+pub(crate) fn items(texts: &[String]) -> String {
+    let item = |text: &String| format!("<li>{}</li>", escaped(text));
+    texts.iter().map(item).collect()
+}
+
+/// The whole page.
+#[must_use]
+pub fn page(comparison: &Comparison) -> String {
+    let heading = "Spinlane beside its peers";
+    let title = format!("{heading}, {}", comparison.commit);
+    let mut body = vec![bars(comparison)];
+    for topology in topologies(comparison) {
+        body.push(format!("<h2>{}</h2>\n", topology.title()));
+        body.push(plots(comparison, topology));
+        body.push(medians(comparison, topology));
+    }
+    body.push(ratios(comparison));
+    body.extend(comparison.micro.as_ref().map(packet_logic));
+    body.push(method(comparison));
+    document([&title, heading], &facts(comparison), body)
 }
 
 /// A card for each bar, under the heading of its topology.
@@ -162,7 +175,8 @@ fn plots(comparison: &Comparison, topology: Topology) -> String {
     format!("<div class=\"grid2\">{figures}</div>\n")
 }
 
-fn figure(title: &str, body: &str) -> String {
+/// A plot under its title.
+pub(crate) fn figure(title: &str, body: &str) -> String {
     format!("<figure><h3>{}</h3>{body}</figure>\n", escaped(title))
 }
 
@@ -404,13 +418,7 @@ fn packet_logic(micro: &Micro) -> String {
 }
 
 fn method(comparison: &Comparison) -> String {
-    let list = |items: &[String]| -> String {
-        items
-            .iter()
-            .map(|item| format!("<li>{}</li>", escaped(item)))
-            .collect()
-    };
-    let mut html = format!("<h2>Method</h2>\n<ul>{}</ul>\n", list(&comparison.method));
+    let mut html = format!("<h2>Method</h2>\n<ul>{}</ul>\n", items(&comparison.method));
     html.push_str("<h2>Subjects</h2>\n<dl>");
     for subject in &comparison.subjects {
         let _ = write!(
@@ -431,7 +439,7 @@ fn method(comparison: &Comparison) -> String {
         let _ = writeln!(
             html,
             "<h2>Failures</h2>\n<ul class=\"warn\">{}</ul>",
-            list(&failures)
+            items(&failures)
         );
     }
     html

@@ -50,7 +50,7 @@ pub fn comparison(comparison: &Comparison) -> String {
 }
 
 /// Text that cannot end a table's cell.
-fn cell(text: &str) -> String {
+pub(crate) fn cell(text: &str) -> String {
     text.replace('|', "\\|").replace('\n', " ")
 }
 

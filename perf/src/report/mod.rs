@@ -3,7 +3,7 @@
 
 pub mod html;
 pub mod markdown;
-mod plot;
+pub(crate) mod plot;
 pub mod text;
 
 use std::time::Duration;
@@ -32,7 +32,7 @@ pub fn quantity(value: f64, unit: &str) -> String {
 }
 
 /// Three digits and a decimal prefix.
-fn scaled(value: f64) -> String {
+pub(crate) fn scaled(value: f64) -> String {
     let (value, prefix) = match value.abs() {
         v if v >= 1e9 => (value / 1e9, "G"),
         v if v >= 1e6 => (value / 1e6, "M"),
@@ -132,17 +132,21 @@ pub fn busy_elsewhere(machine: &Machine, meaning: &str) -> Option<String> {
     (work > 0.1).then(|| format!("This machine is at work elsewhere ({work:.1} cores): {meaning}."))
 }
 
+/// The machine in a line.
+pub(crate) fn machine_text(machine: &Machine) -> String {
+    format!(
+        "{} cores of {}, {:.0} GiB of memory, Linux {}",
+        machine.cores,
+        machine.cpu,
+        machine.memory_bytes as f64 / (1u64 << 30) as f64,
+        machine.kernel,
+    )
+}
+
 /// The machine and the run, a line each.
 fn facts(comparison: &Comparison) -> Vec<String> {
-    let machine = &comparison.machine;
     let mut facts = vec![
-        format!(
-            "{} cores of {}, {:.0} GiB of memory, Linux {}",
-            machine.cores,
-            machine.cpu,
-            machine.memory_bytes as f64 / (1u64 << 30) as f64,
-            machine.kernel,
-        ),
+        machine_text(&comparison.machine),
         format!(
             "commit {}, {} UTC; {} rounds of {} s (and {} s before that do not count), IPv{}, {} in all",
             comparison.commit,
@@ -161,7 +165,7 @@ fn facts(comparison: &Comparison) -> Vec<String> {
     facts
 }
 
-fn minutes(seconds: f64) -> String {
+pub(crate) fn minutes(seconds: f64) -> String {
     let whole = Duration::from_secs_f64(seconds.max(0.0)).as_secs();
     match whole / 60 {
         0 => format!("{whole} s"),

@@ -14,23 +14,23 @@ const BOTTOM: f64 = 44.0;
 
 /// How an axis maps values to places.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Scale {
+pub(crate) enum Scale {
     Linear,
     Logarithmic,
 }
 
 /// One axis: its range, its ticks with their labels, and its title.
 #[derive(Debug, Clone)]
-pub(super) struct Axis {
-    pub(super) title: String,
-    pub(super) scale: Scale,
-    pub(super) range: (f64, f64),
-    pub(super) ticks: Vec<(f64, String)>,
+pub(crate) struct Axis {
+    pub(crate) title: String,
+    pub(crate) scale: Scale,
+    pub(crate) range: (f64, f64),
+    pub(crate) ticks: Vec<(f64, String)>,
 }
 
 impl Axis {
     /// From 0 to above `most`, ticks at round numbers, labelled by `label`.
-    pub(super) fn from_zero(title: &str, most: f64, label: impl Fn(f64) -> String) -> Axis {
+    pub(crate) fn from_zero(title: &str, most: f64, label: impl Fn(f64) -> String) -> Axis {
         let step = round_step(most);
         let top = (most / step).ceil().max(1.0) * step;
         let count = (top / step).round() as usize;
@@ -47,7 +47,7 @@ impl Axis {
 
     /// Powers of ten within the range; over less than two decades their
     /// doubles and fives too.
-    pub(super) fn logarithmic(title: &str, range: (f64, f64)) -> Axis {
+    pub(crate) fn logarithmic(title: &str, range: (f64, f64)) -> Axis {
         let digits: &[f64] = match range.1 / range.0 {
             span if span <= 100.0 => &[1.0, 2.0, 5.0],
             _ => &[1.0],
@@ -91,24 +91,24 @@ fn round_step(most: f64) -> f64 {
 
 /// A value and the interval that holds it.
 #[derive(Debug, Clone, Copy, PartialEq)]
-pub(super) struct Point {
-    pub(super) x: f64,
-    pub(super) y: f64,
+pub(crate) struct Point {
+    pub(crate) x: f64,
+    pub(crate) y: f64,
     /// Drawn as a whisker where it is given.
-    pub(super) interval: Option<(f64, f64)>,
+    pub(crate) interval: Option<(f64, f64)>,
 }
 
 /// One line, or one bar.
 #[derive(Debug, Clone)]
-pub(super) struct Series {
-    pub(super) name: String,
+pub(crate) struct Series {
+    pub(crate) name: String,
     /// Number of its colour.
-    pub(super) colour: usize,
-    pub(super) points: Vec<Point>,
+    pub(crate) colour: usize,
+    pub(crate) points: Vec<Point>,
 }
 
 /// Lines over both axes, a mark at each point that has an interval.
-pub(super) fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> String {
+pub(crate) fn lines(title: &str, x: &Axis, y: &Axis, series: &[Series]) -> String {
     let at_x = |value: f64| LEFT + x.place(value) * (WIDTH - LEFT - RIGHT);
     let at_y = |value: f64| HEIGHT - BOTTOM - y.place(value) * (HEIGHT - BOTTOM - TOP);
     let mut svg = opening(title, HEIGHT);
@@ -186,7 +186,7 @@ fn legend(series: &[Series]) -> String {
 
 /// Horizontal bars, one a series, by its first point's `y`, the value beside
 /// it as `label` writes it.
-pub(super) fn bars(title: &str, series: &[Series], label: impl Fn(f64) -> String) -> String {
+pub(crate) fn bars(title: &str, series: &[Series], label: impl Fn(f64) -> String) -> String {
     const ROW: f64 = 30.0;
     /// Of a character of a name, on a phone too.
     const CHARACTER: f64 = 8.2;

@@ -1,15 +1,16 @@
 //! Tables in a terminal.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use comfy_table::presets::UTF8_FULL_CONDENSED;
 use comfy_table::{Attribute, Cell, CellAlignment, Color, ContentArrangement, Table};
 
 use crate::compare::baseline::{Baseline, Change};
-use crate::compare::{Comparison, Outcome, SubjectResult};
+use crate::compare::{Comparison, Outcome, Plan, SubjectResult};
 use crate::report::{
-    Word, bar_text, facts, failures, interval, outcomes, present, quantity, settings, topologies,
-    verdict_value,
+    Word, bar_text, facts, failures, interval, minutes, outcomes, present, quantity, settings,
+    topologies, verdict_value,
 };
 use crate::stats::Median;
 use crate::subject::Topology;
@@ -67,6 +68,32 @@ pub fn comparison(comparison: &Comparison) -> String {
         let _ = write!(text, "\n{}", micro.text());
     }
     text.trim_end().to_owned()
+}
+
+/// What a plan is going to do, and what it takes, with `more` after it.
+#[must_use]
+pub fn plan(plan: &Plan, more: Option<Duration>) -> String {
+    let mut table = table(["scenario", "subjects"].map(Cell::new));
+    for entry in &plan.entries {
+        let names: Vec<&str> = entry.subjects.iter().map(|kind| kind.name()).collect();
+        table.add_row(vec![entry.scenario.name(), &names.join(", ")]);
+    }
+    let mut text = format!("{table}\n");
+    if more.is_some() {
+        let _ = writeln!(
+            text,
+            "and the packet logic by itself, as `micro` measures it"
+        );
+    }
+    let _ = write!(
+        text,
+        "{} rounds, {} measurements of {} subjects: about {}",
+        plan.pairs,
+        plan.measurements(),
+        plan.subjects().len(),
+        minutes((plan.estimate() + more.unwrap_or_default()).as_secs_f64())
+    );
+    text
 }
 
 /// Two runs held against each other.

@@ -1,15 +1,19 @@
 //! The tests of RFC 2544 on one subject: throughput, latency and frame loss
 //! rate, by frame size and number of flows.
 //!
-//! [`search`] finds the throughput, `trial` makes the trials, [`report`]
-//! shows them. The method and where it departs from the RFC are in README.md.
+//! [`search`] finds the throughput, `trial` makes the trials, [`report`] and
+//! [`page`] show them. The method and where it departs from the RFC are in README.md.
 
+pub mod page;
 pub mod report;
 pub mod search;
 mod trial;
 
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
 use serde::Serialize;
 
+use crate::compare::machine::{Machine, commit};
 use crate::generator::live::LiveFrames;
 use crate::measure::MeasureError;
 use crate::packet::Sizes;
@@ -20,7 +24,7 @@ use crate::rfc2544::trial::Bench;
 use crate::sink::latency::Latency;
 use crate::stats::Median;
 use crate::stop::Stop;
-use crate::subject::Subject;
+use crate::subject::{SENDER_CORE, Subject};
 
 pub use trial::Outcome;
 
@@ -130,11 +134,35 @@ pub struct Case {
     pub failure: Option<String>,
 }
 
+impl Case {
+    /// Short enough for a progress bar.
+    fn name(&self) -> String {
+        let flows = if self.flows == 1 { "flow" } else { "flows" };
+        format!("{} B, {} {flows}", self.size, self.flows)
+    }
+
+    /// What was found for a goal.
+    fn conditional(&self, goal: &str) -> Option<f64> {
+        let found = self.throughput.iter().find(|found| found.goal.name == goal);
+        found.and_then(|found| found.conditional)
+    }
+}
+
 /// A run, complete or not.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Report {
     /// [`SCHEMA_VERSION`].
     pub schema_version: u32,
+    /// Seconds since 1970.
+    pub started_at_s: u64,
+    /// Seconds that it took.
+    pub took_s: f64,
+    /// Commit of the tree in the current directory.
+    pub commit: String,
+    /// Where.
+    pub machine: Machine,
+    /// How it was measured, a sentence each.
+    pub method: Vec<String>,
     /// The subject's name.
     pub subject: &'static str,
     /// How the subject was run.
@@ -163,8 +191,16 @@ pub fn run(
     stop: &Stop,
 ) -> Result<Report, MeasureError> {
     let _live = LiveFrames::allow(subject.entrance())?;
+    let began = Instant::now();
     let mut report = Report {
         schema_version: SCHEMA_VERSION,
+        started_at_s: SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_secs()),
+        took_s: 0.0,
+        commit: commit(),
+        machine: Machine::look()?,
+        method: method(plan),
         subject: subject.kind().name(),
         settings: subject.settings().to_vec(),
         ipv6: plan.v6,
@@ -192,6 +228,7 @@ pub fn run(
             let interrupted = matches!(measured, Err(MeasureError::Interrupted));
             case.failure = measured.err().map(|error| error.to_string());
             report.cases.push(case);
+            report.took_s = began.elapsed().as_secs_f64();
             if interrupted {
                 return Ok(report);
             }
@@ -201,13 +238,44 @@ pub fn run(
     Ok(report)
 }
 
+/// What it is, and where it departs from the RFC, in words.
+fn method(plan: &Plan) -> Vec<String> {
+    let trial = plan.trial_seconds;
+    vec![
+        format!(
+            "Throughput (RFC 2544, 26.1): NDR without loss, PDR with at most {} %; a load is \
+             decided by {} trials of {trial} s of which less than half may be bad, the interval \
+             is {} % wide (draft-ietf-bmwg-mlrsearch). What is shown is forwarded: the load, less \
+             the loss of the worst trial of the good half.",
+            plan.partial_loss * 100.0,
+            plan.trials,
+            plan.width * 100.0,
+        ),
+        format!(
+            "Latency (26.2): of every frame, {} trials of {trial} s; percentiles are the trials' \
+             medians.",
+            plan.latency_trials
+        ),
+        "Frame loss rate (26.3): from full speed down in tenths, until two trials in a row lose \
+         nothing. A generator that cannot offer a load on its core counts the rest as lost."
+            .to_owned(),
+        "Full speed is what the generator reaches: a veth has no line rate. Frames count their \
+         check sequence, which no virtual device carries."
+            .to_owned(),
+        format!(
+            "From pod to pod on one node (RFC 8204); the generator sends from core {SENDER_CORE}, \
+             the sink is at tc ingress of the receiving pod."
+        ),
+    ]
+}
+
 fn measure(
     bench: &Bench<'_>,
     plan: &Plan,
     case: &mut Case,
     progress: &Progress,
 ) -> Result<(), MeasureError> {
-    let name = name(case);
+    let name = case.name();
     progress.says(&format!("{name}: full speed"));
     // The subject learns every flow in this trial, which does not count.
     let full = bench.run(0.0, plan.trial_seconds)?;
@@ -219,7 +287,7 @@ fn measure(
         });
     }
     case.full_speed = Some(full);
-    let most = (full.sent as f64 / full.seconds * PACED_SHARE).max(1.0);
+    let most = (full.offered_per_second() * PACED_SHARE).max(1.0);
     search(bench, plan, case, (most, progress))?;
     let throughput = case.throughput.iter().rev().find_map(|found| found.lower);
     for percent in LATENCY_PERCENT {
@@ -246,12 +314,6 @@ fn measure(
     Ok(())
 }
 
-/// Short enough for a progress bar.
-fn name(case: &Case) -> String {
-    let flows = if case.flows == 1 { "flow" } else { "flows" };
-    format!("{} B, {} {flows}", case.size, case.flows)
-}
-
 fn search(
     bench: &Bench<'_>,
     plan: &Plan,
@@ -262,7 +324,7 @@ fn search(
     let mut steps = SEARCH_TRIALS;
     while let Some((load, seconds)) = search.next() {
         let rate = quantity(load, "pps");
-        progress.says(&format!("{}: {rate}", name(case)));
+        progress.says(&format!("{}: {rate}", case.name()));
         let outcome = bench.run(load.floor(), seconds);
         let found = outcome.as_ref().ok().map(|outcome| Trial {
             load,

@@ -1,136 +1,217 @@
-//! The report of a run, as text.
+//! The report of a run: text for a terminal, and Markdown; the page is in
+//! [`page`](super::page).
 
-use crate::report::quantity;
+use std::fmt::Write as _;
+
+use crate::report::markdown::cell;
 use crate::report::text::{figure, table};
+use crate::report::{busy_elsewhere, machine_text, minutes, quantity};
 use crate::rfc2544::{Case, Report};
 
-/// Tables of throughput, latency and frame loss rate.
-#[must_use]
-pub fn text(report: &Report) -> String {
-    let mut parts = vec![format!(
-        "{} over IPv{}: trials of {} s, {} a load{}",
-        report.subject,
-        if report.ipv6 { 6 } else { 4 },
-        report.trial_seconds,
-        report.trials,
-        if report.complete {
-            ""
-        } else {
-            "; NOT COMPLETE"
-        },
-    )];
-    parts.push(throughput(report));
-    parts.extend(latency(report));
-    parts.extend(loss(report));
+/// One table of the report.
+pub(super) struct Sheet {
+    pub(super) title: &'static str,
+    pub(super) header: Vec<String>,
+    pub(super) rows: Vec<Vec<String>>,
+}
+
+/// Tables of throughput, latency and frame loss rate; those without a row are
+/// left out.
+pub(super) fn sheets(report: &Report) -> Vec<Sheet> {
+    let mut sheets = vec![throughput(report), latency(report), loss(report)];
+    sheets.retain(|sheet| !sheet.rows.is_empty());
+    sheets
+}
+
+/// What was measured, where and how, a line each.
+pub(super) fn facts(report: &Report) -> Vec<String> {
+    let mut facts = vec![
+        machine_text(&report.machine),
+        format!(
+            "commit {}, {} UTC; IPv{}, trials of {} s, {} a load, {} in all",
+            report.commit,
+            crate::compare::machine::date(report.started_at_s),
+            if report.ipv6 { 6 } else { 4 },
+            report.trial_seconds,
+            report.trials,
+            minutes(report.took_s),
+        ),
+    ];
+    if !report.complete {
+        facts.push("NOT COMPLETE: it was interrupted, or a case failed.".to_owned());
+    }
+    let meaning = "frames are lost, and wait, that otherwise would not";
+    facts.extend(busy_elsewhere(&report.machine, meaning));
+    facts
+}
+
+/// What went wrong, a line each.
+pub(super) fn failures(report: &Report) -> Vec<String> {
+    let mut lines = Vec::new();
     for case in &report.cases {
+        let name = case.name();
         if let Some(failure) = &case.failure {
-            parts.push(format!(
-                "{} bytes, {} flows: {failure}",
-                case.size, case.flows
-            ));
+            lines.push(format!("{name}: {failure}"));
         }
         if case.irregular {
-            parts.push(format!(
-                "{} bytes, {} flows: the search gave up, loss does not follow the load",
-                case.size, case.flows
+            lines.push(format!(
+                "{name}: the search gave up, loss does not follow the load"
             ));
         }
     }
-    let settings: Vec<String> = report
-        .settings
-        .iter()
+    lines
+}
+
+/// How the subject was run, in one line.
+pub(super) fn settings(report: &Report) -> String {
+    let settings = report.settings.iter();
+    let texts: Vec<String> = settings
         .map(|(name, value)| format!("{name} {value}"))
         .collect();
-    parts.push(settings.join(", "));
+    texts.join(", ")
+}
+
+/// For a terminal.
+#[must_use]
+pub fn text(report: &Report) -> String {
+    let mut parts = vec![format!("RFC 2544, {}", report.subject)];
+    parts.extend(facts(report));
+    for sheet in sheets(report) {
+        let mut shown = table(sheet.header);
+        for row in sheet.rows {
+            shown.add_row(row.into_iter().map(figure));
+        }
+        parts.push(format!("\n{}\n{shown}", sheet.title));
+    }
+    parts.extend(failures(report));
+    parts.push(settings(report));
     parts.join("\n")
+}
+
+/// As Markdown.
+#[must_use]
+pub fn markdown(report: &Report) -> String {
+    let mut text = format!("# RFC 2544, {}\n\n", report.subject);
+    for fact in facts(report) {
+        let _ = writeln!(text, "- {fact}");
+    }
+    for sheet in sheets(report) {
+        let _ = write!(
+            text,
+            "\n## {}\n\n| {} |\n|{}\n",
+            sheet.title,
+            sheet.header.join(" | "),
+            "---:|".repeat(sheet.header.len())
+        );
+        for row in sheet.rows {
+            let _ = writeln!(text, "| {} |", row.join(" | "));
+        }
+    }
+    for (title, lines) in [
+        ("Failures", failures(report)),
+        ("Method", report.method.clone()),
+        ("Settings", vec![settings(report)]),
+    ] {
+        if !lines.is_empty() {
+            let _ = write!(text, "\n## {title}\n\n");
+            for line in lines {
+                let _ = writeln!(text, "- {}", cell(&line));
+            }
+        }
+    }
+    text
 }
 
 fn rate(value: Option<f64>) -> String {
     value.map_or("–".to_owned(), |value| quantity(value, "pps"))
 }
 
-fn throughput(report: &Report) -> String {
-    let mut shown = table([
-        "frame",
-        "flows",
-        "NDR",
-        "PDR",
-        "NDR, bit/s",
-        "forwarded at full speed",
-    ]);
-    for case in &report.cases {
-        let of = |name| {
-            let found = case.throughput.iter().find(|found| found.goal.name == name);
-            found.and_then(|found| found.conditional)
-        };
-        let bits = of("NDR").map_or("–".to_owned(), |pps| {
-            quantity(pps * case.mean_frame_bytes * 8.0, "bit/s")
-        });
-        let full = case
-            .full_speed
-            .map(|full| full.received as f64 / full.seconds.max(1e-9));
-        shown.add_row(vec![
-            figure(case.size.clone()),
-            figure(case.flows.to_string()),
-            figure(rate(of("NDR"))),
-            figure(rate(of("PDR"))),
-            figure(bits),
-            figure(rate(full)),
-        ]);
-    }
-    shown.to_string()
+fn words(texts: &[&str]) -> Vec<String> {
+    texts.iter().map(|&text| text.to_owned()).collect()
 }
 
-fn latency(report: &Report) -> Option<String> {
-    let mut shown = table([
-        "frame", "flows", "load", "p50 µs", "p90", "p99", "p99.9", "most",
-    ]);
-    let mut any = false;
+/// What begins every row.
+fn of(case: &Case) -> Vec<String> {
+    vec![case.size.clone(), case.flows.to_string()]
+}
+
+fn throughput(report: &Report) -> Sheet {
+    let row = |case: &Case| {
+        let bits = case.conditional("NDR").map_or("–".to_owned(), |pps| {
+            quantity(pps * case.mean_frame_bytes * 8.0, "bit/s")
+        });
+        let mut row = of(case);
+        row.extend([
+            rate(case.conditional("NDR")),
+            rate(case.conditional("PDR")),
+            bits,
+            rate(case.full_speed.map(|full| full.forwarded_per_second())),
+            rate(case.full_speed.map(|full| full.offered_per_second())),
+        ]);
+        row
+    };
+    Sheet {
+        title: "Throughput",
+        header: words(&[
+            "frame",
+            "flows",
+            "NDR",
+            "PDR",
+            "NDR, bit/s",
+            "forwarded at full speed",
+            "full speed",
+        ]),
+        rows: report.cases.iter().map(row).collect(),
+    }
+}
+
+fn latency(report: &Report) -> Sheet {
+    let mut rows = Vec::new();
     for case in &report.cases {
         for point in &case.latency {
-            let us = |value: Option<f64>| {
-                figure(value.map_or("–".to_owned(), |value| format!("{value:.1}")))
-            };
-            any = true;
-            shown.add_row(vec![
-                figure(case.size.clone()),
-                figure(case.flows.to_string()),
-                figure(format!("{} %", point.percent)),
+            let us = |value: Option<f64>| value.map_or("–".to_owned(), |us| format!("{us:.1}"));
+            let mut row = of(case);
+            row.extend([
+                format!("{} %", point.percent),
                 us(point.median(|latency| latency.p50_us)),
                 us(point.median(|latency| latency.p90_us)),
                 us(point.median(|latency| latency.p99_us)),
                 us(point.median(|latency| latency.p999_us)),
                 us(point.median(|latency| latency.max_us)),
             ]);
+            rows.push(row);
         }
     }
-    any.then(|| shown.to_string())
+    Sheet {
+        title: "Latency in µs, by share of the NDR",
+        header: words(&[
+            "frame", "flows", "load", "p50", "p90", "p99", "p99.9", "most",
+        ]),
+        rows,
+    }
 }
 
 /// Loss by load: a column a tenth of full speed.
-fn loss(report: &Report) -> Option<String> {
-    let cases: Vec<&Case> = report
+fn loss(report: &Report) -> Sheet {
+    let curves = report
         .cases
         .iter()
-        .filter(|case| !case.loss_curve.is_empty())
-        .collect();
-    if cases.is_empty() {
-        return None;
-    }
-    let mut header = vec!["frame".to_owned(), "flows".to_owned()];
-    header.extend((1..=10).rev().map(|tenth| format!("{tenth}0 %")));
-    let mut shown = table(header);
-    for case in cases {
-        let mut row = vec![figure(case.size.clone()), figure(case.flows.to_string())];
-        for place in 0..10 {
-            let loss = case.loss_curve.get(place);
-            row.push(figure(loss.map_or(String::new(), |outcome| {
+        .filter(|case| !case.loss_curve.is_empty());
+    let row = |case: &Case| {
+        let mut row = of(case);
+        row.extend((0..10).map(|place| {
+            let outcome = case.loss_curve.get(place);
+            outcome.map_or(String::new(), |outcome| {
                 format!("{:.1}", outcome.loss_ratio * 100.0)
-            })));
-        }
-        shown.add_row(row);
+            })
+        }));
+        row
+    };
+    let mut header = words(&["frame", "flows"]);
+    header.extend((1..=10).rev().map(|tenth| format!("{tenth}0 %")));
+    Sheet {
+        title: "Frame loss rate in %, by share of full speed",
+        header,
+        rows: curves.map(row).collect(),
     }
-    Some(format!(
-        "frame loss rate in % by share of full speed\n{shown}"
-    ))
 }

@@ -59,6 +59,18 @@ pub struct Outcome {
     pub loss_ratio: f64,
 }
 
+impl Outcome {
+    /// Packets a second that the generator sent.
+    pub(super) fn offered_per_second(&self) -> f64 {
+        self.sent as f64 / self.seconds.max(1e-9)
+    }
+
+    /// Packets a second that arrived.
+    pub(super) fn forwarded_per_second(&self) -> f64 {
+        self.received as f64 / self.seconds.max(1e-9)
+    }
+}
+
 impl<'a> Bench<'a> {
     /// For frames of `sizes` in `flows` flows.
     pub(super) fn new(

@@ -27,6 +27,8 @@ const SOURCE_PORTS: u32 = 2000;
 const DESTINATION_PORTS: u32 = 120;
 /// Flows of a burst.
 pub const BURST: u32 = SOURCE_PORTS * DESTINATION_PORTS;
+/// What a burst and what comes before it take, about.
+pub(super) const TAKES: Duration = Duration::from_millis(1000);
 /// No frame for so long is the end of a burst.
 const SILENCE: Duration = Duration::from_millis(60);
 

@@ -23,7 +23,7 @@ use crate::subject::{Kind, SENDER_CORE, Subject, Topology};
 
 pub use bar::Bar;
 pub use flows::BURST;
-pub use sockets::LOAD_PER_SECOND;
+pub use sockets::{LOAD_PER_SECOND, under_load};
 
 /// A thing to do to a subject.
 #[derive(
@@ -253,6 +253,17 @@ impl Scenario {
             && matches!(self, Scenario::NewUdp | Scenario::NewTcp | Scenario::Crr)
     }
 
+    /// How long it takes, about, to do it to a subject.
+    #[must_use]
+    pub fn takes(self, run: &Run) -> Duration {
+        match self {
+            Scenario::NewUdp | Scenario::NewTcp => flows::TAKES,
+            Scenario::Pods => run.duration,
+            Scenario::Idle => IDLE_SETTLE + run.warm_up + run.duration,
+            _ => run.warm_up + run.duration,
+        }
+    }
+
     /// Does it to a subject that is set up and not paused.
     ///
     /// # Errors
@@ -365,6 +376,9 @@ impl Sample {
     }
 }
 
+/// What resumption and earlier traffic left settles in this time.
+const IDLE_SETTLE: Duration = Duration::from_secs(1);
+
 fn idle(subject: &dyn Subject, run: &Run, stop: &Stop) -> Result<Sample, MeasureError> {
     let used = || -> Result<f64, MeasureError> {
         subject.pids().into_iter().try_fold(0.0, |sum, pid| {
@@ -372,8 +386,7 @@ fn idle(subject: &dyn Subject, run: &Run, stop: &Stop) -> Result<Sample, Measure
             Ok(sum + seconds)
         })
     };
-    // What the resumption and earlier traffic left has to settle first.
-    if !stop.sleep(run.warm_up + Duration::from_secs(1)) {
+    if !stop.sleep(run.warm_up + IDLE_SETTLE) {
         return Err(MeasureError::Interrupted);
     }
     let busy = busy()?;

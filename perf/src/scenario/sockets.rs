@@ -59,9 +59,11 @@ pub(super) fn requests(
     };
     let (result, carried) = match load {
         false => (round_trips(&from, &to, &what, stop)?, None),
-        true => under_load([&from, &to], run.v6, || {
-            round_trips(&from, &to, &what, stop)
-        })?,
+        true => {
+            let ask = || round_trips(&from, &to, &what, stop);
+            let (result, carried) = under_load([&from, &to], run.v6, LOAD_PER_SECOND, ask)?;
+            (result, Some(carried))
+        }
     };
     let details = [
         ("count", result.count as f64),
@@ -80,17 +82,21 @@ pub(super) fn requests(
     Ok(sample)
 }
 
-/// Does `body` beside [`LOAD_PER_SECOND`] datagrams a second, and says how
-/// many of them a second arrived.
-fn under_load<T>(
+/// Does `body` beside `rate` small datagrams a second, and says how many of
+/// them a second arrived.
+///
+/// # Errors
+/// When `body` fails, or the datagrams cannot be sent.
+pub fn under_load<T>(
     [from, to]: [&Pod<'_>; 2],
     v6: bool,
+    rate: u64,
     body: impl FnOnce() -> Result<T, MeasureError>,
-) -> Result<(T, Option<f64>), MeasureError> {
+) -> Result<(T, f64), MeasureError> {
     let sink = sink(to, Some(SINK_PORT))?;
     let over = Stop::new();
     let limit = Limit {
-        rate: Some(LOAD_PER_SECOND),
+        rate: Some(rate),
         ..Limit::default()
     };
     thread::scope(|scope| {
@@ -101,6 +107,6 @@ fn under_load<T>(
         let rate = Rate::between(first, (std::time::Instant::now(), sink.count()?));
         over.set();
         sender.join().map_err(|_| MeasureError::Panicked)??;
-        Ok((result, Some(rate.packets_per_second)))
+        Ok((result, rate.packets_per_second))
     })
 }

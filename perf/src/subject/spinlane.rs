@@ -14,6 +14,7 @@ use spinlane_tests::cluster::{Families, UPLINK, Underlay};
 use spinlane_tests::{Cluster, Namespace, Node, NodeConfig, program, wait_for};
 
 use crate::measure::{MeasureError, io_error};
+use crate::node;
 use crate::path::Path as Route;
 use crate::subject::peer::{UPLINK_SETTING, uplinks_without_tunnel_offload};
 use crate::subject::veth::VethPod;
@@ -306,18 +307,7 @@ impl Subject for Spinlane {
     }
 
     fn cycle_pod(&self) -> Result<[Duration; 2], MeasureError> {
-        let mut pod = spinlane_tests::Pod::bare("cycled")?;
-        let agent = self.nodes.first();
-        let node = agent.namespace();
-        let network = agent.network("pods", json!({}));
-        let added = pod.call("ADD", "eth0", network.clone()).invoke(node)?;
-        let adding = added.elapsed;
-        pod.remember(added, "eth0", &network)?;
-        let config = pod.config_with_result("eth0")?;
-        let removed = pod.call("DEL", "eth0", config).invoke(node)?;
-        let removing = removed.elapsed;
-        removed.success("DEL of a pod")?;
-        Ok([adding, removing])
+        node::cycle_pod(self.nodes.first(), "cycled")
     }
 
     fn forget_connections(&mut self) -> Result<(), MeasureError> {
