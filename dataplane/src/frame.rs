@@ -168,6 +168,9 @@ pub enum Verdict {
         segment: SegmentId,
         /// Checksum left to the receivers or their devices.
         checksum: Option<TxChecksum>,
+        /// Longest IP packets of a super-frame that is cut on the way out, in
+        /// bytes, where ports would take longer ones.
+        mtu: u16,
     },
     /// The switch's own answer, written over the request (ARP, neighbour
     /// advertisement, echo reply): goes back by the port it came by. When

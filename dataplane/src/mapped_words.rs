@@ -18,7 +18,8 @@ const PAGE: usize = 4096;
 pub(crate) struct MappedWords {
     base: NonNull<AtomicU64>,
     count: usize,
-    file: Option<File>,
+    /// The file, and its word that is the first one here.
+    file: Option<(File, usize)>,
 }
 
 // SAFETY: the mapping stays where it is while the value lives, and its words
@@ -31,21 +32,26 @@ impl MappedWords {
     /// Words that go with the value. The system backs them as they are touched.
     pub(crate) fn anonymous(count: usize) -> io::Result<MappedWords> {
         let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
-        MappedWords::map(count, flags, -1, None)
+        MappedWords::map(count, flags, (-1, 0), None)
     }
 
-    /// The first words of a file, which must be as long. Before words are
-    /// touched that the file may have no memory for, [`MappedWords::back`] has
-    /// to say that it does.
-    pub(crate) fn of_file(file: File, count: usize) -> io::Result<MappedWords> {
-        if file.metadata()?.len() < (count * 8) as u64 {
+    /// Words of a file from number `first` on, where a page begins; the file
+    /// must be as long. Before words are touched that the file may have no
+    /// memory for, [`MappedWords::back`] has to say that it does.
+    pub(crate) fn of_file(file: File, first: usize, count: usize) -> io::Result<MappedWords> {
+        if file.metadata()?.len() < ((first + count) * 8) as u64 {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        let fd = file.as_raw_fd();
-        MappedWords::map(count, libc::MAP_SHARED, fd, Some(file))
+        let from = (file.as_raw_fd(), (first * 8) as libc::off_t);
+        MappedWords::map(count, libc::MAP_SHARED, from, Some((file, first)))
     }
 
-    fn map(count: usize, flags: i32, fd: RawFd, file: Option<File>) -> io::Result<MappedWords> {
+    fn map(
+        count: usize,
+        flags: i32,
+        (fd, offset): (RawFd, libc::off_t),
+        file: Option<(File, usize)>,
+    ) -> io::Result<MappedWords> {
         // SAFETY: asks for a new mapping anywhere; no safe form in libc.
         let base = unsafe {
             libc::mmap(
@@ -54,7 +60,7 @@ impl MappedWords {
                 libc::PROT_READ | libc::PROT_WRITE,
                 flags,
                 fd,
-                0,
+                offset,
             )
         };
         if base == libc::MAP_FAILED {
@@ -67,10 +73,11 @@ impl MappedWords {
     /// Makes sure that there is memory for words `first..first + count`: a
     /// touch that a full file system cannot serve would kill the process.
     pub(crate) fn back(&self, first: usize, count: usize) -> io::Result<()> {
-        let Some(file) = &self.file else {
+        let Some((file, start)) = &self.file else {
             return Ok(());
         };
-        let (offset, len) = ((first * 8) as libc::off_t, (count * 8) as libc::off_t);
+        let (offset, len) = ((start + first) * 8, count * 8);
+        let (offset, len) = (offset as libc::off_t, len as libc::off_t);
         loop {
             // SAFETY: plain system call on a live descriptor.
             let done = unsafe { libc::fallocate(file.as_raw_fd(), 0, offset, len) };

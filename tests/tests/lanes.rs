@@ -83,6 +83,35 @@ fn two_lanes_share_many_flows_and_lose_nothing() -> Result<(), LabError> {
     Ok(())
 }
 
+/// Generic mode delivers an interface's first two transmit queues together:
+/// with both in use, one of two lanes has two thirds of the flows.
+#[test]
+fn flows_of_pods_and_of_the_node_spread_evenly() -> Result<(), LabError> {
+    if !root_or_skip("flows_of_pods_and_of_the_node_spread_evenly") {
+        return Ok(());
+    }
+    const MANY: u32 = 400;
+    let node = Node::start(&configured("[0, 1]"))?;
+    let (a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
+    for from in [a.namespace(), node.namespace()] {
+        for _ in 0..MANY {
+            assert_eq!(traffic::udp_echo(from, b.namespace(), b.v4()?, 1, 100)?, 1);
+        }
+    }
+    let flows = node.cli(&["flows"])?;
+    let flows = flows.as_array().cloned().unwrap_or_default();
+    for port in node.ports()?.iter().filter(|port| port.pod != "b") {
+        let its = flows.iter().filter(|flow| flow["in_port"] == port.name);
+        let lanes: Vec<_> = its.filter_map(|flow| flow["lane"].as_u64()).collect();
+        let first = lanes.iter().filter(|lane| **lane == 0).count();
+        let all = lanes.len();
+        assert!(all >= MANY as usize, "{all} flows from {}", port.name);
+        let share = first as f64 / all as f64;
+        assert!((0.4..0.6).contains(&share), "{}: {share}", port.name);
+    }
+    Ok(())
+}
+
 #[test]
 fn pods_outlive_another_number_of_lanes() -> Result<(), LabError> {
     if !root_or_skip("pods_outlive_another_number_of_lanes") {

@@ -5,7 +5,8 @@ use spinlane_api::view::PortKind;
 use spinlane_tests::capture::Recording;
 use spinlane_tests::cluster::{Families, UPLINK, Underlay};
 use spinlane_tests::{
-    Cluster, LabError, Namespace, Node, Pod, Result, capture, root_or_skip, traffic,
+    Cluster, LabError, Namespace, Node, PATIENCE, Pod, Result, capture, root_or_skip, traffic,
+    wait_for,
 };
 
 const BYTES: usize = 4 << 20;
@@ -54,6 +55,16 @@ fn cutting(namespace: &Namespace, interfaces: &[&str]) -> Result<()> {
         ))?;
     }
     Ok(())
+}
+
+/// Waits until the agent takes the uplink for one that cuts, or does not.
+fn follows(node: &Node, cuts: bool) -> Result<()> {
+    let wanted = format!("cuts_datagrams={cuts}");
+    wait_for(&wanted, PATIENCE, || {
+        let log = node.log_tail(100);
+        let mut attached = log.lines().filter(|line| line.contains("attached uplink="));
+        attached.next_back()?.contains(&wanted).then_some(())
+    })
 }
 
 #[test]
@@ -136,13 +147,16 @@ fn a_device_that_stops_cutting_is_no_harm() -> Result<()> {
     let (a, b) = two_pods(&cluster)?;
     let (packets, datagrams) = transfer(&cluster, &a, &b)?;
     assert!(packets * 4 < datagrams, "{packets} of {datagrams}");
-    let one = cluster.nodes()[0].namespace();
+    let node = &cluster.nodes()[0];
+    let one = node.namespace();
     cutting(one, &[UPLINK])?;
+    // What leaves is finished then, and can be checked.
+    one.run(&["ethtool", "-K", UPLINK, "tx", "off"])?;
+    follows(node, false)?;
     let link = cluster.underlay().namespace();
     let file = cluster.nodes()[0].run_dir().join("link.pcap");
     let port = Underlay::port(1);
     let recording = Recording::start((link, &port), &["-Q", "in", "-c", "4000"], "", &file)?;
-    // The kernel cuts what the switch goes on handing over together.
     transfer(&cluster, &a, &b)?;
     recording.stop()?;
     assert!(capture::count(&file, "vxlan && tcp")? > 1000);
@@ -150,7 +164,8 @@ fn a_device_that_stops_cutting_is_no_harm() -> Result<()> {
     let odd = capture::fields(&file, capture::ODD, &["_ws.col.Info"])?;
     assert_eq!(odd, [[""; 0]; 0]);
     // And the device does again once it may.
-    one.run(&["ethtool", "-K", UPLINK, "tx-udp-segmentation", "on"])?;
+    one.sh(&format!("ethtool -K {UPLINK} tx on tx-udp-segmentation on"))?;
+    follows(node, true)?;
     let (packets, datagrams) = transfer(&cluster, &a, &b)?;
     assert!(packets * 4 < datagrams, "{packets} of {datagrams}");
     Ok(())
@@ -168,9 +183,12 @@ fn a_device_that_begins_to_cut_is_no_harm() -> Result<()> {
     }
     let (a, b) = two_pods(&cluster)?;
     transfer(&cluster, &a, &b)?;
-    let one = cluster.nodes()[0].namespace();
+    let one = &cluster.nodes()[0];
     let features = "tso on gso on tx-udp-segmentation on tx-udp_tnl-segmentation on";
-    one.sh(&format!("ethtool -K {UPLINK} {features}"))?;
-    transfer(&cluster, &a, &b)?;
+    one.namespace()
+        .sh(&format!("ethtool -K {UPLINK} {features}"))?;
+    follows(one, true)?;
+    let (packets, datagrams) = transfer(&cluster, &a, &b)?;
+    assert!(packets * 4 < datagrams, "{packets} of {datagrams}");
     Ok(())
 }

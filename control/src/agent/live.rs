@@ -79,14 +79,14 @@ impl Switch for Lanes {
                 ifindex: way_out.ifindex,
                 name: way_out.name.to_owned(),
             },
-            queues: way_out.queues,
+            queues: way_out.offer.queues,
             receive_ring: way_out.receive_ring,
             zero_copy: !way_out.is_veth,
             xdp: match way_out.is_veth {
                 true => XdpChoice::Auto,
                 false => XdpChoice::Native,
             },
-            cuts_datagrams: way_out.cuts_datagrams,
+            cuts_datagrams: way_out.offer.cuts_datagrams,
             is_bridged: way_out.is_bridged,
             host_side: way_out.host.map(|host| HostSide {
                 port_ifindex: host.port.ifindex,

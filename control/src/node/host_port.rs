@@ -144,6 +144,8 @@ impl Core {
                 netns::set(&format!("ipv6/conf/{HOST_SIDE}/{key}"), value)?;
             }
         }
+        let queues = self.switch.veth_queues();
+        link::use_pod_queues(HOST_SIDE, queues, queues)?;
         link::set_offloads(HOST_SIDE, self.setup().offloads).map_err(LinkError::from)?;
         netlink.request(link::set_up(HOST_SIDE, ifindex))?;
         link::wait_operational(netlink, HOST_SIDE)?;

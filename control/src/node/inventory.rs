@@ -60,8 +60,17 @@ pub struct BoundUplink {
     pub mtu: u32,
     /// The other end is another namespace of this machine.
     pub is_veth: bool,
+    /// What its sockets were made for.
+    pub offer: Offer,
+}
+
+/// What an uplink's device has at a moment, whatever it could have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Offer {
     /// Receive queues; each has a socket.
     pub queues: u32,
+    /// Cuts UDP datagrams that it is handed together.
+    pub cuts_datagrams: bool,
 }
 
 impl BoundUplink {

@@ -95,8 +95,8 @@ pub fn queues_with_room(used: u32) -> u32 {
     (lanes + 1).min(MOST_SPARE_QUEUES).max(used)
 }
 
-/// Has the pod's end use `queues` of the queues that it `has`; runs in the
-/// pod's namespace.
+/// Has the end that is no port use `queues` of the queues that it `has`; runs
+/// in its namespace.
 pub fn use_pod_queues(name: &str, has: u32, queues: u32) -> Result<(), LinkError> {
     if has != 1 {
         offload::use_queues(name, queues)?;

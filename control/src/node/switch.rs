@@ -8,7 +8,7 @@ use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::Snapshot;
 use spinlane_dataplane::types::PortId;
 
-use super::inventory::BoundHost;
+use super::inventory::{BoundHost, Offer};
 
 /// How a port is bound.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,14 +28,12 @@ pub struct WayOut<'a> {
     pub ifindex: u32,
     /// Its name.
     pub name: &'a str,
-    /// Receive queues in use.
-    pub queues: u32,
+    /// What it has in use.
+    pub offer: Offer,
     /// Descriptors of each of its receive rings; 0 where it has none.
     pub receive_ring: u32,
     /// A veth: what it carries may lack checksums and be longer than its MTU.
     pub is_veth: bool,
-    /// It cuts UDP datagrams that it is handed together.
-    pub cuts_datagrams: bool,
     /// Pods and uplink share a segment.
     pub is_bridged: bool,
     /// The port by which the node takes part in that segment.
@@ -59,7 +57,8 @@ pub trait Switch: Send + Sync + 'static {
     fn veth_queues(&self) -> u32;
     /// Binds an interface, which is still down.
     fn attach(&self, id: PortId, ifindex: u32, name: &str) -> Result<Binding, SwitchError>;
-    /// Binds the uplink, which the kernel goes on using.
+    /// Binds the uplink, which the kernel goes on using; binds it anew when it
+    /// is there.
     fn attach_uplink(&self, id: PortId, way_out: WayOut<'_>) -> Result<Binding, SwitchError>;
     /// Lets go of a port; returns when its frames are home. Fine when there
     /// is no such port.

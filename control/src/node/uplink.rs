@@ -9,12 +9,12 @@ use std::time::{Duration, Instant};
 
 use spinlane_dataplane::engine::release_uplink;
 use spinlane_dataplane::snapshot::Location;
-use spinlane_dataplane::types::{MacAddr, NextHopId};
+use spinlane_dataplane::types::{MacAddr, NextHopId, PortId};
 
 use super::Core;
 use super::beyond::Inputs;
 use super::device;
-use super::inventory::{BoundHost, BoundPort, BoundUplink};
+use super::inventory::{BoundHost, BoundPort, BoundUplink, Offer};
 use super::kernel::{self, Kernel};
 use super::netlink::{Link, Netlink, NetlinkError};
 use super::offload;
@@ -187,14 +187,12 @@ impl Core {
         let held = self.inventory().surroundings.uplink;
         let index = held.map(|held| held.port.ifindex);
         let wanted = wanted_uplink(&self.setup().uplink, kernel, index);
-        let queues = wanted.map(|link| self.queues_of(link));
         let mut changed = false;
-        if let Some(held) = held
-            && (index != wanted.map(|link| link.index) || queues != Some(held.queues))
-        {
+        if held.is_some() && index != wanted.map(|link| link.index) {
             self.release_uplink();
             changed = true;
         }
+        let held = held.filter(|_| !changed);
         let Some(link) = wanted else {
             let is_wanted = self.setup().uplink != Uplink::None;
             let state = is_wanted.then_some(UplinkState::Missing);
@@ -205,22 +203,35 @@ impl Core {
             (true, false) => UplinkState::NoCarrier,
             (true, true) => UplinkState::Up,
         };
-        if held.is_some() && !changed {
+        let offer = self.offer_of(link);
+        if held.is_some_and(|held| held.offer == offer) {
             return self.note_uplink(state) | self.refresh_uplink(link);
         }
-        match self.bind_uplink(link, queues.unwrap_or(1)) {
+        match self.bind_uplink(link, offer, held.map(|held| held.port.id)) {
             Ok(uplink) => {
                 self.inventory().surroundings.uplink = Some(uplink);
                 self.note_uplink(state);
                 true
             }
-            Err(why) => self.note_uplink(UplinkState::Refused(why)) | changed,
+            Err(why) => {
+                if held.is_some() {
+                    self.release_uplink();
+                    changed = true;
+                }
+                self.note_uplink(UplinkState::Refused(why)) | changed
+            }
         }
     }
 
-    fn queues_of(&self, link: &Link) -> u32 {
+    /// What the device has now. One that does not tell of its offloads has
+    /// none: the kernel does their work.
+    fn offer_of(&self, link: &Link) -> Offer {
         let in_use = self.sysfs.receive_queues(&link.name);
-        in_use.unwrap_or(link.rx_queues)
+        let features = offload::active(&link.name).unwrap_or_default();
+        Offer {
+            queues: in_use.unwrap_or(link.rx_queues),
+            cuts_datagrams: features.contains(offload::UDP_SEGMENTATION),
+        }
     }
 
     /// Says how the uplink is, when it is not as it was. Returns whether it
@@ -241,7 +252,7 @@ impl Core {
     }
 
     /// Whether the uplink is worth a look although the kernel tells no news
-    /// of it: it was refused, or queues came or went.
+    /// of it: it was refused, or its device has other queues or offloads.
     pub(crate) fn is_uplink_due(&self) -> bool {
         let (held, kernel) = {
             let inventory = self.inventory();
@@ -252,24 +263,29 @@ impl Core {
             (surroundings.uplink, Arc::clone(&surroundings.kernel))
         };
         let link = held.and_then(|held| Some((held, kernel.link(held.port.ifindex)?)));
-        link.is_some_and(|(held, link)| held.queues != self.queues_of(link))
+        link.is_some_and(|(held, link)| held.offer != self.offer_of(link))
     }
 
-    fn bind_uplink(&self, link: &Link, queues: u32) -> Result<BoundUplink, String> {
+    /// Attaches the uplink, anew where it is held by the number `held`.
+    fn bind_uplink(
+        &self,
+        link: &Link,
+        offer: Offer,
+        held: Option<PortId>,
+    ) -> Result<BoundUplink, String> {
         let name = &link.name;
         let (id, host) = {
             let mut inventory = self.inventory();
-            (inventory.ids.take(), inventory.host)
+            (held.or_else(|| inventory.ids.take()), inventory.host)
         };
         let id = id.ok_or_else(|| format!("cannot attach the uplink {name}: no port is free"))?;
         let is_shared = self.setup().shared_segment().is_some();
         let way_out = WayOut {
             ifindex: link.index,
             name,
-            queues,
+            offer,
             receive_ring: device::rings(name).map_or(0, |rings| rings.rx),
             is_veth: link.is_veth,
-            cuts_datagrams: cuts_datagrams(name),
             is_bridged: is_shared,
             host: host.filter(|_| is_shared),
         };
@@ -277,9 +293,9 @@ impl Core {
             Ok(binding) => {
                 tracing::info!(
                     uplink = name,
-                    queues,
+                    queues = offer.queues,
                     native = binding.native,
-                    cuts_datagrams = way_out.cuts_datagrams,
+                    cuts_datagrams = offer.cuts_datagrams,
                     "attached"
                 );
                 let port = BoundPort {
@@ -287,10 +303,13 @@ impl Core {
                     ifindex: link.index,
                     binding,
                 };
-                Ok(bound(port, link, queues))
+                Ok(bound(port, link, offer))
             }
             Err(error) => {
-                self.inventory().ids.give_back(id);
+                // One that was held goes as a whole.
+                if held.is_none() {
+                    self.inventory().ids.give_back(id);
+                }
                 Err(format!("cannot attach the uplink {name}: {error}"))
             }
         }
@@ -302,7 +321,7 @@ impl Core {
         let Some(held) = &mut inventory.surroundings.uplink else {
             return false;
         };
-        let now = bound(held.port, link, held.queues);
+        let now = bound(held.port, link, held.offer);
         let changed = *held != now;
         *held = now;
         changed
@@ -446,7 +465,7 @@ pub(super) fn release(link: &Link) -> Option<&str> {
     }
 }
 
-fn bound(port: BoundPort, link: &Link, queues: u32) -> BoundUplink {
+fn bound(port: BoundPort, link: &Link, offer: Offer) -> BoundUplink {
     BoundUplink {
         port,
         mac: <[u8; 6]>::try_from(&link.mac[..])
@@ -454,7 +473,7 @@ fn bound(port: BoundPort, link: &Link, queues: u32) -> BoundUplink {
             .unwrap_or_default(),
         mtu: link.mtu,
         is_veth: link.is_veth,
-        queues,
+        offer,
     }
 }
 
@@ -471,16 +490,5 @@ pub fn wanted_uplink<'k>(
         Uplink::Auto => held
             .and_then(|index| kernel.link(index))
             .or_else(|| kernel.default_route()),
-    }
-}
-
-/// Whether the interface cuts UDP datagrams that it is handed together.
-fn cuts_datagrams(name: &str) -> bool {
-    match offload::active(name) {
-        Ok(features) => features.contains(offload::UDP_SEGMENTATION),
-        Err(error) => {
-            tracing::warn!(%error, "the kernel cuts datagrams that leave together");
-            false
-        }
     }
 }

@@ -41,7 +41,7 @@ impl Node {
             let addresses = setup.addresses.iter();
             row.addresses = addresses.map(ToString::to_string).collect();
             row.mtu = uplink.mtu;
-            row.queues = uplink.queues;
+            row.queues = uplink.offer.queues;
             row.super_frames = false;
             rows.push((uplink.port.id, row));
         }

@@ -196,11 +196,15 @@ impl Engine {
     /// the snapshot in force. Without a process that takes them, the kernel
     /// has all frames again but those of masqueraded connections, which the
     /// program keeps from it until the next process is there;
-    /// [`release_uplink`] ends that.
+    /// [`release_uplink`] ends that. The same holds meanwhile when the port is
+    /// attached already: it gets sockets for what its device has now.
     pub fn attach_uplink(&self, spec: UplinkSpec) -> Result<Attached, PortError> {
         let _change = lock(&self.inner.changes);
         let id = spec.port.id;
-        let attached = self.inner.attach_uplink(spec);
+        lock(&self.inner.broken).remove(&id);
+        let former = self.inner.remove(id);
+        let closed = former.map_or(Ok(()), |former| self.inner.close(former));
+        let attached = closed.and_then(|()| self.inner.attach_uplink(spec));
         if attached.is_err() {
             self.inner.forget_uplink(id);
         }

@@ -60,9 +60,11 @@ impl Emitter<'_> {
                     None => self.forward(batch, index, out, checksum),
                 },
                 Verdict::Segment { out, mtu } => self.segment(batch, index, out, mtu),
-                Verdict::Flood { segment, checksum } => {
-                    self.flood(batch, index, segment, checksum);
-                }
+                Verdict::Flood {
+                    segment,
+                    checksum,
+                    mtu,
+                } => self.flood(batch, index, segment, (checksum, mtu)),
                 Verdict::Tunnel {
                     vtep,
                     mtu,
@@ -292,9 +294,9 @@ impl Emitter<'_> {
             mtu: from.map_or(to.mtu, |from| from.mtu.min(to.mtu)),
             source_port: source_port_of(self.umem.bytes(batch.head(index))),
         };
-        if length.network > way.mtu {
+        if length.network > way.mtu.min(length.longest) {
             way.mtu = match length.is_super_frame {
-                true => way.mtu,
+                true => way.mtu.min(length.longest),
                 false => return Err(DropReason::Oversize),
             };
             return self.send_through(batch, index, way);
@@ -376,14 +378,14 @@ impl Emitter<'_> {
         batch: &mut Batch,
         index: usize,
         segment: SegmentId,
-        checksum: Option<TxChecksum>,
+        (checksum, mtu): (Option<TxChecksum>, u16),
     ) {
         let snapshot = self.snapshot;
         let Some(segment) = snapshot.segment(segment) else {
             return self.drop(batch, index, DropReason::NoSegment);
         };
         let packet = batch.packets()[index];
-        let length = Length::of(self.umem, batch, index, checksum);
+        let length = Length::of(self.umem, batch, index, (checksum, mtu));
         let from = snapshot.port(packet.in_port);
         let is_from_overlay = packet.vtep.is_some();
         for &vtep in segment.vteps.iter().filter(|_| !is_from_overlay) {
@@ -542,16 +544,25 @@ struct Length {
     /// Bytes behind the Ethernet header.
     network: u32,
     is_super_frame: bool,
+    /// Bytes of IP packet that its receiver and path are known to take, for
+    /// a super-frame that is cut.
+    longest: u32,
 }
 
 impl Length {
-    fn of(umem: &Umem, batch: &Batch, index: usize, checksum: Option<TxChecksum>) -> Length {
+    fn of(
+        umem: &Umem,
+        batch: &Batch,
+        index: usize,
+        (checksum, mtu): (Option<TxChecksum>, u16),
+    ) -> Length {
         let head = umem.bytes(batch.head(index));
         let header = ethernet::payload(head).map_or(0, |(_, at)| at as u32);
         Length {
             network: batch.packets()[index].len.saturating_sub(header),
             is_super_frame: checksum.is_some()
                 && is_super_frame(head, batch.packets()[index].len as usize),
+            longest: u32::from(mtu),
         }
     }
 
@@ -561,7 +572,7 @@ impl Length {
         let (Some(from), Some(out)) = (from, out) else {
             return Delivery::Whole;
         };
-        let mtu = from.mtu.min(out.mtu);
+        let mtu = from.mtu.min(out.mtu).min(self.longest);
         if self.network <= mtu || (self.is_super_frame && out.super_frames) {
             Delivery::Whole
         } else if self.is_super_frame {
@@ -594,12 +605,16 @@ mod tests {
     #[test]
     fn each_member_gets_a_flooded_packet_as_it_takes_it() {
         let from = member(1500, 1500, true);
-        let delivery = |network, is_super_frame, out: &PortEntry| {
+        let delivered = |network, (is_super_frame, longest), out: &PortEntry| {
             let length = Length {
                 network,
                 is_super_frame,
+                longest,
             };
             length.delivery(Some(&from), Some(out))
+        };
+        let delivery = |network, is_super_frame, out| {
+            delivered(network, (is_super_frame, u32::from(u16::MAX)), out)
         };
         let (takes, plain, small) = (
             member(1500, 1500, true),
@@ -616,5 +631,10 @@ mod tests {
         // Longer than the sender's own path, cut to what that takes.
         let jumbo = member(9000, 9000, false);
         assert_eq!(delivery(64_000, true, &jumbo), Delivery::Pieces(1500));
+        // To somebody who is known to take less.
+        let known = |out| delivered(64_000, (true, 1350), out);
+        assert_eq!(known(&plain), Delivery::Pieces(1350));
+        assert_eq!(known(&small), Delivery::Pieces(1300));
+        assert_eq!(known(&takes), Delivery::Whole);
     }
 }

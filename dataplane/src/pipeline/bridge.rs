@@ -258,8 +258,11 @@ fn send(
     }
     let checksum = partial.map(|p| p.field);
     if actions.has(Actions::FLOOD) {
-        let segment = frame.segment;
-        return Verdict::Flood { segment, checksum };
+        return Verdict::Flood {
+            segment: frame.segment,
+            checksum,
+            mtu: limit,
+        };
     }
     let out = PortId(actions.out);
     match is_oversize && !actions.has(Actions::SUPER_FRAMES) {

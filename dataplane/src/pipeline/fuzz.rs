@@ -138,7 +138,9 @@ fn check(world: &mut World, batch: &Batch, index: usize, port: u16, before: &[u8
             }
             world.free(&mut out);
         }
-        Verdict::Flood { segment, checksum } => {
+        Verdict::Flood {
+            segment, checksum, ..
+        } => {
             let from = packet
                 .vtep
                 .map_or(role, |_| Some(Role::SegmentPod(segment)));

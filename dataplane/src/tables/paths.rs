@@ -5,6 +5,8 @@
 //! A sender knows such things by itself and cuts accordingly. But a super-frame
 //! does not say how its sender wants it cut, so the switch has to know, too.
 //! What leaves with another address has the same kept with its connection.
+//! A receiver says it once, at the beginning of a connection, which may outlive
+//! the process; so the words may lie in the connections' file.
 //!
 //! The table is a fixed set of 64-bit words, four to a bucket; more pairs than
 //! it has room for displace each other. A word names its pair by a part of a
@@ -17,12 +19,11 @@
 //! carries nothing with it; of two changes of one word at the same moment one
 //! may be lost, and the next packet or error of its kind says it again.
 
-use std::hash::{BuildHasher, Hasher};
 use std::net::IpAddr;
 
-use foldhash::fast::RandomState;
-
-use crate::sync::{AtomicU32, AtomicU64, Ordering};
+use super::connection::mix;
+use crate::mapped_words::MappedWords;
+use crate::sync::{AtomicU32, Ordering};
 
 /// Words of a bucket.
 const WAYS: usize = 4;
@@ -36,8 +37,8 @@ const PATH_LIFE_MIN: u8 = 10;
 /// The table.
 #[derive(Debug)]
 pub struct Paths {
-    seed: RandomState,
-    words: Box<[AtomicU64]>,
+    seed: u64,
+    words: MappedWords,
     /// Counts changes that flows decided before have to hear of. Written by
     /// every lane, read by every lane. Stored with *release* after the word,
     /// loaded with *acquire* before it.
@@ -83,19 +84,31 @@ impl Word {
     }
 }
 
-impl Default for Paths {
-    fn default() -> Paths {
-        let words = std::iter::repeat_with(|| AtomicU64::new(0));
+impl Paths {
+    /// Words of a table.
+    pub(super) const WORDS: usize = BUCKETS * WAYS;
+
+    /// An empty table; `seed` keeps outsiders from aiming at one bucket.
+    ///
+    /// # Panics
+    /// When the address space has no room for it.
+    pub(super) fn new(seed: u64) -> Paths {
+        let room = "the address space has room for narrow paths";
+        Paths::over(MappedWords::anonymous(Paths::WORDS).expect(room), seed)
+    }
+
+    /// A table in [`Paths::WORDS`] words that are zero, or were a table's with
+    /// the same seed and origin of time.
+    pub(super) fn over(words: MappedWords, seed: u64) -> Paths {
+        let is_used = words.iter().any(|word| word.load(Ordering::Relaxed) != 0);
         Paths {
-            seed: RandomState::default(),
-            words: words.take(BUCKETS * WAYS).collect(),
+            seed,
+            words,
             epoch: AtomicU32::new(0),
-            is_used: AtomicU32::new(0),
+            is_used: AtomicU32::new(u32::from(is_used)),
         }
     }
-}
 
-impl Paths {
     /// Changes with every limit that flows decided before have to obey.
     #[inline]
     pub fn epoch(&self) -> u32 {
@@ -160,15 +173,12 @@ impl Paths {
 
     /// First word of the pair's bucket, and what names the pair in it.
     fn place(&self, from: IpAddr, to: IpAddr) -> (usize, u64) {
-        let mut hasher = self.seed.build_hasher();
-        for address in [from, to] {
-            let bits = match address {
-                IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
-                IpAddr::V6(v6) => v6.to_bits(),
-            };
-            hasher.write_u128(bits);
-        }
-        let hash = hasher.finish();
+        let [from, to] = [from, to].map(|address| match address {
+            IpAddr::V4(v4) => v4.to_ipv6_mapped().to_bits(),
+            IpAddr::V6(v6) => v6.to_bits(),
+        });
+        let halves = [from >> 64, from, to >> 64, to].map(|bits| bits as u64);
+        let hash = mix(&halves, self.seed);
         let bucket = hash as usize % BUCKETS * WAYS;
         (bucket, hash >> Word::TAG)
     }
@@ -208,7 +218,7 @@ mod tests {
     #[test]
     fn the_smaller_of_both_limits_counts() {
         let (a, b) = (address(1), "fd00::2".parse().unwrap());
-        let paths = Paths::default();
+        let paths = Paths::new(7);
         assert_eq!(paths.limit(a, b, 0), None);
         paths.accept(a, b, Some(1400), 0);
         assert_eq!(paths.limit(a, b, 0), Some(1400));
@@ -228,7 +238,7 @@ mod tests {
     #[test]
     fn a_path_is_believed_for_ten_minutes_a_receiver_always() {
         let (a, b) = (address(1), address(2));
-        let paths = Paths::default();
+        let paths = Paths::new(7);
         paths.accept(a, b, Some(1400), 0);
         paths.narrow(a, b, 1300, 250 * MINUTE_MS);
         assert_eq!(paths.limit(a, b, 259 * MINUTE_MS), Some(1300));
@@ -241,7 +251,7 @@ mod tests {
 
     #[test]
     fn pairs_displace_each_other_when_there_are_too_many() {
-        let paths = Paths::default();
+        let paths = Paths::new(7);
         let many = (BUCKETS * WAYS * 2) as u32;
         for number in 0..many {
             paths.accept(address(number), address(0), Some(1000), 0);

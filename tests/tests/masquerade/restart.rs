@@ -173,6 +173,59 @@ pub(super) fn listen(namespace: &Namespace, at: IpAddr) -> Result<TcpListener, L
     bound.map_err(LabError::io(format!("listen on {at}")))
 }
 
+/// The uplink's sockets are made anew for other queues and offloads. The
+/// kernel, which knows nothing of the pods' connections, must not answer
+/// meanwhile.
+#[test]
+fn connections_outlive_changes_of_the_uplinks_device() -> Result<(), LabError> {
+    if !root_or_skip("connections_outlive_changes_of_the_uplinks_device") {
+        return Ok(());
+    }
+    let outside = Outside::start("61000-65535")?;
+    let pod = Pod::attach(outside.node(), "web")?;
+    let (inside, far) = (pod.namespace(), &outside.far);
+    let (rounds, is_over) = (AtomicU64::new(0), AtomicBool::new(false));
+    let goes_on = || {
+        rounds.fetch_add(1, Ordering::Relaxed);
+        !is_over.load(Ordering::Relaxed)
+    };
+    for to in FAR {
+        traffic::reach(inside, to)?;
+    }
+    std::thread::scope(|scope| {
+        let talks =
+            FAR.map(|to| scope.spawn(move || traffic::tcp_lasting(inside, far, to, goes_on)));
+        let more = |when: &str| {
+            let before = rounds.load(Ordering::Relaxed);
+            wait_for(&format!("talks go on {when}"), SILENCE, || {
+                (rounds.load(Ordering::Relaxed) > before + 20).then_some(())
+            })
+        };
+        let outcome = (|| {
+            more("at first")?;
+            let node = outside.node();
+            let attached = || node.log_tail(200).matches("attached uplink=").count();
+            let changes = ["-L eth0 rx 2 tx 2", "-K eth0 tx-udp-segmentation off"];
+            for change in changes {
+                let before = attached();
+                node.namespace().sh(&format!("ethtool {change}"))?;
+                wait_for(&format!("the uplink after {change}"), SILENCE, || {
+                    (attached() > before).then_some(())
+                })?;
+                more(&format!("after {change}"))?;
+            }
+            Ok(())
+        })();
+        is_over.store(true, Ordering::Relaxed);
+        for talk in talks {
+            talk.join().expect("no panic")?;
+        }
+        outcome
+    })?;
+    assert_eq!(outside.node().drops()?["no_connection"], 0);
+    outside.nothing_leaked()
+}
+
 #[test]
 fn connections_outlive_the_agent() -> Result<(), LabError> {
     if !root_or_skip("connections_outlive_the_agent") {

@@ -1,7 +1,7 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::node::inventory::BoundPort;
+use crate::node::inventory::{BoundPort, Offer};
 use crate::node::kernel::Neighbour;
 use crate::node::samples::{self, link, route};
 use crate::node::switch::Binding;
@@ -80,7 +80,10 @@ fn follow(
             mac: MacAddr([2, 0, 0, 0, 0, 2]),
             mtu: 1500,
             is_veth: false,
-            queues: 1,
+            offer: Offer {
+                queues: 1,
+                cuts_datagrams: false,
+            },
         }),
         host: Some((HOST, HOST_SIDE)),
         path_mtus: &HashMap::new(),

@@ -33,6 +33,7 @@ fn flood(segment: u16) -> Verdict {
     Verdict::Flood {
         segment: SegmentId(segment),
         checksum: None,
+        mtu: u16::MAX,
     }
 }
 

@@ -47,12 +47,22 @@ fn forward(port: u16) -> Verdict {
     }
 }
 
+/// Nobody knows any more where that station is.
+fn forget(world: &mut World, station: MacAddr) {
+    world.publish(|snapshot| {
+        let segments = Arc::make_mut(&mut snapshot.segments);
+        let segment = segments[1].as_mut().unwrap();
+        Arc::make_mut(&mut segment.fdb).remove(&station);
+    });
+}
+
 #[test]
 fn pods_reach_the_wire_and_the_node() {
     let mut world = world();
     let flood = Verdict::Flood {
         segment: SegmentId(1),
         checksum: None,
+        mtu: u16::MAX,
     };
     let cases = [
         (RED_A, mac(RED_A), NEIGHBOR, forward(UPLINK)),
@@ -135,6 +145,7 @@ fn cut(world: &mut World, is_v6: bool) -> u32 {
     }
     match world.send(RED_A, &bytes).verdict {
         Verdict::Segment { mtu, .. } => mtu,
+        Verdict::Flood { mtu, .. } => mtu.into(),
         other => panic!("{other:?}"),
     }
 }
@@ -152,6 +163,10 @@ fn super_frames_are_cut_to_what_stations_and_paths_take() {
         );
         assert_eq!(cut(&mut world, is_v6), 1380 + headers);
         assert!(1380 + headers < whole);
+        // Also while nobody knows where the station is.
+        forget(&mut world, NEIGHBOR);
+        assert_eq!(cut(&mut world, is_v6), 1380 + headers);
+        world.learn(1, NEIGHBOR, UPLINK, false);
 
         let quoted = written(tcp(is_v6, true).ack(9), &[7; 100])[14..].to_vec();
         let mut bytes = Vec::new();

@@ -35,7 +35,7 @@ pub(super) const HEADER: usize = 512;
 
 /// Tells this layout from others in a file. Count it up with every change of
 /// the words, of [`State`]'s numbers or of the header.
-pub(super) const LAYOUT: u64 = 1;
+pub(super) const LAYOUT: u64 = 2;
 
 const VERSION: usize = 0;
 const STATE: usize = 1;

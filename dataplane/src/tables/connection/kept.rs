@@ -1,10 +1,13 @@
-//! Connections that outlive the process.
+//! Connections that outlive the process, and what was said of narrow paths.
 //!
 //! The entries lie in a file that is mapped, in a directory that should be in
 //! memory (tmpfs). Everything else follows from them and is made anew: at the
 //! next start live entries are copied, one by one, into the file of a fresh
 //! table, which then takes the old one's name. So it does not matter at which
-//! instant the process ended, or who held which lock.
+//! instant the process ended, or who held which lock. Behind the entries, where
+//! the next [`PAGE`] begins, lie the words of the narrow paths
+//! (`tables::paths`); each means something by itself, so they are copied as
+//! they are.
 //!
 //! The file's first page, in words of the machine:
 //!
@@ -28,7 +31,8 @@ use super::tuple::mix;
 use super::words::Memory;
 use super::{Connections, Origin, Size, UNSETTLED};
 use crate::monotonic;
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
+use crate::tables::paths::Paths;
 use crate::types::PortId;
 
 #[cfg(test)]
@@ -38,6 +42,9 @@ const MAGIC: u64 = u64::from_be_bytes(*b"spinlane");
 
 /// Words of the header that are in use, its check last.
 const HEADER_WORDS: usize = 8;
+
+/// Words of the largest page that a mapping has to begin with (64 KiB).
+const PAGE: usize = 8192;
 
 /// Entries that are read at once.
 const PIECE: usize = 64;
@@ -127,6 +134,7 @@ struct Left {
     header: Header,
     origin: Instant,
     entries: Entries,
+    paths: Vec<u8>,
 }
 
 impl Connections {
@@ -151,8 +159,12 @@ impl Connections {
         };
         let origin = left.as_ref().map_or_else(Instant::now, |left| left.origin);
         let fresh = path.with_extension("new");
-        let entries = create(&fresh, &header).map_err(failed)?;
-        let connections = Connections::over(entries, size, header.seed);
+        let left_paths = left.as_ref().map_or(&[][..], |left| &left.paths);
+        let (entries, paths) = create(&fresh, &header, left_paths).map_err(failed)?;
+        let connections = Connections {
+            paths: Paths::over(paths, header.seed),
+            ..Connections::over(entries, size, header.seed)
+        };
         let (taken_over, lost) = match &left {
             Some(left) => {
                 let now_ms = now.saturating_sub(header.origin).as_millis() as u64;
@@ -288,16 +300,28 @@ fn load(path: &Path) -> Result<Option<Left>, Unusable> {
         return Err(Unusable::OldBoot);
     }
     let origin = monotonic::instant(header.origin).ok_or(Unusable::Foreign)?;
-    let count = HEADER + header.capacity * WORDS;
-    if file.metadata()?.len() != (count * 8) as u64 {
+    if file.metadata()?.len() != file_len(header.capacity) {
         return Err(Unusable::Foreign);
     }
     let entries = Entries::over(copy(&file, Size::of(header.capacity))?);
+    let mut paths = vec![0; Paths::WORDS * 8];
+    file.read_exact_at(&mut paths, (paths_at(header.capacity) * 8) as u64)?;
     Ok(Some(Left {
         header,
         origin,
         entries,
+        paths,
     }))
+}
+
+/// Words before the narrow paths.
+fn paths_at(capacity: usize) -> usize {
+    (HEADER + capacity * WORDS).next_multiple_of(PAGE)
+}
+
+/// Bytes of the whole file.
+fn file_len(capacity: usize) -> u64 {
+    ((paths_at(capacity) + Paths::WORDS) * 8) as u64
 }
 
 /// The file's entries, in memory. Each shard uses its entries in order, so what
@@ -311,10 +335,7 @@ fn copy(file: &File, size: Size) -> io::Result<Memory> {
             let at = HEADER + (shard * size.per_shard + first) * WORDS;
             let piece = &mut bytes[..count * WORDS * 8];
             file.read_exact_at(piece, (at * 8) as u64)?;
-            for (bytes, word) in piece.as_chunks().0.iter().zip(&memory[at..]) {
-                // Relaxed: nobody else has it.
-                word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
-            }
+            fill(&memory[at..], piece);
             let last = &piece[(count - 1) * WORDS * 8..];
             if last.iter().all(|byte| *byte == 0) {
                 break;
@@ -324,8 +345,15 @@ fn copy(file: &File, size: Size) -> io::Result<Memory> {
     Ok(memory)
 }
 
-/// A file of an empty table.
-fn create(path: &Path, header: &Header) -> io::Result<Entries> {
+/// Fills words that nobody else has.
+fn fill(words: &[AtomicU64], bytes: &[u8]) {
+    for (word, bytes) in words.iter().zip(bytes.as_chunks().0) {
+        word.store(u64::from_ne_bytes(*bytes), Ordering::Relaxed);
+    }
+}
+
+/// A file of an empty table, with these words of narrow paths.
+fn create(path: &Path, header: &Header, paths: &[u8]) -> io::Result<(Entries, Memory)> {
     let file = OpenOptions::new()
         .read(true)
         .write(true)
@@ -333,14 +361,17 @@ fn create(path: &Path, header: &Header) -> io::Result<Entries> {
         .truncate(true)
         .mode(0o600)
         .open(path)?;
-    let count = HEADER + header.capacity * WORDS;
-    file.set_len((count * 8) as u64)?;
-    let memory = Memory::of_file(file, count)?;
+    file.set_len(file_len(header.capacity))?;
+    let second = file.try_clone()?;
+    let narrow = Memory::of_file(second, paths_at(header.capacity), Paths::WORDS)?;
+    narrow.back(0, Paths::WORDS)?;
+    fill(&narrow, paths);
+    let memory = Memory::of_file(file, 0, HEADER + header.capacity * WORDS)?;
     memory.back(0, HEADER)?;
     for (word, value) in memory.iter().zip(header.words()) {
         word.store(value, Ordering::Relaxed);
     }
-    Ok(Entries::over(memory))
+    Ok((Entries::over(memory), narrow))
 }
 
 pub(super) fn fresh_seed() -> u64 {

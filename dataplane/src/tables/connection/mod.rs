@@ -77,6 +77,8 @@ use shard::{Shard, Shards};
 use share::Shares;
 
 pub use state::{Origin, Side, State};
+#[cfg(not(loom))]
+pub(super) use tuple::mix;
 pub use tuple::{Address, End, Tuple};
 
 /// How often a flow in use refreshes its connection, in milliseconds.
@@ -211,7 +213,7 @@ impl Connections {
             echoes: Echoes::new(),
             shares: Shares::new(capacity),
             #[cfg(not(loom))]
-            paths: Paths::default(),
+            paths: Paths::new(seed),
         }
     }
 

@@ -125,7 +125,7 @@ impl End {
 /// Multiplies and folds word by word, with an odd constant between, as
 /// foldhash and wyhash do.
 #[inline]
-pub(super) fn mix(words: &[u64], seed: u64) -> u64 {
+pub(in crate::tables) fn mix(words: &[u64], seed: u64) -> u64 {
     const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
     let fold = |a: u64, b: u64| {
         let product = u128::from(a) * u128::from(b);

@@ -180,6 +180,32 @@ fn callers_of_pods_are_known_again() {
 }
 
 #[test]
+fn narrow_paths_are_known_again() {
+    let directory = directory();
+    let path = directory.path().join("connections");
+    let (a, b) = (
+        IpAddr::from([10, 244, 1, 2]),
+        IpAddr::from(Ipv6Addr::LOCALHOST),
+    );
+    let (first, now_ms) = kept(&path);
+    let paths = first.connections.paths();
+    paths.accept(a, b, Some(1400), now_ms);
+    paths.narrow(b, a, 1300, now_ms);
+    drop(first);
+    // Also from the file that the second one made.
+    for _ in 0..2 {
+        let (next, now_ms) = kept(&path);
+        let paths = next.connections.paths();
+        let limits = [(a, b), (b, a), (a, a)].map(|(from, to)| paths.limit(from, to, now_ms));
+        assert_eq!(limits, [Some(1400), Some(1300), None]);
+    }
+    // Without the file there is nothing to go by.
+    std::fs::remove_file(&path).unwrap();
+    let (other, now_ms) = kept(&path);
+    assert_eq!(other.connections.paths().limit(a, b, now_ms), None);
+}
+
+#[test]
 fn what_is_over_is_not_taken_over() {
     let directory = directory();
     let path = directory.path().join("connections");
