@@ -43,6 +43,37 @@ fn parse_busy_ticks(stat: &str) -> Vec<u64> {
         .collect()
 }
 
+/// Steps of the loop that [`step_ns`] times, and how often.
+const STEPS: u32 = 100_000;
+const TRIES: u32 = 6;
+
+/// Nanoseconds of one step of arithmetic on a core that nothing else of ours
+/// uses: some 0.7 at its best, more when a neighbour that the machine does not
+/// show has a part of it (the other thread of a virtual machine's core).
+///
+/// # Errors
+/// When there is no such core.
+pub fn step_ns(core: usize) -> io::Result<f64> {
+    std::thread::scope(|scope| {
+        let timed = scope.spawn(|| {
+            pin(core)?;
+            // The shortest, since other processes only make it longer.
+            let shortest = (0..TRIES).map(|_| {
+                let began = Instant::now();
+                let sum = (0..STEPS).fold(1u64, |sum, step| {
+                    std::hint::black_box(sum.wrapping_mul(3) + u64::from(step))
+                });
+                std::hint::black_box(sum);
+                began.elapsed()
+            });
+            let shortest = shortest.min().unwrap_or_default();
+            Ok(shortest.as_nanos() as f64 / f64::from(STEPS))
+        });
+        let joined = timed.join();
+        joined.unwrap_or_else(|_| Err(io::Error::other("timing a core panicked")))
+    })
+}
+
 /// Measures how busy the cores are from its start to [`Busy::finish`].
 #[derive(Debug)]
 pub struct Busy {
@@ -119,6 +150,13 @@ mod tests {
         let text = "7 (a b) c) S 1 2 3 4 5 6 7 8 9 10 300 45 0 0";
         assert_eq!(parse_process_ticks(text), Some(345));
         assert_eq!(parse_process_ticks("nonsense"), None);
+    }
+
+    #[test]
+    fn a_step_takes_a_moment() {
+        let ns = step_ns(0).unwrap();
+        assert!((0.05..100.0).contains(&ns), "{ns}");
+        assert!(step_ns(CpuSet::count()).is_err(), "no such core");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use crate::compare::document::{Comparison, Outcome, Participant, SCHEMA_VERSION};
 use crate::compare::machine::{Machine, commit};
 use crate::compare::plan::Plan;
+use crate::cpu;
 use crate::measure::MeasureError;
 use crate::progress::Progress;
 use crate::scenario::{Run, Sample, Scenario};
@@ -14,6 +15,12 @@ use crate::subject::{Kind, LANE_CORE, SENDER_CORE, Subject, Topology};
 
 /// What a lane or a polling thread needs to find its pace after a pause.
 const SETTLE: Duration = Duration::from_millis(100);
+
+/// Details of every sample: [`cpu::step_ns`] of a core just before it.
+pub const CORE_SPEEDS: [(&str, usize); 2] = [
+    ("sender_core_step_ns", SENDER_CORE),
+    ("lane_core_step_ns", LANE_CORE),
+];
 
 /// Subjects that are set up, each paused unless it is measured.
 pub struct Field {
@@ -193,6 +200,7 @@ fn measure(
     run: &Run,
     stop: &Stop,
 ) -> Result<Sample, MeasureError> {
+    let speeds = core_speeds();
     subject.resume();
     let opens = scenario.opens_connections(subject.kind());
     let mut measured = || {
@@ -210,7 +218,18 @@ fn measure(
     if stop.is_set() {
         return Err(MeasureError::Interrupted);
     }
-    result
+    let mut sample = result?;
+    sample.details.extend(speeds);
+    Ok(sample)
+}
+
+/// How fast the cores are that generators and lanes use, while every subject
+/// stands still. A machine without one of them has nothing to say of it.
+fn core_speeds() -> Vec<(String, f64)> {
+    CORE_SPEEDS
+        .into_iter()
+        .filter_map(|(name, core)| Some((name.to_owned(), cpu::step_ns(core).ok()?)))
+        .collect()
 }
 
 /// What makes it fair, in words.
@@ -244,6 +263,8 @@ fn method(plan: &Plan) -> Vec<String> {
         "For frames from the in-kernel generator, generic receive offload is on at the host's end \
          of the sending pod's veth, for all alike."
             .to_owned(),
+        "How fast both cores are is looked at before every measurement, while all stand still."
+            .to_owned(),
         "CPU time is that of all cores, softirqs, generator and receiver included (/proc/stat)."
             .to_owned(),
         format!(
@@ -269,9 +290,9 @@ fn method(plan: &Plan) -> Vec<String> {
     }
     if takes_part(Topology::Outside) {
         notes.push(format!(
-            "New connections by masquerade are {} flows of one packet each, sent at full speed to \
-             subjects that have just forgotten all others; the host outside counts each flow once, \
-             from the first to the last that comes.",
+            "New connections by masquerade are flows of one packet each, sent at full speed to \
+             subjects that have just forgotten all others, until {} have come; the host outside \
+             counts each flow once, from the first to the last that comes.",
             crate::scenario::BURST
         ));
     }

@@ -105,6 +105,31 @@ impl XdpGenerator {
         }
     }
 
+    /// Sends at full speed on the calling thread, in a single call of the
+    /// kernel, so without a pause: up to `most` frames, or until
+    /// [`XdpGenerator::end`]. How many it sent.
+    ///
+    /// # Errors
+    /// When the kernel refuses the run.
+    pub fn run_at_once(&self, most: u32) -> Result<u64, MeasureError> {
+        let mut record = [0u64; RECORD_WORDS];
+        record[END] = most.into();
+        self.record.write(&record)?;
+        self.frames(most, FULL_BATCH)?;
+        Ok(self.record.read()?[NEXT])
+    }
+
+    /// Ends [`XdpGenerator::run_at_once`] from another thread. The record is
+    /// written as a whole, so a few numbers may be sent twice.
+    ///
+    /// # Errors
+    /// When the kernel refuses the update.
+    pub fn end(&self) -> Result<(), BpfError> {
+        let mut record = self.record.read()?;
+        record[END] = 0;
+        self.record.write(&record)
+    }
+
     /// One call of the kernel, or a part of a long wait.
     fn call(
         &self,
@@ -129,7 +154,14 @@ impl XdpGenerator {
                 (runs, PACED_BATCH)
             }
         };
-        let frames = u32::try_from(frames).expect("at most MAX_PACED_RUNS");
+        self.frames(
+            u32::try_from(frames).expect("at most MAX_PACED_RUNS"),
+            batch,
+        )
+    }
+
+    /// One call of the kernel; a signal ends it early.
+    fn frames(&self, frames: u32, batch: u32) -> Result<(), BpfError> {
         match self.program.run_live(&self.frame, frames, batch) {
             Err(BpfError::Call { source, .. }) if source.kind() == io::ErrorKind::Interrupted => {
                 Ok(())

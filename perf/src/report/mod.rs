@@ -9,6 +9,7 @@ pub mod text;
 use std::time::Duration;
 
 use crate::compare::document::{Comparison, Outcome, Participant, Verdict};
+use crate::compare::field::CORE_SPEEDS;
 use crate::compare::machine::Machine;
 use crate::scenario::Better;
 use crate::stats::Median;
@@ -132,6 +133,35 @@ pub fn busy_elsewhere(machine: &Machine, meaning: &str) -> Option<String> {
     (work > 0.1).then(|| format!("This machine is at work elsewhere ({work:.1} cores): {meaning}."))
 }
 
+/// How much the cores' speed varied between measurements.
+fn core_speeds(comparison: &Comparison) -> Option<String> {
+    let all = || {
+        let results = comparison.scenarios.iter().flat_map(|o| o.results.values());
+        results.flat_map(|result| &result.samples)
+    };
+    let texts: Vec<String> = CORE_SPEEDS
+        .iter()
+        .filter_map(|(name, core)| {
+            let mut steps: Vec<f64> = all().filter_map(|s| s.figure(name)).collect();
+            steps.sort_by(f64::total_cmp);
+            let (least, most) = (*steps.first()?, *steps.last()?);
+            let middle = steps[steps.len() / 2];
+            Some(format!(
+                "{:.2} times (at most {:.1}) on core {core}",
+                middle / least,
+                most / least
+            ))
+        })
+        .collect();
+    (!texts.is_empty()).then(|| {
+        format!(
+            "Before the measurements, arithmetic took its shortest time {}, in the median: what \
+             the machine's neighbours left.",
+            texts.join(", ")
+        )
+    })
+}
+
 /// The machine in a line.
 pub(crate) fn machine_text(machine: &Machine) -> String {
     format!(
@@ -158,6 +188,7 @@ fn facts(comparison: &Comparison) -> Vec<String> {
             minutes(comparison.took_s),
         ),
     ];
+    facts.extend(core_speeds(comparison));
     if !comparison.complete {
         facts.push("Interrupted: rounds are missing.".to_owned());
     }

@@ -2,15 +2,15 @@
 //! packet and none seen before, which a sink outside counts once each.
 //!
 //! A table of connections is finite and keeps what never was answered for
-//! half a minute, so a burst is no larger than what the kernel's table holds by
-//! default, and subjects forget their connections before it
-//! ([`Subject::forget_connections`]).
+//! half a minute, so subjects forget their connections before a burst
+//! ([`Subject::forget_connections`]), and it ends when [`BURST`] have come
+//! through. Who drops packets gets more of them, until as many connections
+//! are open as with one who holds the sender up.
 
-use std::thread;
+use std::thread::{self, ScopedJoinHandle};
 use std::time::{Duration, Instant};
 
 use crate::cpu;
-use crate::generator::Limit;
 use crate::generator::live::{LiveFrames, device_index};
 use crate::generator::xdp::{MAX_LIVE_FRAME_BYTES, XdpGenerator};
 use crate::measure::{MeasureError, io_error};
@@ -24,13 +24,16 @@ use crate::subject::{SENDER_CORE, Subject};
 /// Source ports, each used towards each of the destination ports: fewer than
 /// the default range of ports that Spinlane leaves with.
 const SOURCE_PORTS: u32 = 2000;
-const DESTINATION_PORTS: u32 = 120;
-/// Flows of a burst.
-pub const BURST: u32 = SOURCE_PORTS * DESTINATION_PORTS;
+const DESTINATION_PORTS: u32 = 1000;
+/// Flows that come through: fewer than the kernel's table holds by default
+/// (2¹⁸), and than Spinlane's does of one pod (2¹⁷).
+pub const BURST: u64 = 120_000;
+/// A burst takes no longer than this.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How often the sink is looked at.
+const LOOK: Duration = Duration::from_millis(2);
 /// What a burst and what comes before it take, about.
 pub(super) const TAKES: Duration = Duration::from_millis(1000);
-/// No frame for so long is the end of a burst.
-const SILENCE: Duration = Duration::from_millis(60);
 
 /// Flows a second that came through.
 pub(super) fn of(
@@ -43,7 +46,7 @@ pub(super) fn of(
         protocol,
         source_ports: PortRange::from(20_000, SOURCE_PORTS),
         destination_ports: PortRange::from(1024, DESTINATION_PORTS),
-        flows: BURST,
+        flows: SOURCE_PORTS * DESTINATION_PORTS,
         stamps: true,
         ..frames::traffic(subject, run, 64)?
     };
@@ -59,16 +62,22 @@ pub(super) fn of(
         .namespace
         .enter(|| Ok::<_, MeasureError>(FlowSink::attach(device_index("eth0")?, &filter)?))??;
     let _live = LiveFrames::allow(subject.entrance())?;
-    let limit = Limit {
-        count: Some(BURST.into()),
-        ..Limit::default()
-    };
     let busy = busy()?;
-    from.namespace.enter(|| {
-        cpu::pin(SENDER_CORE).map_err(io_error("generator"))?;
-        XdpGenerator::new(device_index("eth0")?, &template)?.run(limit, stop)
+    let generator = from.namespace.enter(|| {
+        XdpGenerator::new(device_index("eth0")?, &template).map_err(MeasureError::from)
     })??;
-    let burst = end_of(&sink)?;
+    let (offered, burst) = thread::scope(|scope| {
+        let sending = scope.spawn(|| {
+            from.namespace.enter(|| {
+                cpu::pin(SENDER_CORE).map_err(io_error("generator"))?;
+                generator.run_at_once(traffic.flows)
+            })?
+        });
+        let watched = watch(&sink, &sending, stop);
+        generator.end()?;
+        let offered = sending.join().map_err(|_| MeasureError::Panicked)??;
+        Ok::<_, MeasureError>((offered, watched?))
+    })?;
     if stop.is_set() {
         return Err(MeasureError::Interrupted);
     }
@@ -80,21 +89,24 @@ pub(super) fn of(
     }
     let details = [
         ("flows", burst.flows as f64),
-        ("offered", f64::from(BURST)),
+        ("offered", offered as f64),
         ("seconds", burst.seconds),
     ];
     Sample::new(burst.rate(), details, busy)
 }
 
-/// Waits until nothing comes any more.
-fn end_of(sink: &FlowSink) -> Result<Burst, MeasureError> {
-    let (mut burst, mut changed) = (sink.burst()?, Instant::now());
-    while burst.flows < BURST.into() && changed.elapsed() < SILENCE {
-        thread::sleep(Duration::from_millis(5));
-        let now = sink.burst()?;
-        if now != burst {
-            (burst, changed) = (now, Instant::now());
+/// The burst up to the moment when enough has come, or nothing comes any more.
+fn watch(
+    sink: &FlowSink,
+    sending: &ScopedJoinHandle<'_, Result<u64, MeasureError>>,
+    stop: &Stop,
+) -> Result<Burst, MeasureError> {
+    let began = Instant::now();
+    loop {
+        let burst = sink.burst()?;
+        let is_over = burst.flows >= BURST || sending.is_finished() || began.elapsed() > PATIENCE;
+        if is_over || !stop.sleep(LOOK) {
+            return Ok(burst);
         }
     }
-    Ok(burst)
 }
