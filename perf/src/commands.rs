@@ -198,6 +198,9 @@ fn measure_micro(arguments: &args::Micro, stop: &Stop) -> Result<ExitCode, Measu
         say(&micro::single(name)?.to_string())?;
         return Ok(ExitCode::SUCCESS);
     }
+    if cfg!(debug_assertions) {
+        warn("spinlane-perf: built without optimization, so these figures mean nothing");
+    }
     let plan = micro::Plan {
         only: arguments.only.clone(),
         rounds: arguments.rounds.into(),

@@ -46,7 +46,7 @@ const MICRO: micro::Plan = micro::Plan {
     with_instructions: false,
 };
 /// What that takes, about.
-const MICRO_TIME: Duration = Duration::from_secs(40);
+const MICRO_TIME: Duration = Duration::from_secs(20);
 /// Exit status after Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
@@ -135,7 +135,10 @@ pub(crate) fn compare(arguments: &Compare, stop: &Stop) -> Result<ExitCode, Meas
         match micro::run(&MICRO, stop) {
             Ok(micro) => comparison.micro = Some(micro),
             Err(MeasureError::Interrupted) => comparison.complete = false,
-            Err(error) => return Err(error),
+            // What took minutes is kept.
+            Err(error) => warn(&format!(
+                "the packet logic by itself could not be measured: {error}"
+            )),
         }
     }
     write(&comparison, &arguments.files)?;

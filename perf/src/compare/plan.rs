@@ -29,9 +29,9 @@ pub struct Plan {
 
 /// What a measurement takes beside its own time: a subject that goes on, pings
 /// through it, a sink, a device's offloads.
-const AROUND: Duration = Duration::from_millis(200);
+const AROUND: Duration = Duration::from_millis(150);
 /// What it takes to set a subject up and to remove it again, on the average.
-const SETTING_UP: Duration = Duration::from_millis(1500);
+const SETTING_UP: Duration = Duration::from_millis(800);
 
 /// Who is measured by every scenario of the standard comparison.
 const CORE: [Kind; 3] = [Kind::Spinlane, Kind::LinuxBridge, Kind::OvsAfxdp];

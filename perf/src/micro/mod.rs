@@ -193,8 +193,15 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<Micro, MeasureError> {
             samples.push(sample.ticks as f64 / sample.units.max(1) as f64);
             check(stop)?;
         }
-        if let Some(ovs) = &mut ovs {
-            peer.samples.push(ovs.sample(PEER_SAMPLE, stop)?);
+        match ovs.as_mut().map(|ovs| ovs.sample(PEER_SAMPLE, stop)) {
+            None => {}
+            Some(Ok(sample)) => peer.samples.push(sample),
+            Some(Err(MeasureError::Interrupted)) => return Err(MeasureError::Interrupted),
+            Some(Err(error)) => {
+                peer.missing = Some(error.to_string());
+                peer.samples.clear();
+                ovs = None;
+            }
         }
         progress.step();
     }

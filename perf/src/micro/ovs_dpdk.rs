@@ -26,6 +26,8 @@ const SWITCH: &str = "/usr/lib/openvswitch-switch-dpdk/ovs-vswitchd-dpdk";
 const SCHEMA: &str = "/usr/share/openvswitch/vswitch.ovsschema";
 /// Plain pages, no devices, nothing left in /run.
 const EAL: &str = "--no-huge --legacy-mem -m 512 --no-shconf --no-telemetry --no-pci";
+/// Times that a sample is tried.
+const TRIES: u32 = 5;
 /// After standing still, the first iteration counts the time that it stood.
 const SETTLE: Duration = Duration::from_millis(50);
 const START: Duration = Duration::from_secs(20);
@@ -118,18 +120,29 @@ impl OvsDpdk {
         run(flow).map(drop)
     }
 
-    /// Cycles per packet over `time`; it stands still before and after.
+    /// Cycles per packet over `time`; it stands still before and after. Going on
+    /// after a pause it may first have other things to do than packets, so a
+    /// time without any is not the end.
     pub(super) fn sample(&mut self, time: Duration, stop: &Stop) -> Result<f64, MeasureError> {
         self.switch.signal(Signal::SIGCONT);
+        let mut tries = 1;
+        let sample = loop {
+            match self.look(time, stop) {
+                Err(MeasureError::Unexpected { .. }) if tries < TRIES => tries += 1,
+                result => break result,
+            }
+        };
+        self.switch.signal(Signal::SIGSTOP);
+        sample
+    }
+
+    fn look(&self, time: Duration, stop: &Stop) -> Result<f64, MeasureError> {
         thread::sleep(SETTLE);
         self.control("dpif-netdev/pmd-stats-clear")?;
-        let whole = stop.sleep(time);
-        let shown = self.control("dpif-netdev/pmd-stats-show");
-        self.switch.signal(Signal::SIGSTOP);
-        if !whole {
+        if !stop.sleep(time) {
             return Err(MeasureError::Interrupted);
         }
-        cycles(&shown?)
+        cycles(&self.control("dpif-netdev/pmd-stats-show")?)
     }
 
     fn control(&self, what: &str) -> Result<String, MeasureError> {

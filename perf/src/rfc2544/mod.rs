@@ -138,7 +138,12 @@ impl Case {
     /// Short enough for a progress bar.
     fn name(&self) -> String {
         let flows = if self.flows == 1 { "flow" } else { "flows" };
-        format!("{} B, {} {flows}", self.size, self.flows)
+        let bytes = if self.size.parse::<u32>().is_ok() {
+            " B"
+        } else {
+            ""
+        };
+        format!("{}{bytes}, {} {flows}", self.size, self.flows)
     }
 
     /// What was found for a goal.

@@ -20,10 +20,13 @@ pub fn page(report: &Report) -> String {
     flows.dedup();
     let mut body = Vec::new();
     for (name, plot) in [
-        ("Throughput", throughput as Plot),
-        ("Latency by frame size", delays),
-        ("Latency of the smallest frame", distribution),
-        ("Frame loss rate", loss),
+        ("Throughput by frame size", throughput as Plot),
+        ("Latency in µs by frame size", delays),
+        (
+            "Share of the smallest frames by their latency",
+            distribution,
+        ),
+        ("Frame loss rate by load", loss),
     ] {
         let plots: String = flows
             .iter()
@@ -149,9 +152,17 @@ fn throughput(title: &str, cases: &[&Case]) -> Option<String> {
     draw(title, &size_axis(&sizes)?, &y, &lines)
 }
 
+/// The least and the most that lines reach one way.
+fn range(lines: &[Series], way: fn(&Point) -> f64) -> (f64, f64) {
+    let values = || lines.iter().flat_map(|series| &series.points).map(way);
+    (
+        values().fold(f64::MAX, f64::min),
+        values().fold(0.0, f64::max),
+    )
+}
+
 fn most(lines: &[Series]) -> f64 {
-    let points = lines.iter().flat_map(|series| &series.points);
-    points.map(|point| point.y).fold(0.0, f64::max)
+    range(lines, |point| point.y).1
 }
 
 fn draw(title: &str, x: &Axis, y: &Axis, lines: &[Series]) -> Option<String> {
@@ -174,7 +185,7 @@ fn delays(title: &str, cases: &[&Case]) -> Option<String> {
         }
     }
     let lines = series(lines);
-    let y = Axis::from_zero("µs", most(&lines), |us| format!("{us} µs"));
+    let y = Axis::logarithmic("µs", range(&lines, |point| point.y));
     draw(title, &size_axis(&sizes)?, &y, &lines)
 }
 
@@ -193,11 +204,7 @@ fn distribution(title: &str, cases: &[&Case]) -> Option<String> {
             })
             .collect(),
     );
-    let times = || lines.iter().flat_map(|s| &s.points).map(|point| point.x);
-    let range = (
-        times().fold(f64::MAX, f64::min),
-        times().fold(0.0, f64::max),
-    );
+    let range = range(&lines, |point| point.x);
     let shares = [0.0, 0.25, 0.5, 0.75, 1.0];
     let y = Axis {
         title: "share".to_owned(),

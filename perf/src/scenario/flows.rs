@@ -33,7 +33,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How often the sink is looked at.
 const LOOK: Duration = Duration::from_millis(2);
 /// What a burst and what comes before it take, about.
-pub(super) const TAKES: Duration = Duration::from_millis(1000);
+pub(super) const TAKES: Duration = Duration::from_millis(700);
 
 /// Flows a second that came through.
 pub(super) fn of(
