@@ -19,9 +19,13 @@ const FLOWS: usize = 1 << 14;
 /// as long and is of use to anybody.
 const KEEPING_MS: u32 = 4_000;
 
-/// Shortest datagrams, as frames, that are worth the kernel's cutting: it costs
-/// as much for short ones as for long, and the transmit ring less.
-const SHORTEST_CUT: u32 = 512;
+/// Datagrams, as frames, from which on two are worth the kernel's cutting. It
+/// costs as much for short ones as for long, the transmit ring less.
+const LONG: u32 = 512;
+
+/// How many short ones are: single ones cost more by the socket than by the
+/// ring, and a flow that once went this way keeps to it.
+const MANY: usize = 16;
 
 /// A socket, and who has to use it.
 #[derive(Debug)]
@@ -41,12 +45,10 @@ impl OverlayWay {
         Ok(OverlayWay { socket, kept })
     }
 
-    /// Bytes of the shortest frames that are worth it.
-    pub(crate) fn shortest(&self) -> u32 {
-        match self.kept {
-            Some(_) => SHORTEST_CUT,
-            None => 0,
-        }
+    /// Whether so many datagrams of a flow, as frames of `len` bytes, are worth
+    /// this way.
+    pub(crate) fn is_for(&self, datagrams: usize, len: u32) -> bool {
+        self.kept.is_none() || is_worth_cutting(datagrams, len)
     }
 
     /// Whether the flow of that source port has to go this way.
@@ -68,6 +70,10 @@ impl OverlayWay {
             kept.note(source_port, now);
         }
     }
+}
+
+fn is_worth_cutting(datagrams: usize, len: u32) -> bool {
+    len >= LONG || datagrams >= MANY
 }
 
 /// Until when flows are kept, in milliseconds; 0 for those that never were.
@@ -98,6 +104,13 @@ impl Kept {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn short_datagrams_need_many_to_be_cut() {
+        assert!(is_worth_cutting(2, LONG));
+        assert!(is_worth_cutting(MANY, 60));
+        assert!(!is_worth_cutting(MANY - 1, LONG - 1));
+    }
 
     #[test]
     fn a_flow_is_kept_for_a_while_after_its_last_run() {

@@ -86,6 +86,15 @@ impl PacketSocket {
         self.send_parts::<MAX_PARTS>(pieces, [0; HEADER_BYTES])
     }
 
+    /// As [`PacketSocket::send`], of a packet that the kernel keeps in one
+    /// piece: where it cuts short datagrams, copying them is cheaper than
+    /// referring to the pages that they lie in.
+    pub(crate) fn send_in_one_piece(&self, bytes: &[u8], offload: &Offload) -> io::Result<()> {
+        let linear = bytes.len().min(usize::from(u16::MAX)) as u16;
+        let header = linear_header(offload, linear);
+        self.0.send(&[IoSlice::new(&header), IoSlice::new(bytes)])
+    }
+
     /// As [`PacketSocket::send`].
     pub(crate) fn send_gathered(&self, together: &Together<'_, '_>) -> io::Result<()> {
         self.send_parts::<MAX_GATHERED>(together.pieces(), header(&together.offload))
@@ -110,10 +119,18 @@ impl PacketSocket {
 /// `struct virtio_net_hdr`: flags `u8`, type `u8`, then header length, segment
 /// length, checksum start and checksum offset, `u16` of the host's order.
 fn header(offload: &Offload) -> [u8; HEADER_BYTES] {
+    linear_header(
+        offload,
+        offload.cut.map_or(LINEAR_BYTES, |cut| cut.header_len),
+    )
+}
+
+/// The same, of a packet whose first `linear` bytes the kernel keeps in one
+/// piece.
+fn linear_header(offload: &Offload, linear: u16) -> [u8; HEADER_BYTES] {
     let mut bytes = [0; HEADER_BYTES];
     bytes[0] = NEEDS_CHECKSUM;
-    let header_len = offload.cut.map_or(LINEAR_BYTES, |cut| cut.header_len);
-    bytes[2..4].copy_from_slice(&header_len.to_ne_bytes());
+    bytes[2..4].copy_from_slice(&linear.to_ne_bytes());
     if let Some(cut) = offload.cut {
         bytes[1] = match cut.segments {
             Segments::Udp => GSO_UDP,

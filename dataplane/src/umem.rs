@@ -184,17 +184,26 @@ impl Umem {
         unsafe { std::ptr::copy_nonoverlapping(metadata.as_ptr(), start, metadata.len()) };
     }
 
-    /// Tells the processor that the frame's first bytes are wanted soon.
+    /// Tells the processor that the frame's first bytes are wanted soon, to be
+    /// read and rewritten: a line that only came to be read has to be asked
+    /// for once more, of the CPU that wrote it, before it can be written.
     #[inline]
     pub fn prefetch(&self, frame: &Frame) {
-        #[cfg(target_arch = "x86_64")]
+        #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
-            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             let start = self.base.as_ptr().wrapping_add(frame.offset() as usize);
-            // SAFETY: a prefetch never faults, whatever the address.
-            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.cast()) };
+            // SAFETY: PREFETCHW is a hint that changes neither memory nor
+            // registers and never faults; 64-bit processors without it take it
+            // for no operation.
+            unsafe {
+                std::arch::asm!(
+                    "prefetchw [{start}]",
+                    start = in(reg) start,
+                    options(nostack, preserves_flags)
+                );
+            }
         }
-        #[cfg(not(target_arch = "x86_64"))]
+        #[cfg(any(not(target_arch = "x86_64"), miri))]
         let _ = frame;
     }
 
@@ -215,13 +224,15 @@ impl Umem {
         let _ = frame;
     }
 
-    /// Tells the processor that another CPU will write the frame's first bytes
-    /// next: the line then need not be fetched from this CPU's own cache.
+    /// Tells the processor that another CPU will write the first bytes of the
+    /// next packet in the frame's chunk: the line then need not be fetched from
+    /// this CPU's own cache.
     #[inline]
     pub fn demote(&self, frame: &Frame) {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
-            let start = self.base.as_ptr().wrapping_add(frame.offset() as usize);
+            let first = frame.chunk() as usize * FRAME_SIZE + HEADROOM;
+            let start = self.base.as_ptr().wrapping_add(first);
             // SAFETY: CLDEMOTE is a hint that changes neither memory nor
             // registers; processors without it take it for no operation.
             unsafe {

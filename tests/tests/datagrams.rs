@@ -8,13 +8,17 @@ use std::time::Duration;
 
 use nix::sys::socket::sockopt::{UdpGroSegment, UdpGsoSegment};
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, recvmsg, setsockopt};
-use spinlane_tests::cluster::Families;
+use spinlane_tests::capture::{self, Recording};
+use spinlane_tests::cluster::{Families, UPLINK, Underlay};
 use spinlane_tests::{Cluster, LabError, Node, Pod, Result, root_or_skip, traffic};
 
 const DATAGRAM_BYTES: usize = 101;
 const LAST_BYTES: usize = 30;
 /// Datagrams of one send, the last one shorter.
 const DATAGRAMS: usize = 41;
+
+/// Bursts of which one at least comes to the lane at once.
+const BURSTS: usize = 20;
 
 /// What arrived in one call: the length of its datagrams, when the socket
 /// asked to get several at once, and the bytes.
@@ -106,6 +110,48 @@ fn a_burst_arrives_at_another_node_as_it_was_sent() -> Result<()> {
         traffic::reach(a.namespace(), address)?;
     }
     bursts_arrive(&a, &b)
+}
+
+#[test]
+fn a_burst_that_the_kernel_cuts_arrives_as_it_was_sent() -> Result<()> {
+    if !root_or_skip("a_burst_that_the_kernel_cuts_arrives_as_it_was_sent") {
+        return Ok(());
+    }
+    let mut cluster = Cluster::prepare(2, Families::V4, |_| {})?;
+    for node in cluster.nodes_mut() {
+        // What leaves is finished then, and can be checked.
+        let plain = format!("ethtool -K {UPLINK} tso off gso off tx-udp-segmentation off tx off");
+        node.namespace().sh(&plain)?;
+        node.start_agent()?;
+    }
+    let [one, two] = cluster.nodes() else {
+        unreachable!("two nodes");
+    };
+    let (a, b) = (Pod::attach(one, "a")?, Pod::attach(two, "b")?);
+    let (link, port) = (cluster.underlay().namespace(), Underlay::port(1));
+    let file = one.run_dir().join("link.pcap");
+    traffic::reach(a.namespace(), b.v4()?)?;
+    let recording = Recording::start((link, &port), &["-Q", "in"], "udp port 4789", &file)?;
+    let sent = payload();
+    let sent: Vec<&[u8]> = sent.chunks(DATAGRAM_BYTES).collect();
+    for address in [b.v4()?, b.v6()?] {
+        for _ in 0..BURSTS {
+            let messages = burst(&a, &b, address, false)?;
+            let arrived: Vec<&[u8]> = messages.iter().map(|(_, bytes)| &bytes[..]).collect();
+            assert_eq!(arrived, sent, "to {address}");
+        }
+    }
+    recording.stop()?;
+    let datagrams = format!("vxlan && udp.length == {}", 8 + DATAGRAM_BYTES);
+    let all = 2 * BURSTS * (DATAGRAMS - 1);
+    assert_eq!(capture::count(&file, &datagrams)?, all);
+    // Over IPv4, only what was cut has an outer checksum.
+    let cut = format!("{datagrams} && !(udp.checksum == 0)");
+    assert!(capture::count(&file, &cut)? > 0, "the ring took them all");
+    let odd = "_ws.malformed || ip.checksum.status == 0 || udp.checksum.status == 0 \
+               || udp.length.bad";
+    assert_eq!(capture::count(&file, odd)?, 0, "tshark complains");
+    Ok(())
 }
 
 fn bursts_arrive(a: &Pod, b: &Pod) -> Result<()> {

@@ -30,8 +30,8 @@ pub(super) struct Emitter<'a> {
     pub(super) ports: &'a mut LanePorts,
     pub(super) counters: &'a LaneCounters,
     pub(super) scratch: &'a mut Batch,
-    /// Headers of datagrams in the making.
-    pub(super) headers: &'a mut Vec<u8>,
+    /// What leaves together in the making: headers, or all of it.
+    pub(super) together: &'a mut Vec<u8>,
     /// Frames of a copy in the making; empty between packets.
     pub(super) copies: &'a mut Vec<Frame>,
     pub(super) now: Nanos,

@@ -43,7 +43,7 @@ impl Lane {
             ports: &mut self.ports,
             counters: &self.shared.counters,
             scratch: &mut self.scratch,
-            headers: &mut self.headers,
+            together: &mut self.together,
             now: Nanos(0),
             copies: &mut self.copies,
             waiting: &mut self.waiting,

@@ -13,6 +13,11 @@ use crate::types::PortId;
 use crate::wire::{ethernet, ipv4, ipv6, protocol};
 use crate::xsk::queue::Flush;
 
+/// Bytes of datagrams up to which the kernel keeps them in one piece, whose
+/// parts it copies when it cuts them. Longer ones it had better refer to; and
+/// pieces of up to 16 KiB it always finds.
+const IN_ONE_PIECE: usize = 15 << 10;
+
 impl Emitter<'_> {
     /// Sends packet `index` together with what continues it, where the port
     /// takes that, and says how many packets went.
@@ -27,10 +32,8 @@ impl Emitter<'_> {
         let vxlan_port = self.snapshot.underlay.vxlan_port;
         let (taken, socket) = match (self.snapshot.port(out)?.super_frames, &port.overlay) {
             (true, _) => (Taken::Any, port.bulk.as_ref()?),
-            (false, Some(way)) if batch.packets()[index].len >= way.shortest() => {
-                (Taken::Overlay(vxlan_port), &way.socket)
-            }
-            (false, _) => return None,
+            (false, Some(way)) => (Taken::Overlay(vxlan_port), &way.socket),
+            (false, None) => return None,
         };
         let run = datagrams::run(umem, batch, index, (out, taken))?;
         let source_port = match taken {
@@ -43,6 +46,10 @@ impl Emitter<'_> {
         };
         let is_kept = source_port.is_some_and(keeps);
         let way = port.overlay.as_ref().filter(|_| source_port.is_some());
+        let len = batch.packets()[index].len;
+        if way.is_some_and(|way| !is_kept && !way.is_for(run.packets, len)) {
+            return None;
+        }
         let may_have_begun = |error: &_| way.is_some_and(|way| way.may_have_begun(error));
         // What was written to the ring before must not be overtaken.
         if !is_kept && port.dirty && port.queue.flush() != Flush::Sent {
@@ -51,7 +58,15 @@ impl Emitter<'_> {
         let members = index..index + run.packets;
         let payloads = members.clone().map(|at| run.payload(umem, batch, at));
         let pieces = iter::once(run.headers()).chain(payloads);
-        let is_lost = match socket.send(pieces, &run.offload) {
+        let sent = match way {
+            Some(_) if run.packets * len as usize <= IN_ONE_PIECE => {
+                self.together.clear();
+                pieces.for_each(|piece| self.together.extend_from_slice(piece));
+                socket.send_in_one_piece(self.together, &run.offload)
+            }
+            _ => socket.send(pieces, &run.offload),
+        };
+        let is_lost = match sent {
             Ok(()) => false,
             Err(error) if is_kept || may_have_begun(&error) => true,
             Err(_) => return None,
@@ -117,7 +132,7 @@ impl Emitter<'_> {
                 .for_each(|frame| umem.prefetch_whole(frame));
         }
         let (mut packets, mut bytes, mut is_lost) = (0, 0, false);
-        while let Some(together) = super_frame.next(self.headers) {
+        while let Some(together) = super_frame.next(self.together) {
             match overlay.socket.send_gathered(&together) {
                 Ok(()) => {
                     packets += together.packets;
