@@ -167,6 +167,21 @@ impl ProgramLoader {
     /// Puts `bpf/pod.bpf.c` on an interface of the calling thread's network
     /// namespace, where it stays, unless it is there.
     pub(crate) fn lead_streams(&self, interface: tcx::Interface<'_>) -> Result<(), ProgramError> {
+        self.with_lead(|lead| tcx::keep_one(interface, Hook::Egress, lead))
+    }
+
+    /// Whether `bpf/pod.bpf.c` is there.
+    pub(crate) fn leads_streams(
+        &self,
+        interface: tcx::Interface<'_>,
+    ) -> Result<bool, ProgramError> {
+        self.with_lead(|lead| tcx::stands(interface, Hook::Egress, lead))
+    }
+
+    fn with_lead<T>(
+        &self,
+        work: impl FnOnce(&SchedClassifier) -> Result<T, tcx::TcxError>,
+    ) -> Result<T, ProgramError> {
         let mut pod = self.pod.lock().unwrap_or_else(PoisonError::into_inner);
         let ebpf = match &mut *pod {
             Some(ebpf) => ebpf,
@@ -175,7 +190,7 @@ impl ProgramLoader {
                 none.insert(load_lead(&mut loader, POD)?)
             }
         };
-        Ok(tcx::keep_one(interface, Hook::Egress, lead(ebpf)?)?)
+        Ok(work(lead(ebpf)?)?)
     }
 }
 

@@ -133,6 +133,22 @@ pub(crate) fn keep_one(
     Ok(())
 }
 
+/// Whether a program of this one's name and instructions stands at a hook.
+pub(crate) fn stands(
+    interface: Interface<'_>,
+    hook: Hook,
+    program: &SchedClassifier,
+) -> Result<bool, TcxError> {
+    let unread = |source| TcxError::Read {
+        interface: interface.name.to_owned(),
+        source,
+    };
+    let ours = program.info().map_err(unread)?;
+    let there = programs_at(interface.name, hook).map_err(unread)?;
+    let is_same = |other: &ProgramInfo| other.name() == ours.name() && other.tag() == ours.tag();
+    Ok(there.iter().any(is_same))
+}
+
 /// What stands at a hook of an interface, in order.
 pub(crate) fn programs_at(interface: &str, hook: Hook) -> Result<Vec<ProgramInfo>, ProgramError> {
     match SchedClassifier::query_tcx(interface, hook.kind()) {
@@ -243,9 +259,11 @@ mod tests {
             assert_eq!(ids().len(), 0);
             // One is put where none is, and asking again changes nothing.
             let agent = ProgramLoader::new();
+            assert!(!agent.leads_streams(interface).unwrap());
             agent.lead_streams(interface).unwrap();
             let first = ids();
             assert_eq!(first.len(), 1);
+            assert!(agent.leads_streams(interface).unwrap());
             agent.lead_streams(interface).unwrap();
             assert_eq!(ids(), first);
             // The next process leaves the same program as it is: that knows
@@ -263,6 +281,7 @@ mod tests {
             let ours = lead(&same).unwrap();
             detach_first(index);
             assert_eq!(ids(), [other_id]);
+            assert!(!agent.leads_streams(interface).unwrap());
             keep_one(interface, Hook::Egress, ours).unwrap();
             assert_eq!(ids(), [same_id]);
         });

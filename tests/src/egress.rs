@@ -4,6 +4,7 @@
 
 use crate::error::{LabError, Result};
 use crate::namespace::Namespace;
+use crate::{PATIENCE, wait_for};
 
 /// `bpf(2)` by Python: changes what it is told to, then prints number and name
 /// of every program. Numbers and layouts are those of include/uapi/linux/bpf.h.
@@ -68,6 +69,21 @@ pub struct Program {
 /// When the kernel refuses.
 pub fn programs(namespace: &Namespace, device: &str) -> Result<Vec<Program>> {
     ask(namespace, &[device, "list"])
+}
+
+/// Waits until a pod's device has the agent's program, which comes after ADD's
+/// answer. Gives the programs at its egress hook.
+///
+/// # Errors
+/// When it does not come.
+pub fn led(namespace: &Namespace, device: &str) -> Result<Vec<Program>> {
+    wait_for("the program that leads a pod's TCP", PATIENCE, || {
+        let programs = programs(namespace, device).ok()?;
+        programs
+            .iter()
+            .any(|program| program.name == "spinlane_lead")
+            .then_some(programs)
+    })
 }
 
 /// Takes every program away from a device's egress hook.

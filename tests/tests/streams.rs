@@ -47,6 +47,7 @@ fn tcp_crosses_in_frames_of_more_than_64_kib() -> Result<()> {
     let mut plain = Pod::bare("plain")?;
     let network = node.network("pods", json!({"superFrames": false}));
     plain.add(&node, "eth0", &network)?;
+    egress::led(a.namespace(), "eth0")?;
     assert!(are_longest_seen(&node, a.namespace(), &b)?);
     traffic::tcp_both_ways(a.namespace(), b.namespace(), b.v6()?, 8 * MEGABYTE)?;
     for address in [plain.v4()?, plain.v6()?] {
@@ -72,14 +73,14 @@ fn exactly_one_program_leads_a_pods_streams() -> Result<()> {
     }
     let mut node = Node::plain("leads")?;
     let (a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
-    let first = egress::programs(a.namespace(), "eth0")?;
+    let first = egress::led(a.namespace(), "eth0")?;
     assert_eq!(names(&a)?, ["spinlane_lead"]);
     // The next agent leaves the program there, and has one of its own for new
     // pods.
     node.restart()?;
     assert_eq!(egress::programs(a.namespace(), "eth0")?, first);
     let young = Pod::attach(&node, "young")?;
-    let others = egress::programs(young.namespace(), "eth0")?;
+    let others = egress::led(young.namespace(), "eth0")?;
     assert_eq!(names(&young)?, ["spinlane_lead"]);
     assert_ne!(others, first);
     // Of two only one is left: they would pass each packet to and fro.
@@ -98,6 +99,7 @@ fn streams_go_on_without_the_program_and_get_it_back() -> Result<()> {
     }
     let mut node = Node::plain("unled")?;
     let (a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
+    egress::led(a.namespace(), "eth0")?;
     // Taken away: what is too long for XDP is lost and sent again in smaller
     // pieces.
     egress::clear(a.namespace(), "eth0")?;
@@ -108,6 +110,31 @@ fn streams_go_on_without_the_program_and_get_it_back() -> Result<()> {
     node.restart()?;
     assert_eq!(names(&a)?, ["spinlane_lead"]);
     assert!(are_longest_seen(&node, a.namespace(), &b)?);
+    Ok(())
+}
+
+/// Calls about one attachment follow each other closely: what ADD leaves for
+/// after its answer neither hinders DEL nor outlives it.
+#[test]
+fn a_pod_may_go_as_soon_as_it_came() -> Result<()> {
+    if !root_or_skip("a_pod_may_go_as_soon_as_it_came") {
+        return Ok(());
+    }
+    let node = Node::plain("brief")?;
+    let network = node.network("pods", json!({}));
+    let mut pod = Pod::bare("brief")?;
+    for _ in 0..10 {
+        pod.add(&node, "eth0", &network)?;
+        pod.del(&node, "eth0")?;
+        assert_eq!(node.pods()?, [""; 0]);
+        assert!(pod.namespace().ip("link show eth0").is_err());
+    }
+    pod.add(&node, "eth0", &network)?;
+    assert_eq!(pod.check(&node, "eth0")?.exit, 0);
+    egress::led(pod.namespace(), "eth0")?;
+    assert_eq!(pod.check(&node, "eth0")?.exit, 0);
+    pod.del(&node, "eth0")?;
+    node.settled_frames()?;
     Ok(())
 }
 
@@ -134,6 +161,9 @@ fn streams_keep_their_order_on_two_lanes() -> Result<()> {
     config.cores = "[0, 1]".to_owned();
     let node = Node::start(&config)?;
     let (a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
+    for pod in [&a, &b] {
+        egress::led(pod.namespace(), "eth0")?;
+    }
     let counter = |pod: &Pod, name| traffic::counter(pod.namespace(), name);
     let many_connections = |address| -> Result<u64> {
         let before = counter(&b, "TcpExtTCPOFOQueue")?;
@@ -191,6 +221,7 @@ fn a_pod_that_goes_in_mid_stream_leaves_nothing_behind() -> Result<()> {
     let mut before = None;
     for round in 0..6 {
         let mut b = Pod::attach(&node, &format!("b{round}"))?;
+        egress::led(b.namespace(), "eth0")?;
         let (sends, takes) = match round % 2 {
             0 => (&a, &b),
             _ => (&b, &a),

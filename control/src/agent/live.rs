@@ -105,6 +105,11 @@ impl Switch for Lanes {
         led.map_err(|error| SwitchError::Failed(error.to_string()))
     }
 
+    fn leads_streams(&self, name: &str, ifindex: u32) -> Result<bool, SwitchError> {
+        let leads = self.engine.leads_streams(name, ifindex);
+        leads.map_err(|error| SwitchError::Failed(error.to_string()))
+    }
+
     fn publish(&self, snapshot: Snapshot) {
         self.engine.publish(snapshot);
     }

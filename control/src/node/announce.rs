@@ -4,14 +4,15 @@
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType};
 use spinlane_dataplane::types::MacAddr;
 
 /// Sends what announces `addresses`, from the interface of that name in the
-/// calling thread's namespace.
-pub fn announce(interface: &str, mac: MacAddr, addresses: &[IpAddr]) -> io::Result<()> {
+/// calling thread's namespace, and gives the socket: it takes the kernel
+/// milliseconds to close.
+pub fn announce(interface: &str, mac: MacAddr, addresses: &[IpAddr]) -> io::Result<OwnedFd> {
     let link = nix::ifaddrs::getifaddrs()?
         .filter(|entry| entry.interface_name == interface)
         .find_map(|entry| entry.address?.as_link_addr().copied())
@@ -29,7 +30,7 @@ pub fn announce(interface: &str, mac: MacAddr, addresses: &[IpAddr]) -> io::Resu
         };
         nix::sys::socket::sendto(socket.as_raw_fd(), &frame, &link, MsgFlags::empty())?;
     }
-    Ok(())
+    Ok(socket)
 }
 
 /// An ARP request for the sender's own address.

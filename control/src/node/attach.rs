@@ -5,12 +5,10 @@
 //! that says how far it came, or an interface whose alias says whose it is;
 //! [`super::reconcile`] repairs both.
 
-use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use ipnet::IpNet;
 use spinlane_api::cni::{AddRequest, AddResult, Attachment, Interface, Route};
-use spinlane_dataplane::frame::LONGEST_SUPER_FRAME;
 use spinlane_dataplane::types::MacAddr;
 
 use super::addressing::{choose_addresses, give_back, pod_routes};
@@ -25,7 +23,7 @@ use super::setup::pod_mac;
 use super::shared::OnLink;
 use super::steering::{self, Ends};
 use super::store::Change;
-use super::{Core, announce, unix_s};
+use super::{Core, unix_s};
 
 impl Core {
     /// ADD.
@@ -44,6 +42,7 @@ impl Core {
                 "addresses of the network itself need one that the pod is a station of: join a segment, or use mode \"l2\"".into(),
             ));
         }
+        let _adding = self.precedence.add();
         let _held = self.locks.lock(&request.attachment);
         self.clear_leftovers(&request.attachment)?;
         let endpoint = self.take_addresses(request)?;
@@ -57,7 +56,6 @@ impl Core {
         self.publish();
         self.route_stranger(&endpoint);
         let result = result(self.finish(&request.attachment)?, request);
-        self.announce(&request.attachment, netns);
         undo.armed = false;
         Ok(result)
     }
@@ -78,6 +76,7 @@ impl Core {
     ) -> Result<AddResult, AttachError> {
         let request = &self.in_segment(request);
         let attachment = &request.attachment;
+        let _adding = self.precedence.add();
         let _held = self.locks.lock(attachment);
         let known = self.inventory().endpoints.get(attachment).cloned();
         let waits = |live: &Live| live.endpoint.addresses.is_empty() && live.port.is_some();
@@ -118,7 +117,6 @@ impl Core {
         self.inventory().touch();
         self.publish();
         let result = result(self.finish(attachment)?, request);
-        self.announce(attachment, netns);
         undo.armed = false;
         Ok(result)
     }
@@ -135,6 +133,7 @@ impl Core {
                 Some(Live {
                     endpoint,
                     port: Some(port),
+                    ..
                 }),
                 Some(link),
             ) if endpoint.state == State::Attached && link.index == port.ifindex => {
@@ -232,6 +231,7 @@ impl Core {
             Live {
                 endpoint: endpoint.clone(),
                 port: None,
+                lead_is_due: false,
             },
         );
         Ok(endpoint)
@@ -289,38 +289,16 @@ impl Core {
         link::raise_host(&mut netlink, &endpoint.host_ifname, ifindex)?;
         let routes = netns::run(netns, || link::configure_pod(&endpoint, veth.used_queues))?;
         self.steer_out(port.id, veth.pod, netns)?;
-        if endpoint.super_frames {
-            self.lengthen_super_frames((veth.host, ifindex), veth.pod, netns)?;
-        }
         recorded.wait()?;
         let mut inventory = self.inventory();
         if let Some(live) = inventory.endpoints.get_mut(attachment) {
+            live.lead_is_due = endpoint.super_frames;
             live.endpoint = Endpoint { routes, ..endpoint };
             live.port = Some(port);
         }
         inventory.fix_stations(&self.setup(), attachment, self.now_s());
         inventory.touch();
         Ok(())
-    }
-
-    /// Has a pod's TCP take the way that is made for it, and both ends let
-    /// through what that takes. Mends what is not so any more.
-    pub(crate) fn lengthen_super_frames(
-        &self,
-        (host, ifindex): (&str, u32),
-        pod: &str,
-        netns: BorrowedFd<'_>,
-    ) -> Result<(), AttachError> {
-        let bytes = LONGEST_SUPER_FRAME as u32;
-        Netlink::open()?.request(link::set_super_frame_len(host, ifindex, bytes))?;
-        let lead = |index| {
-            let led = self.switch.lead_streams(pod, index);
-            led.map_err(|source| AttachError::Switch {
-                interface: pod.to_owned(),
-                source,
-            })
-        };
-        netns::run(netns, || link::lengthen_super_frames(pod, lead))
     }
 
     /// Binds an interface that is down, and steers it. The endpoint has the
@@ -385,25 +363,6 @@ impl Core {
         self.store
             .write(vec![Change::Put(Box::new(endpoint.clone()))])?;
         Ok(endpoint)
-    }
-
-    /// Tells the neighbours; a pod works without it, so failing is no error.
-    fn announce(&self, attachment: &Attachment, netns: BorrowedFd<'_>) {
-        let Some(live) = self.inventory().endpoints.get(attachment).cloned() else {
-            return;
-        };
-        let endpoint = live.endpoint;
-        let addresses: Vec<IpAddr> = endpoint.ips().collect();
-        let Ok(mac) = endpoint.mac.parse() else {
-            return;
-        };
-        let sent: Result<(), NetnsError> = netns::run(netns, || {
-            announce::announce(&endpoint.attachment.ifname, mac, &addresses)
-                .map_err(NetnsError::Enter)
-        });
-        if let Err(error) = sent {
-            tracing::warn!(interface = endpoint.host_ifname, %error, "cannot announce a pod's addresses");
-        }
     }
 
     /// STATUS: could ADD be served?

@@ -67,7 +67,29 @@ impl Core {
                 endpoint.mac
             ));
         }
-        netns::run(netns, || check_pod(&endpoint))
+        let is_led = endpoint.sends_super_frames() && !port.binding.native && !live.lead_is_due;
+        netns::run(netns, || {
+            let index = check_pod(&endpoint)?;
+            match is_led {
+                true => self.check_lead(&endpoint, index),
+                false => Ok(()),
+            }
+        })
+    }
+
+    /// Whether the pod's bulk TCP is led; runs inside its namespace.
+    fn check_lead(&self, endpoint: &Endpoint, index: u32) -> Result<(), AttachError> {
+        let name = &endpoint.attachment.ifname;
+        match self.switch.leads_streams(name, index) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(AttachError::Differs(format!(
+                "program spinlane_lead is missing at the egress hook of {name} in the pod: bulk TCP is slow and sent again without it; restart the agent, which puts it back, or delete and add the attachment again"
+            ))),
+            Err(source) => Err(AttachError::Switch {
+                interface: name.clone(),
+                source,
+            }),
+        }
     }
 }
 
@@ -76,8 +98,9 @@ fn list(items: impl Iterator<Item = impl ToString>) -> String {
     texts.join(", ")
 }
 
-/// The pod's side; runs on a thread inside its namespace.
-fn check_pod(endpoint: &Endpoint) -> Result<(), AttachError> {
+/// The pod's side; runs on a thread inside its namespace. Gives the index of
+/// the pod's interface.
+fn check_pod(endpoint: &Endpoint) -> Result<u32, AttachError> {
     let name = &endpoint.attachment.ifname;
     let differs = |text: String| Err(AttachError::Differs(text));
     let mut netlink = Netlink::open()?;
@@ -121,7 +144,8 @@ fn check_pod(endpoint: &Endpoint) -> Result<(), AttachError> {
             ));
         }
     }
-    check_offloads(endpoint)
+    check_offloads(endpoint)?;
+    Ok(found.index)
 }
 
 fn check_routes(

@@ -22,6 +22,7 @@ use spinlane_api::CNI_SOCKET;
 use spinlane_api::cni::{Failure, MAX_MESSAGE_BYTES, Request, Response, code};
 
 use super::Core;
+use super::sequel::Sequel;
 
 /// How long a peer may take to ask and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -181,17 +182,19 @@ fn exchange(core: &Core, mut stream: UnixStream) -> io::Result<()> {
         return answer(&mut stream, &Response::Failed(failure));
     }
     let started = Instant::now();
-    let response = match read_request(&mut stream) {
+    match read_request(&mut stream) {
         Ok((request, netns)) => {
             let command = command(&request);
-            let response = catch_unwind(AssertUnwindSafe(|| handle(core, &request, netns)))
-                .unwrap_or_else(|_| {
-                    Response::Failed(refuse(
-                        code::IO_FAILURE,
-                        &format!("{command} panicked in the agent"),
-                        "see the agent's log",
-                    ))
-                });
+            let netns = netns.as_ref();
+            let handled = catch_unwind(AssertUnwindSafe(|| handle(core, &request, netns)));
+            let (response, sequel) = handled.unwrap_or_else(|_| {
+                let failure = refuse(
+                    code::IO_FAILURE,
+                    &format!("{command} panicked in the agent"),
+                    "see the agent's log",
+                );
+                (Response::Failed(failure), None)
+            });
             let failed = matches!(response, Response::Failed(_));
             core.metrics.answered(command, !failed, started.elapsed());
             if let Response::Failed(failure) = &response {
@@ -203,12 +206,16 @@ fn exchange(core: &Core, mut stream: UnixStream) -> io::Result<()> {
                     failure.msg
                 );
             }
-            response
+            let answered = answer(&mut stream, &response);
+            drop(stream);
+            if let Some(sequel) = sequel {
+                sequel.finish(core);
+            }
+            answered
         }
-        Err(Unreadable::Io(error)) => return Err(error),
-        Err(Unreadable::Refused(failure)) => Response::Failed(failure),
-    };
-    answer(&mut stream, &response)
+        Err(Unreadable::Io(error)) => Err(error),
+        Err(Unreadable::Refused(failure)) => answer(&mut stream, &Response::Failed(failure)),
+    }
 }
 
 fn answer(stream: &mut UnixStream, response: &Response) -> io::Result<()> {
@@ -235,19 +242,32 @@ fn command(request: &Request) -> &'static str {
     }
 }
 
-fn handle(core: &Core, request: &Request, netns: Option<OwnedFd>) -> Response {
+/// Carries a request out. An ADD that succeeds has a sequel, for when it is
+/// answered.
+fn handle<'a>(
+    core: &Core,
+    request: &'a Request,
+    netns: Option<&'a OwnedFd>,
+) -> (Response, Option<Sequel<'a>>) {
+    let mut sequel = None;
     let outcome = match request {
-        Request::Add(add) => match pod_netns(netns.as_ref()) {
-            Ok(netns) => core.add(add, netns.as_fd()).map(Response::Added),
-            Err(failure) => return Response::Failed(failure),
+        Request::Add(add) | Request::Address(add) => match pod_netns(netns) {
+            Ok(netns) => {
+                let netns = netns.as_fd();
+                let added = match request {
+                    Request::Address(_) => core.give_addresses(add, netns),
+                    _ => core.add(add, netns),
+                };
+                sequel = added
+                    .is_ok()
+                    .then(|| Sequel::begin(core, &add.attachment, netns));
+                added.map(Response::Added)
+            }
+            Err(failure) => return (Response::Failed(failure), None),
         },
-        Request::Address(add) => match pod_netns(netns.as_ref()) {
-            Ok(netns) => core.give_addresses(add, netns.as_fd()).map(Response::Added),
-            Err(failure) => return Response::Failed(failure),
-        },
-        Request::Check(check) => match pod_netns(netns.as_ref()) {
+        Request::Check(check) => match pod_netns(netns) {
             Ok(netns) => core.check(check, netns.as_fd()).map(|()| Response::Done),
-            Err(failure) => return Response::Failed(failure),
+            Err(failure) => return (Response::Failed(failure), None),
         },
         Request::Del(attachment) => core.delete(attachment).map(|()| Response::Done),
         Request::Gc { network, keep } => core.collect(network, keep).map(|()| Response::Done),
@@ -255,7 +275,8 @@ fn handle(core: &Core, request: &Request, netns: Option<OwnedFd>) -> Response {
             .status(segment.as_ref(), *delegated)
             .map(|()| Response::Done),
     };
-    outcome.unwrap_or_else(|error| Response::Failed(error.failure()))
+    let response = outcome.unwrap_or_else(|error| Response::Failed(error.failure()));
+    (response, sequel)
 }
 
 /// The namespace that came along, when it is one.

@@ -5,6 +5,7 @@ use spinlane_dataplane::snapshot::Location;
 
 use super::attach::AttachError;
 use super::endpoint::{State, host_ifname};
+use super::inventory::BoundPort;
 use super::netlink::{Netlink, delete_link};
 use super::store::Change;
 use super::{Core, unix_s};
@@ -33,8 +34,14 @@ impl Core {
         let endpoint = live.endpoint;
         self.store
             .write(vec![Change::Put(Box::new(endpoint.clone()))])?;
-        self.unbind(attachment);
-        delete_ours(&name)?;
+        let port = self.take_port(attachment);
+        // Side by side: the kernel has both wait for its readers.
+        std::thread::scope(|scope| {
+            if let Some(port) = port {
+                scope.spawn(move || self.detach_port(attachment, port));
+            }
+            delete_ours(&name)
+        })?;
         let mut changes = vec![Change::Remove(attachment.clone())];
         if !endpoint.delegated {
             changes.extend(endpoint.ips().map(|address| Change::Released {
@@ -56,21 +63,27 @@ impl Core {
 
     /// Lets go of an endpoint's port, if it has one.
     pub(crate) fn unbind(&self, attachment: &Attachment) {
+        if let Some(port) = self.take_port(attachment) {
+            self.detach_port(attachment, port);
+        }
+    }
+
+    /// Takes an endpoint's port from it. No new packet is sent there from here
+    /// on, before its frames are called home.
+    fn take_port(&self, attachment: &Attachment) -> Option<BoundPort> {
         let port = {
             let mut inventory = self.inventory();
-            let port = inventory
-                .endpoints
-                .get_mut(attachment)
-                .and_then(|live| live.port.take());
-            if let Some(port) = port {
-                inventory.fdb.remove(Location::Port(port.id));
-                inventory.touch();
-            }
+            let live = inventory.endpoints.get_mut(attachment)?;
+            let port = live.port.take()?;
+            inventory.fdb.remove(Location::Port(port.id));
+            inventory.touch();
             port
         };
-        let Some(port) = port else { return };
-        // No new packet is sent there before its frames are called home.
         self.publish();
+        Some(port)
+    }
+
+    fn detach_port(&self, attachment: &Attachment, port: BoundPort) {
         if let Err(error) = self.switch.detach(port.id) {
             tracing::warn!(container = attachment.container_id, %error, "cannot detach a pod's port");
         }

@@ -36,6 +36,8 @@ pub struct Live {
     pub endpoint: Endpoint,
     /// Its port.
     pub port: Option<BoundPort>,
+    /// Its bulk TCP is to be led, which comes after ADD's answer.
+    pub lead_is_due: bool,
 }
 
 /// The host's port and its two interfaces.
@@ -188,6 +190,7 @@ impl Inventory {
         let Some(Live {
             endpoint,
             port: Some(port),
+            ..
         }) = self.endpoints.get(attachment)
         else {
             return;

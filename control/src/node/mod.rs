@@ -46,6 +46,7 @@ mod reserved_ports;
 pub mod routes;
 #[cfg(test)]
 pub(crate) mod samples;
+pub(crate) mod sequel;
 pub mod setup;
 pub mod shared;
 pub mod steering;
@@ -134,6 +135,7 @@ pub(crate) struct Core {
     inventory: Mutex<Inventory>,
     published: Mutex<Published>,
     locks: Locks,
+    precedence: sequel::Precedence,
     sysfs: Sysfs,
     /// Where the receive work of ports lands.
     steered: Mutex<HashMap<PortId, Ends>>,
@@ -180,6 +182,7 @@ impl Node {
             inventory: Mutex::default(),
             published: Mutex::default(),
             locks: Locks::default(),
+            precedence: sequel::Precedence::default(),
             started: Instant::now(),
             stopping: AtomicBool::new(false),
             setup: ArcSwap::from_pointee(setup),

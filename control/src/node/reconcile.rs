@@ -116,6 +116,7 @@ impl Core {
                 Live {
                     endpoint: endpoint.clone(),
                     port: None,
+                    lead_is_due: false,
                 },
             );
         }
@@ -186,7 +187,7 @@ impl Core {
             link::raise_host(&mut Netlink::open()?, &link.name, link.index)?;
         }
         if endpoint.sends_super_frames() && !port.binding.native {
-            self.lead_again(endpoint, link);
+            self.lead_again(endpoint, port);
         }
         self.steer_again(endpoint, link, port.id);
         let mut inventory = self.inventory();
@@ -206,25 +207,6 @@ impl Core {
                 container = endpoint.attachment.container_id,
                 %error,
                 "a pod's protocol stack works on the lane's CPU; make the pod anew"
-            );
-        }
-    }
-
-    /// Has a pod's TCP take the way that is made for it, where an earlier
-    /// version made the pod or somebody took that away since. It has another.
-    fn lead_again(&self, endpoint: &Endpoint, link: &Link) {
-        let led = open_netns(endpoint)
-            .map_err(AttachError::from)
-            .and_then(|netns| {
-                let (host, pod) = ((&*link.name, link.index), &endpoint.attachment.ifname);
-                self.lengthen_super_frames(host, pod, netns.as_fd())
-            });
-        if let Err(error) = led {
-            tracing::warn!(
-                interface = link.name,
-                container = endpoint.attachment.container_id,
-                %error,
-                "a pod's bulk TCP takes the slower way; make the pod anew"
             );
         }
     }

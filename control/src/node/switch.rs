@@ -67,6 +67,8 @@ pub trait Switch: Send + Sync + 'static {
     /// its bulk TCP to the port's other way in, which takes longer super-frames.
     /// Mends what is not so any more.
     fn lead_streams(&self, name: &str, ifindex: u32) -> Result<(), SwitchError>;
+    /// Whether such an interface still does.
+    fn leads_streams(&self, name: &str, ifindex: u32) -> Result<bool, SwitchError>;
     /// Puts a snapshot in force.
     fn publish(&self, snapshot: Snapshot);
     /// Ends what an earlier process knew of pods that the snapshot in force

@@ -1,6 +1,7 @@
 //! Taking a port back: from the lanes, from the kernel, and its frames home.
 //! And all of them, at the end.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
@@ -12,11 +13,14 @@ use super::{Inner, lock};
 use crate::lane::Command;
 use crate::port::{LanePort, PortHandle};
 use crate::types::PortId;
-use crate::umem::FramePool;
+use crate::umem::{FramePool, OwnerTag};
 
 /// Threads that close sockets side by side; each close waits for the kernel's
-/// readers.
+/// readers, and those that wait at the same time wait for the same.
 const CLOSERS: usize = 32;
+
+/// Something that is closed when it is dropped.
+type Held = Box<dyn Any + Send>;
 
 /// A port on its way out.
 pub(super) struct Closing {
@@ -65,18 +69,28 @@ impl Inner {
             lock(&self.closing).push(closing);
             return Err(PortError::Lane(name));
         }
-        let kernel = closing.handle.kernel_drops();
-        let mut gone = lock(&self.kernel_drops);
-        gone.fill_empty += kernel.fill_empty;
-        gone.ring_full += kernel.ring_full;
-        drop(gone);
-        let tags = closing.handle.tags.clone();
-        drop(closing);
+        self.close_all(vec![closing]);
+        Ok(())
+    }
+
+    /// Closes ports that no lane has a part of any more, all of them side by
+    /// side.
+    fn close_all(&self, closings: Vec<Closing>) {
+        let mut tags = Vec::new();
+        let mut held = Vec::new();
+        for closing in closings {
+            let kernel = closing.handle.kernel_drops();
+            let mut gone = lock(&self.kernel_drops);
+            gone.fill_empty += kernel.fill_empty;
+            gone.ring_full += kernel.ring_full;
+            drop(gone);
+            tags.extend(closing.take_apart(&mut held));
+        }
+        drop_side_by_side(held);
         let mut pool = FramePool::new(Arc::clone(&self.depot));
         for tag in tags {
             self.owners.reclaim(tag).for_each(|frame| pool.free(frame));
         }
-        Ok(())
     }
 
     /// Stops the lanes and closes every port.
@@ -112,21 +126,57 @@ impl Inner {
             closing.waiting.clear();
             closing
         });
-        let closings: Vec<_> = closings.into_values().chain(late).collect();
-        let waiting = Mutex::new(closings);
-        std::thread::scope(|scope| {
-            for _ in 0..CLOSERS {
-                scope.spawn(|| {
-                    loop {
-                        let next = lock(&waiting).pop();
-                        match next {
-                            // Nothing is waited for any more.
-                            Some(closing) => drop(self.close(closing)),
-                            None => return,
-                        }
-                    }
-                });
-            }
-        });
+        self.close_all(closings.into_values().chain(late).collect());
     }
+}
+
+impl Closing {
+    /// Its sockets and its program, each for itself, and the queues whose
+    /// frames come home.
+    fn take_apart(self, held: &mut Vec<Held>) -> Vec<OwnerTag> {
+        let PortHandle {
+            program,
+            sockets,
+            tags,
+            ..
+        } = self.handle;
+        // The lanes' parts have them, too.
+        drop(sockets);
+        held.push(Box::new(program));
+        for part in self.parts {
+            let LanePort {
+                queue,
+                more,
+                bulk,
+                overlay,
+                groups,
+                stream,
+                ..
+            } = part;
+            held.push(Box::new(queue));
+            held.extend(more.into_iter().map(|queue| Box::new(queue) as Held));
+            held.push(Box::new((bulk, overlay)));
+            held.push(Box::new((groups, stream)));
+        }
+        tags
+    }
+}
+
+/// Drops everything, each on one of a few threads.
+fn drop_side_by_side(held: Vec<Held>) {
+    let threads = CLOSERS.min(held.len());
+    let waiting = Mutex::new(held);
+    std::thread::scope(|scope| {
+        for _ in 0..threads {
+            scope.spawn(|| {
+                loop {
+                    let next = lock(&waiting).pop();
+                    match next {
+                        Some(one) => drop(one),
+                        None => return,
+                    }
+                }
+            });
+        }
+    });
 }

@@ -219,6 +219,12 @@ impl Engine {
         self.inner.loader.lead_streams(Interface { name, index })
     }
 
+    /// Whether a pod's interface, which the calling thread's network namespace
+    /// holds, still does what [`Engine::lead_streams`] made it do.
+    pub fn leads_streams(&self, name: &str, index: u32) -> Result<bool, ProgramError> {
+        self.inner.loader.leads_streams(Interface { name, index })
+    }
+
     /// Fragments of the overlay's outer packets that were left to the kernel.
     pub fn outer_fragments(&self) -> u64 {
         self.inner.outer_fragments()

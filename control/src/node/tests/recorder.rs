@@ -1,6 +1,6 @@
 //! The data path that these tests have: none.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Mutex};
 
@@ -27,6 +27,7 @@ pub(super) struct Recorded {
     pub(super) native: bool,
     pub(super) more_queues: u32,
     pub(super) panic_on_events: bool,
+    pub(super) led: BTreeSet<u32>,
 }
 
 impl Recorder {
@@ -79,8 +80,13 @@ impl Switch for Recorder {
         self.attach(id, way_out.ifindex, way_out.name)
     }
 
-    fn lead_streams(&self, _: &str, _: u32) -> Result<(), SwitchError> {
+    fn lead_streams(&self, _: &str, ifindex: u32) -> Result<(), SwitchError> {
+        self.state.lock().unwrap().led.insert(ifindex);
         Ok(())
+    }
+
+    fn leads_streams(&self, _: &str, ifindex: u32) -> Result<bool, SwitchError> {
+        Ok(self.state.lock().unwrap().led.contains(&ifindex))
     }
 
     fn detach(&self, id: PortId) -> Result<(), SwitchError> {
