@@ -469,7 +469,11 @@ impl Inner {
         let deadline = Instant::now() + ANSWER_TIMEOUT;
         for (lane, answer) in answers.iter().enumerate() {
             match self.answer(lane, answer, deadline) {
-                Answer::Got(posted) if posted >= FILL_MIN => {}
+                Answer::Got(joined) if joined.posted >= FILL_MIN => {
+                    if let Some(error) = joined.unwatched {
+                        tracing::warn!(port = name, lane, %error, "epoll refuses the port's stream socket, which costs the lane a system call for each look at it; raise fs.epoll.max_user_watches");
+                    }
+                }
                 Answer::Got(_) => {
                     return Err(PortError::Frames {
                         port: name,

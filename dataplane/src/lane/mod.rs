@@ -16,6 +16,7 @@ mod tests;
 mod together;
 mod waiting;
 
+use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::Sender;
 use std::time::Instant;
@@ -52,9 +53,8 @@ const HOUSEKEEPING_NANOS: u64 = 1_000_000_000;
 
 /// What control asks of a lane.
 pub(crate) enum Command {
-    /// Poll this port from now on; answered with the number of chunks that
-    /// are posted on it.
-    AddPort(Box<LanePort>, Sender<u32>),
+    /// Poll this port from now on.
+    AddPort(Box<LanePort>, Sender<Joined>),
     /// Forget the port and hand its part over; `None` when unknown.
     RemovePort(PortId, Sender<Option<Box<LanePort>>>),
     /// List the flow tables.
@@ -66,6 +66,15 @@ pub(crate) enum Command {
     /// Do as the test says.
     #[cfg(test)]
     Run(Box<dyn FnOnce(&mut Lane) + Send>),
+}
+
+/// How a lane took a port.
+#[derive(Debug)]
+pub(crate) struct Joined {
+    /// Chunks that are posted on it.
+    pub(crate) posted: u32,
+    /// Why its stream socket is asked by itself.
+    pub(crate) unwatched: Option<io::Error>,
 }
 
 /// A lane's report that the kernel refuses to serve a socket.
@@ -324,7 +333,7 @@ impl Lane {
         false
     }
 
-    fn add_port(&mut self, mut port: Box<LanePort>) -> u32 {
+    fn add_port(&mut self, mut port: Box<LanePort>) -> Joined {
         // What the queue with the fewest chunks got.
         let mut posted = u32::MAX;
         for queue in port.queues_mut() {
@@ -335,11 +344,14 @@ impl Lane {
         if let Some(groups) = &port.groups {
             self.rest.watch(groups.fd());
         }
-        if let Some(stream) = &port.stream {
-            self.streams.watch(port.id, stream);
-        }
+        let stream = port.stream.as_ref();
+        let unwatched = stream.and_then(|stream| {
+            let error = self.streams.watch(port.id, stream).err()?;
+            self.rest.watch(stream.fd());
+            Some(error)
+        });
         self.ports.insert(port);
-        posted
+        Joined { posted, unwatched }
     }
 
     fn remove_port(&mut self, id: PortId) -> Option<Box<LanePort>> {
@@ -349,7 +361,8 @@ impl Lane {
             self.rest.forget(groups.fd());
         }
         if let Some(stream) = &port.stream {
-            self.streams.forget(stream);
+            self.streams.forget(port.id, stream);
+            self.rest.forget(stream.fd());
         }
         let abandoned: u32 = port.queues_mut().map(Queue::abandoned).sum();
         self.shared.counters.drops[DropReason::PortRemoved.index()].add(u64::from(abandoned));

@@ -2,7 +2,8 @@
 //!
 //! Their packets stand in no ring that the lane could look at, so it asks the
 //! kernel, for all ports at once and once a round while packets come. `epoll` costs a call back for
-//! each packet here, too, but these are few and long.
+//! each packet here, too, but these are few and long. A socket that it refuses
+//! (`fs.epoll.max_user_watches`, memory) is asked by itself, as often.
 #![allow(unsafe_code)] // epoll system calls
 
 use std::io;
@@ -25,6 +26,8 @@ const PAUSE_NANOS: u64 = 2_000;
 pub(crate) struct Streams {
     epoll: OwnedFd,
     watched: u32,
+    /// Ports whose sockets `epoll` refused.
+    refused: Vec<PortId>,
     due: Nanos,
     pub(super) spares: Spares,
 }
@@ -41,6 +44,7 @@ impl Streams {
             // has it.
             epoll: unsafe { OwnedFd::from_raw_fd(fd) },
             watched: 0,
+            refused: Vec::new(),
             due: Nanos(0),
             spares: Spares::default(),
         })
@@ -51,35 +55,57 @@ impl Streams {
         self.epoll.as_fd()
     }
 
-    /// Looks after a port's socket from now on.
-    pub(super) fn watch(&mut self, id: PortId, socket: &StreamSocket) {
+    /// Looks after a port's socket from now on. An error means that this costs a
+    /// system call of its own, and that [`Streams::fd`] does not tell of it.
+    pub(super) fn watch(&mut self, id: PortId, socket: &StreamSocket) -> io::Result<()> {
         let mut event = libc::epoll_event {
             events: libc::EPOLLIN as u32,
             u64: u64::from(id.0),
         };
-        if self.control(libc::EPOLL_CTL_ADD, socket, &raw mut event) {
-            self.watched += 1;
+        match self.control(libc::EPOLL_CTL_ADD, socket, &raw mut event) {
+            Ok(()) => {
+                self.watched += 1;
+                Ok(())
+            }
+            Err(error) => {
+                self.refused.push(id);
+                Err(error)
+            }
         }
     }
 
     /// No longer looks after it.
-    pub(super) fn forget(&mut self, socket: &StreamSocket) {
-        if self.control(libc::EPOLL_CTL_DEL, socket, std::ptr::null_mut()) {
+    pub(super) fn forget(&mut self, id: PortId, socket: &StreamSocket) {
+        let known = self.refused.len();
+        self.refused.retain(|&refused| refused != id);
+        if self.refused.len() == known
+            && self
+                .control(libc::EPOLL_CTL_DEL, socket, std::ptr::null_mut())
+                .is_ok()
+        {
             self.watched -= 1;
         }
     }
 
-    fn control(&self, what: i32, socket: &StreamSocket, event: *mut libc::epoll_event) -> bool {
+    fn control(
+        &self,
+        what: i32,
+        socket: &StreamSocket,
+        event: *mut libc::epoll_event,
+    ) -> io::Result<()> {
         let (epoll, fd) = (self.epoll.as_raw_fd(), socket.fd().as_raw_fd());
         // SAFETY: both descriptors are open; the event is live, or absent
         // where none is read.
-        unsafe { libc::epoll_ctl(epoll, what, fd, event) == 0 }
+        match unsafe { libc::epoll_ctl(epoll, what, fd, event) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
     }
 
     /// Tells the ports whose sockets have packets.
     #[inline]
     pub(super) fn look(&mut self, ports: &mut LanePorts, now: Nanos) {
-        if self.watched == 0 || now < self.due {
+        if (self.watched == 0 && self.refused.is_empty()) || now < self.due {
             return;
         }
         let mut events = [libc::epoll_event { events: 0, u64: 0 }; MOST_READY];
@@ -96,11 +122,27 @@ impl Streams {
             true => now,
             false => Nanos(now.0 + PAUSE_NANOS),
         };
-        for event in events.iter().take(usize::try_from(count).unwrap_or(0)) {
-            if let Some(port) = ports.get(PortId(event.u64 as _)) {
+        let ready = events.iter().take(usize::try_from(count).unwrap_or(0));
+        let ready = ready.map(|event| PortId(event.u64 as _));
+        for id in ready.chain(self.refused.iter().copied()) {
+            if let Some(port) = ports.get(id) {
                 port.stream_waits = true;
             }
         }
+    }
+
+    /// Has every socket from now on refused, as if there was no memory for it.
+    #[cfg(test)]
+    pub(super) fn refuse_all(&mut self) {
+        // SAFETY: plain system calls on descriptors that nobody else has. What
+        // is none of epoll's is refused by epoll_ctl().
+        let done = unsafe {
+            let other = libc::eventfd(0, libc::EFD_CLOEXEC);
+            let done = libc::dup3(other, self.epoll.as_raw_fd(), libc::O_CLOEXEC);
+            libc::close(other);
+            done
+        };
+        assert!(done >= 0);
     }
 
     /// Gives back what is held for packets to come.

@@ -4,6 +4,7 @@ use super::*;
 use crate::engine::tests::{engine, in_namespace, ip, on_lane, veth, wait_until};
 use crate::engine::{CaptureSpec, Engine, PortSpec};
 use crate::frame::Verdict;
+use crate::packet_socket::{PacketSocket, Way};
 use crate::umem::OwnerTag;
 use crate::xsk::socket::RING_SIZE;
 
@@ -63,6 +64,41 @@ impl Lane {
 
 fn drops(engine: &Engine, reason: DropReason) -> u64 {
     engine.stats().drops[reason.index()]
+}
+
+/// A TCP packet long enough to be led past XDP.
+fn send_bulk(device: &str) {
+    let index = nix::net::if_::if_nametoindex(device).unwrap();
+    let mut frame = vec![0; 20_000];
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    frame[14..16].copy_from_slice(&[0x45, 0]);
+    frame[23] = 6;
+    let socket = PacketSocket::open(index, Way::Ordinary).unwrap();
+    socket.send_complete(std::iter::once(&*frame)).unwrap();
+}
+
+#[test]
+fn a_stream_socket_that_epoll_refuses_is_asked_by_itself() {
+    in_namespace(|| {
+        let engine = engine(1, 4096);
+        let port = veth("a", 0);
+        for end in ["a", "ap"] {
+            ip(&format!("link set dev {end} mtu 65535"));
+        }
+        on_lane(&engine, 0, |lane| lane.streams.refuse_all());
+        engine.attach(port.clone()).unwrap();
+        let led = nix::net::if_::if_nametoindex("ap").unwrap();
+        engine.lead_streams("ap", led).unwrap();
+        let came = || engine.port_stats(port.id).unwrap().rx_packets;
+        for count in 1..=3 {
+            // Asleep between two packets.
+            std::thread::sleep(std::time::Duration::from_millis(50));
+            send_bulk("ap");
+            wait_until("the packet came", || came() == count);
+        }
+        engine.detach(port.id).unwrap();
+        assert_eq!(engine.stats().frames.in_use, 0);
+    });
 }
 
 /// A port that takes packets into its ring, and no further.
