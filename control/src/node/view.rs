@@ -17,6 +17,7 @@ use super::inventory::BoundPort;
 use super::own;
 use super::uplink::UplinkState;
 use crate::config::Mode;
+use crate::source::Health;
 
 impl Node {
     /// Every port, its packet counters still zero, with its id: the caller
@@ -84,8 +85,7 @@ impl Node {
 
     /// How reading the cluster's objects goes.
     pub fn source(&self) -> Option<Source> {
-        let health = self.core.source.as_ref()?.lock();
-        let health = health.unwrap_or_else(PoisonError::into_inner).clone();
+        let health = self.source_health()?;
         let objects = health.objects.iter();
         Some(Source {
             path: health.path,
@@ -99,6 +99,11 @@ impl Node {
             read_errors: health.read_errors,
             errors: health.errors,
         })
+    }
+
+    fn source_health(&self) -> Option<Health> {
+        let health = self.core.source.as_ref()?.lock();
+        Some(health.unwrap_or_else(PoisonError::into_inner).clone())
     }
 
     /// How many stations the segments have.
@@ -132,7 +137,8 @@ impl Node {
         notices.extend(own::strangers_notice(&inventory.strangers(&setup)));
         notices.extend(inventory.held_notices(&setup));
         drop(inventory);
-        notices.extend(self.source().into_iter().flat_map(|source| source.errors));
+        let source = self.source_health().into_iter();
+        notices.extend(source.flat_map(|source| [source.errors, source.warnings].concat()));
         notices
     }
 

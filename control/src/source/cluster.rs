@@ -42,7 +42,12 @@ pub struct Cluster {
     nodes: Held<String, Node>,
     namespaces: Held<String, Namespace>,
     pods: Held<(Box<str>, Box<str>), Pod>,
+    /// Objects that stand more than once, and in which files.
+    repeated: Repeated,
 }
+
+/// By kind and name, as `Node a`.
+type Repeated = BTreeMap<String, Vec<Arc<str>>>;
 
 impl Cluster {
     /// Nodes by name.
@@ -64,6 +69,13 @@ impl Cluster {
             ("Namespace", self.namespaces.len()),
             ("Pod", self.pods.len()),
         ]
+    }
+
+    /// Objects that stand more than once, with the files that hold them: the
+    /// first one's is in force.
+    pub fn repeated(&self) -> impl Iterator<Item = (&str, &[Arc<str>])> {
+        let repeated = self.repeated.iter();
+        repeated.map(|(object, files)| (object.as_str(), files.as_slice()))
     }
 
     /// Puts what a file holds now in the place of what it held before. Looks
@@ -90,86 +102,116 @@ impl Cluster {
 
     fn insert(&mut self, file: &Arc<str>, object: &Object) -> Change {
         let mut change = Change::default();
-        match object {
+        let files = match object {
             Object::Node(node) => {
-                change.nodes = insert(&mut self.nodes, node.name.clone(), file, node);
+                let files = self.nodes.entry(node.name.clone()).or_default();
+                change.nodes = insert(files, file, node);
+                names(files)
             }
             Object::Namespace(namespace) => {
-                let name = namespace.name.clone();
-                change.namespaces = insert(&mut self.namespaces, name, file, namespace);
+                let files = self.namespaces.entry(namespace.name.clone()).or_default();
+                change.namespaces = insert(files, file, namespace);
+                names(files)
             }
             Object::Pod(pod) => {
                 let key = (pod.namespace.clone(), pod.name.clone());
-                change.pods = insert(&mut self.pods, key, file, pod);
+                let files = self.pods.entry(key).or_default();
+                change.pods = insert(files, file, pod);
+                names(files)
             }
+        };
+        if let Some(files) = files {
+            tracing::warn!("{}", repetition(&title(object), &files));
+            self.repeated.insert(title(object), files);
         }
         change
     }
 
     fn remove(&mut self, file: &Arc<str>, object: &Object) -> Change {
         let mut change = Change::default();
-        match object {
-            Object::Node(node) => {
-                change.nodes = remove(&mut self.nodes, node.name.clone(), file, node);
-            }
+        let files = match object {
+            Object::Node(node) => remove(
+                &mut self.nodes,
+                node.name.clone(),
+                (file, node),
+                &mut change.nodes,
+            ),
             Object::Namespace(namespace) => {
                 let name = namespace.name.clone();
-                change.namespaces = remove(&mut self.namespaces, name, file, namespace);
+                let changed = &mut change.namespaces;
+                remove(&mut self.namespaces, name, (file, namespace), changed)
             }
             Object::Pod(pod) => {
                 let key = (pod.namespace.clone(), pod.name.clone());
-                change.pods = remove(&mut self.pods, key, file, pod);
+                remove(&mut self.pods, key, (file, pod), &mut change.pods)
             }
+        };
+        if self.repeated.is_empty() {
+            return change;
         }
+        match files {
+            Some(files) => self.repeated.insert(title(object), files),
+            None => self.repeated.remove(&title(object)),
+        };
         change
     }
 }
 
-/// Returns whether the object in force is another one now.
-fn insert<K: Ord + std::fmt::Debug, V>(
-    held: &mut Held<K, V>,
-    key: K,
-    file: &Arc<str>,
-    value: &Arc<V>,
-) -> bool {
-    let entry = held.entry(key);
-    if let Entry::Occupied(taken) = &entry
-        && let Some((other, _)) = taken.get().first()
-    {
-        let (first, second) = if other <= file {
-            (other, file)
-        } else {
-            (file, other)
-        };
-        tracing::warn!(
-            object = ?taken.key(),
-            "stands twice, in {first} and {second}: the one in {first} is in force; remove the other"
-        );
+/// Kind and name of an object.
+fn title(object: &Object) -> String {
+    match object {
+        Object::Node(node) => format!("Node {}", node.name),
+        Object::Namespace(namespace) => format!("Namespace {}", namespace.name),
+        Object::Pod(pod) => format!("Pod {}/{}", pod.namespace, pod.name),
     }
-    let files = entry.or_default();
-    let at = files.partition_point(|(other, _)| other <= file);
-    files.insert(at, (Arc::clone(file), Arc::clone(value)));
+}
+
+/// What is wrong with an object that stands more than once.
+pub(super) fn repetition(object: &str, files: &[Arc<str>]) -> String {
+    let first = files.first().map(|file| &**file).unwrap_or_default();
+    let mut names: Vec<&str> = files.iter().map(|file| &**file).collect();
+    names.dedup();
+    format!(
+        "{object} stands {} times, in {}: the first one of {first} is in force; remove the others",
+        files.len(),
+        names.join(", ")
+    )
+}
+
+/// The files that hold an object, where it stands more than once.
+fn names<V>(held: &[(Arc<str>, Arc<V>)]) -> Option<Vec<Arc<str>>> {
+    (held.len() > 1).then(|| held.iter().map(|(file, _)| Arc::clone(file)).collect())
+}
+
+/// Returns whether the object in force is another one now.
+fn insert<V>(held: &mut Vec<(Arc<str>, Arc<V>)>, file: &Arc<str>, value: &Arc<V>) -> bool {
+    let at = held.partition_point(|(other, _)| other <= file);
+    held.insert(at, (Arc::clone(file), Arc::clone(value)));
     at == 0
 }
 
-/// Returns whether the object in force is another one, or none, now.
+/// Says whether the object in force is another one, or none, now. Returns the
+/// files that hold it, where it still stands more than once.
 fn remove<K: Ord, V: PartialEq>(
     held: &mut Held<K, V>,
     key: K,
-    file: &Arc<str>,
-    value: &Arc<V>,
-) -> bool {
+    (file, value): (&Arc<str>, &Arc<V>),
+    changed: &mut bool,
+) -> Option<Vec<Arc<str>>> {
     let Entry::Occupied(mut entry) = held.entry(key) else {
-        return false;
+        return None;
     };
     let files = entry.get_mut();
-    let position = files
+    let at = files
         .iter()
         .position(|(other, held)| other == file && held == value);
-    let Some(at) = position else { return false };
-    files.remove(at);
+    if let Some(at) = at {
+        files.remove(at);
+        *changed = at == 0;
+    }
+    let repeated = names(files);
     if files.is_empty() {
         entry.remove();
     }
-    at == 0
+    repeated
 }

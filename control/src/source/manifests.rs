@@ -5,7 +5,7 @@
 //! line and keeps its last good content; a file that is gone takes its
 //! objects along. Files end in `.yaml`, `.yml` or `.json` (which is YAML) and
 //! do not begin with a dot, so that what editors and mounted ConfigMaps keep
-//! beside them is left alone.
+//! beside them is left alone. Other directories in it are not read, and named.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::Metadata;
@@ -14,8 +14,11 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::cluster::{Change, Cluster};
+use super::cluster::{Change, Cluster, repetition};
 use super::object::{self, Content, Object};
+
+/// Most objects that are named for standing more than once.
+const MOST_NAMED: usize = 5;
 
 /// Longest file that is read.
 const LONGEST_FILE: u64 = 1 << 30;
@@ -60,8 +63,12 @@ pub struct Manifests {
     cluster: Cluster,
     /// Kinds that were said to be ignored.
     told: HashSet<String>,
+    /// Files that are links.
+    links: BTreeSet<String>,
     /// Why the directory could not be read the last time.
     error: Option<String>,
+    /// Directories in it, which are not read.
+    directories: BTreeSet<String>,
     /// Times that something could not be read.
     read_errors: u64,
 }
@@ -74,7 +81,9 @@ impl Manifests {
             files: BTreeMap::new(),
             cluster: Cluster::default(),
             told: HashSet::new(),
+            links: BTreeSet::new(),
             error: None,
+            directories: BTreeSet::new(),
             read_errors: 0,
         }
     }
@@ -89,10 +98,36 @@ impl Manifests {
         &self.dir
     }
 
+    /// The files that are links, by path.
+    pub fn links(&self) -> impl Iterator<Item = PathBuf> {
+        self.links.iter().map(|name| self.dir.join(name))
+    }
+
     /// Files whose present content is not in force, and why.
     pub fn errors(&self) -> impl Iterator<Item = &str> {
         let files = self.files.values().filter_map(|f| f.error.as_deref());
         self.error.as_deref().into_iter().chain(files)
+    }
+
+    /// What is in force otherwise than who wrote the files may think.
+    pub fn warnings(&self) -> Vec<String> {
+        let directories = self.directories.iter();
+        let mut warnings: Vec<String> = directories.map(|name| self.unread(name)).collect();
+        let repeated = self.cluster.repeated();
+        let repeated = repeated.map(|(object, files)| repetition(object, files));
+        warnings.extend(repeated.take(MOST_NAMED));
+        let more = self.cluster.repeated().skip(MOST_NAMED).count();
+        if more > 0 {
+            warnings.push(format!("{more} more objects stand more than once"));
+        }
+        warnings
+    }
+
+    fn unread(&self, directory: &str) -> String {
+        let dir = self.dir.display();
+        format!(
+            "{dir}/{directory} is a directory: manifests in it are not read; move them to {dir}"
+        )
     }
 
     /// Times that a file or the directory could not be read.
@@ -140,24 +175,37 @@ impl Manifests {
         change
     }
 
-    fn list(&self) -> io::Result<BTreeMap<String, Stamp>> {
+    fn list(&mut self) -> io::Result<BTreeMap<String, Stamp>> {
         let mut names = BTreeMap::new();
+        let (mut directories, mut links) = (BTreeSet::new(), BTreeSet::new());
         for entry in std::fs::read_dir(&self.dir)? {
-            let Ok(name) = entry?.file_name().into_string() else {
+            let entry = entry?;
+            let Ok(name) = entry.file_name().into_string() else {
                 continue;
             };
-            if !is_manifest(&name) {
+            if name.starts_with('.') {
                 continue;
+            }
+            if is_manifest(&name) && entry.file_type().is_ok_and(|kind| kind.is_symlink()) {
+                links.insert(name.clone());
             }
             // Through links: a mounted ConfigMap is made of them. A file that
             // vanishes meanwhile is gone.
             match std::fs::metadata(self.dir.join(&name)) {
-                Ok(metadata) if metadata.is_file() => {
+                Ok(metadata) if metadata.is_dir() => {
+                    directories.insert(name);
+                }
+                Ok(metadata) if metadata.is_file() && is_manifest(&name) => {
                     names.insert(name, Stamp::of(&metadata));
                 }
                 _ => {}
             }
         }
+        for name in directories.difference(&self.directories) {
+            tracing::warn!("{}", self.unread(name));
+        }
+        self.directories = directories;
+        self.links = links;
         Ok(names)
     }
 
@@ -308,6 +356,53 @@ mod tests {
         std::fs::remove_file(dir.path().join("1.yaml")).unwrap();
         assert!(scan(&mut manifests).nodes);
         assert_eq!(cidr(&manifests), "10.0.2.0/24");
+    }
+
+    #[test]
+    fn what_is_not_in_force_is_named() {
+        let dir = tempfile::tempdir().unwrap();
+        let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
+        let mut manifests = Manifests::new(dir.path());
+        let mut warnings = || {
+            scan(&mut manifests);
+            manifests.warnings()
+        };
+        write("1.yaml", node("a", "10.0.1.0/24"));
+        for hidden in ["..data", ".git"] {
+            std::fs::create_dir(dir.path().join(hidden)).unwrap();
+        }
+        assert_eq!(warnings(), [""; 0]);
+        std::fs::create_dir(dir.path().join("more")).unwrap();
+        let text = warnings().join("\n");
+        assert!(text.contains("/more is a directory"), "{text}");
+        std::fs::remove_dir(dir.path().join("more")).unwrap();
+
+        write(
+            "2.yaml",
+            node("a", "10.0.2.0/24") + "---\n" + &node("b", "10.0.3.0/24"),
+        );
+        let text = "Node a stands 2 times, in 1.yaml, 2.yaml: the first one of 1.yaml is in force; remove the others";
+        assert_eq!(warnings(), [text]);
+        write("0.yaml", node("a", "10.0.0.0/24"));
+        assert!(warnings()[0].contains("3 times, in 0.yaml, 1.yaml, 2.yaml"));
+        std::fs::remove_file(dir.path().join("1.yaml")).unwrap();
+        assert!(warnings()[0].contains("2 times, in 0.yaml, 2.yaml"));
+        write("2.yaml", node("b", "10.0.3.0/24"));
+        assert_eq!(warnings(), [""; 0]);
+        write(
+            "2.yaml",
+            node("b", "10.0.3.0/24") + "---\n" + &node("b", "10.0.4.0/24"),
+        );
+        assert!(warnings()[0].starts_with("Node b stands 2 times, in 2.yaml:"));
+        std::fs::remove_file(dir.path().join("2.yaml")).unwrap();
+        assert_eq!(warnings(), [""; 0]);
+        for file in ["3.yaml", "4.yaml"] {
+            let nodes = (0..8).map(|n| node(&format!("n{n}"), "10.0.5.0/24"));
+            write(file, nodes.collect::<Vec<_>>().join("---\n"));
+        }
+        let named = warnings();
+        assert_eq!(named.len(), MOST_NAMED + 1);
+        assert_eq!(named[MOST_NAMED], "3 more objects stand more than once");
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! [`object`]s.
 
 pub mod cluster;
+mod links;
 pub mod manifests;
 pub mod object;
 mod watch;
@@ -12,4 +13,4 @@ mod watch;
 pub use cluster::{Change, Cluster};
 pub use manifests::Manifests;
 pub use object::{Namespace, Node, Object, Pod};
-pub use watch::{SharedHealth, Sink, SourceError, Watch};
+pub use watch::{Health, SharedHealth, Sink, SourceError, Watch};
