@@ -41,6 +41,7 @@ pub mod netns;
 pub mod offload;
 mod own;
 pub mod plan;
+pub mod qdiscs;
 pub mod reconcile;
 mod reserved_ports;
 pub mod routes;
@@ -203,6 +204,9 @@ impl Node {
         core.start_host_port()?;
         core.follow_kernel()?;
         core.reconcile(contents)?;
+        for notice in core.qdisc_notices() {
+            tracing::warn!("{notice}");
+        }
         core.align_pods();
         core.publish();
         core.switch.settle();

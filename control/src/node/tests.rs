@@ -543,3 +543,38 @@ fn pods_made_for_other_lanes_are_not_half_attached() {
             .unwrap();
     });
 }
+
+#[test]
+fn limits_that_do_nothing_are_named() {
+    in_fresh_netns("limits_that_do_nothing_are_named", || {
+        let dir = tempfile::tempdir().unwrap();
+        let switch = Recorder::new();
+        let node = Node::start(setup(dir.path()), None, Arc::clone(&switch) as _).unwrap();
+        let pod = new_netns();
+        node.core.add(&request("web", "eth0"), pod.as_fd()).unwrap();
+        let host = host_ends().remove(0);
+        let before = node.notices();
+        let new = || -> Vec<String> {
+            let now = node.notices().into_iter();
+            now.filter(|notice| !before.contains(notice)).collect()
+        };
+        // One that is no pod's concerns nobody.
+        run("tc qdisc add dev lo root tbf rate 1mbit burst 32kbit latency 400ms");
+        assert_eq!(new(), [""; 0]);
+        for (place, kind) in [
+            ("root tbf rate 1mbit burst 32kbit latency 400ms", "tbf"),
+            ("ingress", "ingress"),
+        ] {
+            run(&format!("tc qdisc add dev {host} {place}"));
+            let [notice] = &new()[..] else {
+                panic!("{:?}", new());
+            };
+            let begin = format!("pod default/web: queue discipline {kind} on {host} ");
+            assert!(notice.starts_with(&begin), "{notice}");
+            // It says how to be rid of it.
+            let command = notice.split('`').nth(1).unwrap();
+            run(command);
+            assert_eq!(new(), [""; 0]);
+        }
+    });
+}

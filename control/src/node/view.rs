@@ -137,6 +137,7 @@ impl Node {
         notices.extend(own::strangers_notice(&inventory.strangers(&setup)));
         notices.extend(inventory.held_notices(&setup));
         drop(inventory);
+        notices.extend(self.core.qdisc_notices());
         let source = self.source_health().into_iter();
         notices.extend(source.flat_map(|source| [source.errors, source.warnings].concat()));
         notices

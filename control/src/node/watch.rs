@@ -14,13 +14,14 @@ use super::attach::in_pod;
 use super::host_port::{HOST_SIDE, SWITCH_SIDE};
 use super::link::LinkError;
 use super::netlink::{Link, Netlink, NetlinkError};
+use super::qdiscs::Qdisc;
 use super::routes;
 use super::store::Change;
 use super::{Core, offload};
 
-/// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_IPV4_IFADDR`,
+/// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`,
 /// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV6_ROUTE`.
-const GROUPS: [u32; 6] = [1, 3, 5, 7, 9, 11];
+const GROUPS: [u32; 7] = [1, 3, 4, 5, 7, 9, 11];
 /// Pause after reading the kernel's tables, so that a storm of news is read
 /// in lots.
 const KERNEL_PAUSE: Duration = Duration::from_millis(3);
@@ -178,6 +179,12 @@ impl Watch {
                 RouteNetlinkMessage::DelRoute(route) => {
                     ways = true;
                     host |= routes::is_ours(route);
+                }
+                RouteNetlinkMessage::NewQueueDiscipline(_) => {
+                    let qdisc = Qdisc::from_message(message);
+                    if let Some(notice) = qdisc.and_then(|q| self.core.qdisc_notice(&q)) {
+                        tracing::warn!("{notice}");
+                    }
                 }
                 RouteNetlinkMessage::NewNeighbour(neighbour)
                 | RouteNetlinkMessage::DelNeighbour(neighbour) => {
