@@ -103,6 +103,20 @@ fn a_late_node_object_brings_the_ranges_and_a_changed_one_keeps_pods() -> Result
     new.del(one, "eth0")?;
     let mut old = old;
     old.del(one, "eth0")?;
+    no_notice(one)?;
+
+    // What the files say and is not in force.
+    let manifests = one.manifests_dir();
+    let failed = |what: &str| LabError::io(format!("{what} in {}", manifests.display()));
+    let more = manifests.join("more");
+    std::fs::create_dir(&more).map_err(failed("make a directory"))?;
+    notice(one, &["more is a directory"])?;
+    std::fs::remove_dir(&more).map_err(failed("remove a directory"))?;
+    let again = manifests.join("zz.yaml");
+    let text = "{apiVersion: v1, kind: Node, metadata: {name: n1}}";
+    std::fs::write(&again, text).map_err(failed("write a file"))?;
+    notice(one, &["Node n1 stands 2 times", "zz.yaml"])?;
+    std::fs::remove_file(&again).map_err(failed("remove a file"))?;
     no_notice(one)
 }
 
