@@ -3,17 +3,21 @@
 //!
 //! The program is loaded once for each port, with a socket map of its own:
 //! its entry point then needs no look-up of the device, and removing the port
-//! closes everything that belongs to it and nothing else. A pod's is attached
-//! by a link, so it goes when the last descriptor of the link is closed,
-//! however the process ends; the uplink's stays (`uplink::attachment`), and so
-//! do the programs at tc hooks of a pod's interface (`tcx`).
+//! closes everything that belongs to it and nothing else. It stays on the device
+//! when the port or the process goes, and so do the programs at tc hooks of a
+//! pod's interface (`tcx`), since the kernel waits for its readers whenever one
+//! comes, goes or is replaced. The next process puts its sockets into the map
+//! that the program has. Without a socket a port's hands everything to the
+//! kernel, whose tc hook then drops it; the uplink's knows better
+//! (`uplink::attachment`).
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
-use aya::maps::{Array, Map, MapData, XskMap};
+use aya::maps::{Array, Map, MapData, MapError, XskMap};
 use aya::programs::tc::TcAttachOptions;
-use aya::programs::{LinkOrder, ProgramFd, SchedClassifier, TcAttachType, Xdp};
+use aya::programs::{LinkOrder, ProgramFd, SchedClassifier, TcAttachType, Xdp, loaded_programs};
 use aya::{Ebpf, EbpfLoader};
 use crossbeam::utils::CachePadded;
 
@@ -25,6 +29,7 @@ use crate::stream_socket::StreamSocket;
 use crate::tcx::{self, Hook};
 use crate::types::PortId;
 use crate::umem::OwnerTag;
+use crate::xdp_link::{self, Old};
 use crate::xsk::queue::Queue;
 use crate::xsk::socket::{KernelDrops, kernel_drops};
 
@@ -96,15 +101,6 @@ impl XdpChoice {
     }
 }
 
-impl From<XdpMode> for aya::programs::XdpMode {
-    fn from(mode: XdpMode) -> Self {
-        match mode {
-            XdpMode::Native => aya::programs::XdpMode::Driver,
-            XdpMode::Generic => aya::programs::XdpMode::Skb,
-        }
-    }
-}
-
 /// The XDP program could not be put in place.
 #[derive(Debug, thiserror::Error)]
 pub enum ProgramError {
@@ -137,6 +133,39 @@ pub(crate) struct ProgramLoader {
     loader: Mutex<EbpfLoader<'static>>,
     /// The program of pods' ends, once a pod had need of it.
     pod: Mutex<Option<Ebpf>>,
+    /// What an earlier process left on ports, by the kernel's number.
+    earlier: OnceLock<HashMap<u32, Earlier>>,
+}
+
+/// A port's program of an earlier process.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Earlier {
+    /// Tells its instructions from others.
+    tag: u64,
+    /// The kernel's number of its map of sockets.
+    sockets: u32,
+}
+
+impl Earlier {
+    /// Has it hand frames to these sockets.
+    fn take(&self, sockets: &[Queue]) -> Result<(), MapError> {
+        let mut map = Map::from_map_data(MapData::from_id(self.sockets)?)?;
+        put(sockets, &mut map)
+    }
+}
+
+/// The ports' programs that the kernel has; none where it does not tell.
+fn earlier_programs() -> HashMap<u32, Earlier> {
+    let programs = loaded_programs().filter_map(Result::ok);
+    let ports = programs.filter(|info| info.name_as_str() == Some(Kind::Port.program()));
+    let with_map = ports.filter_map(|info| match info.map_ids().ok()??[..] {
+        [sockets] => {
+            let tag = info.tag();
+            Some((info.id(), Earlier { tag, sockets }))
+        }
+        _ => None,
+    });
+    with_map.collect()
 }
 
 impl ProgramLoader {
@@ -146,7 +175,14 @@ impl ProgramLoader {
         ProgramLoader {
             loader: Mutex::new(loader),
             pod: Mutex::default(),
+            earlier: OnceLock::new(),
         }
+    }
+
+    /// What an earlier process left on ports. Asked first before there is any
+    /// port of this one.
+    pub(crate) fn earlier(&self) -> &HashMap<u32, Earlier> {
+        self.earlier.get_or_init(earlier_programs)
     }
 
     /// A program with sockets in its map, not yet attached.
@@ -154,13 +190,8 @@ impl ProgramLoader {
         let mut loader = self.loader.lock().unwrap_or_else(PoisonError::into_inner);
         let mut ebpf = loader.load(kind.object())?;
         drop(loader);
-        let map = ebpf
-            .map_mut(SOCKETS)
-            .ok_or(ProgramError::Missing(SOCKETS))?;
-        let mut map = XskMap::try_from(map)?;
-        for (queue, socket) in sockets.iter().enumerate() {
-            map.set(queue as u32, socket.fd().as_raw_fd(), 0)?;
-        }
+        let map = ebpf.map_mut(SOCKETS);
+        put(sockets, map.ok_or(ProgramError::Missing(SOCKETS))?)?;
         Ok(Program { kind, ebpf })
     }
 
@@ -194,6 +225,15 @@ impl ProgramLoader {
     }
 }
 
+/// Puts sockets into a map of sockets.
+fn put(sockets: &[Queue], map: &mut Map) -> Result<(), MapError> {
+    let mut map = XskMap::try_from(map)?;
+    for (queue, socket) in sockets.iter().enumerate() {
+        map.set(queue as u32, socket.fd().as_raw_fd(), 0)?;
+    }
+    Ok(())
+}
+
 /// Gives the kernel the program of pods' ends.
 pub(crate) fn load_lead(loader: &mut EbpfLoader<'_>, object: &[u8]) -> Result<Ebpf, ProgramError> {
     let mut ebpf = loader.load(object)?;
@@ -209,29 +249,46 @@ pub(crate) fn lead(ebpf: &Ebpf) -> Result<&SchedClassifier, ProgramError> {
     Ok(program.try_into()?)
 }
 
-/// A loaded program; detached when dropped, unless it is an uplink's.
+/// A loaded program.
 pub(crate) struct Program {
     kind: Kind,
     ebpf: Ebpf,
 }
 
 impl Program {
-    /// Attaches to a device in the first mode that it takes.
+    /// Attaches to a device that is the switch's alone, in the first mode that
+    /// it takes, in the place of whatever it has. An earlier process' program
+    /// that does the same stays, and gets the sockets.
     pub(crate) fn attach(
         &mut self,
         ifindex: u32,
         choice: XdpChoice,
+        (sockets, earlier): (&[Queue], &HashMap<u32, Earlier>),
     ) -> Result<XdpMode, ProgramError> {
-        let xdp = self.xdp()?;
-        xdp.load()?;
+        self.load()?;
+        let held = xdp_link::held(ifindex).map_err(ProgramError::Attach)?;
+        if let Some(held) = held
+            && choice.attempts().first() == Some(&held.mode)
+            && let Some(earlier) = earlier.get(&held.program)
+            && earlier.tag == self.xdp()?.info()?.tag()
+            && earlier.take(sockets).is_ok()
+        {
+            return Ok(held.mode);
+        }
+        let mut held = held.map(|held| held.mode);
+        let program = self.load()?.as_fd();
         let mut refused = None;
         for &mode in choice.attempts() {
-            match xdp.attach_to_if_index(ifindex, mode.into()) {
-                Ok(_) => return Ok(mode),
+            if let Some(other) = held.take_if(|held| *held != mode) {
+                // No two modes at once.
+                xdp_link::detach(ifindex, other, Old::Any).map_err(ProgramError::Attach)?;
+            }
+            match xdp_link::attach(ifindex, program, mode, Old::Any) {
+                Ok(()) => return Ok(mode),
                 Err(error) => refused = refused.or(Some(error)),
             }
         }
-        Err(refused.map_or(ProgramError::Missing("XDP mode"), ProgramError::Program))
+        Err(refused.map_or(ProgramError::Missing("XDP mode"), ProgramError::Attach))
     }
 
     /// Keeps what the port's stream socket gets from the host's own protocols.
@@ -366,7 +423,7 @@ impl LanePort {
 /// What the engine keeps of an attached port.
 pub(crate) struct PortHandle {
     pub(crate) spec: PortSpec,
-    /// Keeps the XDP program attached.
+    /// Its programs and their maps.
     pub(crate) program: Program,
     pub(crate) sockets: Vec<Arc<OwnedFd>>,
     /// The device reads and writes the frame memory by itself.

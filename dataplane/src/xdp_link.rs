@@ -61,23 +61,33 @@ pub(crate) fn held(ifindex: u32) -> io::Result<Option<Held>> {
     }))
 }
 
-/// Attaches `program`, in the place of `old` when that is given; otherwise the
-/// device must have none.
+/// What a device must have for it to be changed.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Old<'a> {
+    /// No program.
+    None,
+    /// This one.
+    Program(BorrowedFd<'a>),
+    /// Whatever it has, or nothing.
+    Any,
+}
+
+/// Attaches `program` in the place of what is there.
 pub(crate) fn attach(
     ifindex: u32,
     program: BorrowedFd<'_>,
     mode: XdpMode,
-    old: Option<BorrowedFd<'_>>,
+    old: Old<'_>,
 ) -> io::Result<()> {
     set(ifindex, program.as_raw_fd(), mode, old)
 }
 
-/// Detaches `old`, and nothing else.
-pub(crate) fn detach(ifindex: u32, mode: XdpMode, old: BorrowedFd<'_>) -> io::Result<()> {
-    set(ifindex, -1, mode, Some(old))
+/// Detaches what is there.
+pub(crate) fn detach(ifindex: u32, mode: XdpMode, old: Old<'_>) -> io::Result<()> {
+    set(ifindex, -1, mode, old)
 }
 
-fn set(ifindex: u32, fd: i32, mode: XdpMode, old: Option<BorrowedFd<'_>>) -> io::Result<()> {
+fn set(ifindex: u32, fd: i32, mode: XdpMode, old: Old<'_>) -> io::Result<()> {
     let flags = match mode {
         XdpMode::Native => FLAG_NATIVE,
         XdpMode::Generic => FLAG_GENERIC,
@@ -85,11 +95,12 @@ fn set(ifindex: u32, fd: i32, mode: XdpMode, old: Option<BorrowedFd<'_>>) -> io:
     let mut xdp = Vec::new();
     append(&mut xdp, XDP_FD, fd.to_ne_bytes());
     match old {
-        Some(old) => {
+        Old::Program(old) => {
             append(&mut xdp, XDP_FLAGS, (flags | FLAG_REPLACE).to_ne_bytes());
             append(&mut xdp, XDP_EXPECTED_FD, old.as_raw_fd().to_ne_bytes());
         }
-        None => append(&mut xdp, XDP_FLAGS, (flags | FLAG_IF_NONE).to_ne_bytes()),
+        Old::None => append(&mut xdp, XDP_FLAGS, (flags | FLAG_IF_NONE).to_ne_bytes()),
+        Old::Any => append(&mut xdp, XDP_FLAGS, flags.to_ne_bytes()),
     }
     let mut attributes = Vec::new();
     let len = (4 + xdp.len()) as u16;

@@ -72,6 +72,14 @@ fn silence(from: &Pod, to: &Pod, change: impl FnOnce() -> Result<()>) -> Result<
     })
 }
 
+/// The kernel's numbers of the XDP programs of a node's interfaces.
+fn programs(node: &Node) -> Result<Vec<String>> {
+    let shown = node.namespace().ip("-d -o link show")?;
+    let attached = shown.split("prog/xdp id ").skip(1);
+    let numbers = attached.filter_map(|rest| rest.split_whitespace().next());
+    Ok(numbers.map(str::to_owned).collect())
+}
+
 #[test]
 fn traffic_stops_shortly_while_the_agent_is_exchanged() -> Result<()> {
     if !root_or_skip("traffic_stops_shortly_while_the_agent_is_exchanged") {
@@ -83,11 +91,15 @@ fn traffic_stops_shortly_while_the_agent_is_exchanged() -> Result<()> {
         while pods.len() < count {
             pods.push(Pod::attach(&node, &format!("p{}", pods.len()))?);
         }
+        // Exchanging them is what took longest.
+        let before = programs(&node)?;
+        assert_eq!(before.len(), count + 1, "one for each port");
         for is_crash in [false, true] {
             let gap = silence(&pods[0], &pods[count - 1], || node.bounce(is_crash))?;
             let how = if is_crash { "a kill" } else { "SIGTERM" };
             println!("{count} pods, {how}: {gap:?}");
             assert!(gap < BOUND, "{count} pods, {how}: {gap:?}");
+            assert_eq!(programs(&node)?, before, "{count} pods, {how}");
         }
     }
     Ok(())

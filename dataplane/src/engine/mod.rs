@@ -384,8 +384,9 @@ impl Inner {
             .collect::<Result<Vec<_>, _>>()?;
         let failed = |source| PortError::program(&spec, source);
         let mut program = self.loader.load(Kind::Port, &queues).map_err(failed)?;
+        let sockets = (&queues[..], self.loader.earlier());
         let xdp_mode = program
-            .attach(spec.ifindex, self.config.xdp)
+            .attach(spec.ifindex, self.config.xdp, sockets)
             .map_err(failed)?;
         let interface = Interface {
             name: &spec.name,

@@ -10,7 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use aya::programs::{ProgramFd, loaded_programs};
 
 use crate::port::{Kind, Program, ProgramError, XdpChoice, XdpMode};
-use crate::xdp_link::{self, Held};
+use crate::xdp_link::{self, Held, Old};
 
 /// The program of a process before this one, or of this one.
 pub(crate) struct Own {
@@ -46,7 +46,8 @@ pub(crate) fn attach(
             // No two modes at once.
             remove(ifindex, &other).map_err(ProgramError::Attach)?;
         }
-        let old = old.as_ref().map(|old| old.program.as_fd());
+        let old = old.as_ref();
+        let old = old.map_or(Old::None, |old| Old::Program(old.program.as_fd()));
         match xdp_link::attach(ifindex, fd.as_fd(), mode, old) {
             Ok(()) => return Ok(mode),
             Err(error) => refused = refused.or(Some(error)),
@@ -69,5 +70,5 @@ pub fn release(ifindex: u32) -> Result<bool, ProgramError> {
 
 fn remove(ifindex: u32, own: &Own) -> io::Result<()> {
     let program: BorrowedFd<'_> = own.program.as_fd();
-    xdp_link::detach(ifindex, own.mode, program)
+    xdp_link::detach(ifindex, own.mode, Old::Program(program))
 }
