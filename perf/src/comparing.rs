@@ -10,7 +10,8 @@ use std::time::Duration;
 use clap::Args;
 use spinlane_perf::compare::baseline::Baseline;
 use spinlane_perf::compare::machine::date;
-use spinlane_perf::compare::{Comparison, Field, Plan};
+use spinlane_perf::compare::plan::{Entry, Plan};
+use spinlane_perf::compare::{Comparison, Field};
 use spinlane_perf::measure::{MeasureError, io_error};
 use spinlane_perf::micro;
 use spinlane_perf::progress::Progress;
@@ -119,7 +120,7 @@ pub(crate) struct Report {
 
 /// Measures, and writes what came out, also after Ctrl-C.
 pub(crate) fn compare(arguments: &Compare, stop: &Stop) -> Result<ExitCode, MeasureError> {
-    let plan = plan(arguments);
+    let plan = plan(arguments)?;
     let is_standard = arguments.subjects.is_empty() && arguments.scenarios.is_empty();
     if arguments.dry_run {
         say(&text::plan(&plan, is_standard.then_some(MICRO_TIME)))?;
@@ -157,22 +158,41 @@ pub(crate) fn compare(arguments: &Compare, stop: &Stop) -> Result<ExitCode, Meas
     })
 }
 
-fn plan(arguments: &Compare) -> Plan {
-    let or = |given: &[Kind]| match given {
-        [] => SUBJECTS.to_vec(),
-        _ => given.to_vec(),
-    };
-    let entries = match (&arguments.subjects[..], &arguments.scenarios[..]) {
+/// Every subject by every scenario, and says which do not suit each other.
+fn crossed(subjects: &[Kind], scenarios: &[Scenario]) -> Vec<Entry> {
+    for scenario in scenarios {
+        for kind in subjects.iter().filter(|kind| !scenario.suits(**kind)) {
+            let (scenario, kind) = (scenario.name(), kind.name());
+            warn(&format!(
+                "{scenario} leaves {kind} out, which it does not suit"
+            ));
+        }
+    }
+    Plan::crossed(subjects, scenarios)
+}
+
+fn plan(arguments: &Compare) -> Result<Plan, MeasureError> {
+    let (subjects, scenarios) = (&arguments.subjects[..], &arguments.scenarios[..]);
+    let entries = match (subjects, scenarios) {
         ([], []) => Plan::standard(),
-        (subjects, []) => Plan::crossed(subjects, &SCENARIOS),
-        (subjects, scenarios) => Plan::crossed(&or(subjects), scenarios),
+        ([], _) => crossed(&SUBJECTS, scenarios),
+        (_, []) => crossed(subjects, &SCENARIOS),
+        _ => crossed(subjects, scenarios),
     };
-    Plan {
+    if entries.is_empty() {
+        return Err(MeasureError::Unexpected {
+            what: "compare".to_owned(),
+            detail: "none of the scenarios suits any of the subjects (perf/README.md says what \
+                     each is about)"
+                .to_owned(),
+        });
+    }
+    Ok(Plan {
         entries,
         pairs: arguments.pairs.into(),
         run: run_of(&arguments.measured),
         services: arguments.services.into(),
-    }
+    })
 }
 
 fn write(comparison: &Comparison, files: &Files) -> Result<(), MeasureError> {

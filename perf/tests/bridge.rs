@@ -104,6 +104,36 @@ fn one_switch_is_measured_by_itself() {
     );
 }
 
+#[test]
+fn nothing_is_left_out_in_silence() {
+    let told = |arguments: &[&str]| {
+        let output = perf(&["compare", "--dry-run"])
+            .args(arguments)
+            .output()
+            .unwrap();
+        (
+            output.status.code(),
+            String::from_utf8(output.stderr).unwrap(),
+        )
+    };
+    let some = [
+        "--subjects",
+        "linux-bridge,linux-vxlan",
+        "--scenarios",
+        "tcp,vxlan-encap",
+    ];
+    let (status, warning) = told(&some);
+    assert_eq!(status, Some(0));
+    assert!(
+        warning.contains("vxlan-encap leaves linux-bridge out"),
+        "{warning}"
+    );
+    assert_eq!(warning.lines().count(), 1, "{warning}");
+    let (status, error) = told(&["--subjects", "linux-bridge", "--scenarios", "vxlan-encap"]);
+    assert_eq!(status, Some(1));
+    assert!(error.contains("none of the scenarios suits"), "{error}");
+}
+
 /// A result that is kept with the sources.
 fn kept_result() -> PathBuf {
     let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("results");

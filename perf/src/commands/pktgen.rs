@@ -205,6 +205,9 @@ pub(crate) fn run(arguments: &Pktgen, stop: &Stop) -> Result<(), MeasureError> {
         Some(_) => Engine::Afxdp,
         None => arguments.engine,
     };
+    if engine != Engine::Socket {
+        device(&arguments.dev)?;
+    }
     let before = device_packets(&arguments.dev)?;
     let sent = match &arguments.replay.replay {
         Some(file) => {

@@ -143,7 +143,7 @@ fn listen(ports: PortRange, over: &Stop) -> Result<Arc<SocketSink>, MeasureError
 }
 
 /// How often the counters are looked at.
-const LOOK: Duration = Duration::from_millis(20);
+const LOOK: Duration = Duration::from_millis(2);
 
 /// Prints what is counted every interval; returns the rate in all, from the
 /// first packet to the last.

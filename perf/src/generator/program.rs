@@ -14,7 +14,7 @@ use crate::bpf::context::{XDP_ABORTED, XDP_DATA, XDP_DATA_END, XDP_DROP, look_up
 use crate::packet::{Layer3, Protocol, Template};
 
 /// Words of the record that program and user space share.
-pub(crate) const RECORD_WORDS: usize = 6;
+pub(crate) const RECORD_WORDS: usize = 7;
 /// Number of the next frame.
 pub(crate) const NEXT: usize = 0;
 /// First number that is not sent.
@@ -29,6 +29,8 @@ pub(crate) const INTERVAL: usize = 3;
 pub(crate) const SLACK: usize = 4;
 /// Time that was lost so, in nanoseconds.
 pub(crate) const LOST: usize = 5;
+/// When the last paced frame went, in nanoseconds.
+pub(crate) const SENT_AT: usize = 6;
 /// Bits of the fraction of [`INTERVAL`].
 pub(crate) const INTERVAL_FRACTION_BITS: u32 = 10;
 
@@ -147,6 +149,7 @@ impl Writer<'_> {
             program.store(Width::Double, R2, R9, word(field));
         }
         program.place(in_time);
+        program.store(Width::Double, R0, R9, word(SENT_AT));
         program.store(Width::Double, R0, R10, NOW);
         let paced = program.label();
         program.jump_to(paced);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use crate::bpf::{BpfError, Program, ProgramType, Record};
 use crate::clock;
 use crate::generator::program::{
-    END, INTERVAL, INTERVAL_FRACTION_BITS, LOST, NEXT, RECORD_WORDS, SLACK, START, code,
+    END, INTERVAL, INTERVAL_FRACTION_BITS, LOST, NEXT, RECORD_WORDS, SENT_AT, SLACK, START, code,
 };
 use crate::generator::{Limit, Sent};
 use crate::measure::MeasureError;
@@ -94,7 +94,7 @@ impl XdpGenerator {
                     packets: record[NEXT],
                     // A paced run ends with its last frame, not with its call.
                     seconds: match limit.rate {
-                        Some(_) if left == 0 => passed_ns(&record) as f64 / 1e9 + late_seconds,
+                        Some(_) if left == 0 => paced_ns(&record) as f64 / 1e9,
                         _ => wall,
                     },
                     late_seconds,
@@ -169,6 +169,12 @@ impl XdpGenerator {
             result => result,
         }
     }
+}
+
+/// From frame 0 to the last one, and the time that is that one's own.
+fn paced_ns(record: &[u64; RECORD_WORDS]) -> u64 {
+    let began = record[START] - record[LOST];
+    record[SENT_AT] - began + (record[INTERVAL] >> INTERVAL_FRACTION_BITS)
 }
 
 /// From frame 0 to the next one, without what was lost.
