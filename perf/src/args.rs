@@ -280,8 +280,9 @@ pub(crate) struct Micro {
     /// Cases whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub(crate) only: String,
-    /// Samples of each case
-    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u16).range(1..=1000))]
+    /// Samples of each case; from thirteen on a few may be disturbed without
+    /// being in the interval
+    #[arg(long, default_value_t = 31, value_parser = clap::value_parser!(u16).range(1..=1000))]
     pub(crate) rounds: u16,
     /// Leave Open vSwitch out
     #[arg(long)]

@@ -42,12 +42,12 @@ const SCENARIOS: [Scenario; 5] = [
 /// What the standard comparison measures of the packet logic by itself.
 const MICRO: micro::Plan = micro::Plan {
     only: String::new(),
-    rounds: 9,
+    rounds: 31,
     with_peer: true,
     with_instructions: false,
 };
 /// What that takes, about.
-const MICRO_TIME: Duration = Duration::from_secs(20);
+const MICRO_TIME: Duration = Duration::from_secs(30);
 /// Exit status after Ctrl-C.
 const INTERRUPTED: u8 = 130;
 
