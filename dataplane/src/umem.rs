@@ -184,26 +184,17 @@ impl Umem {
         unsafe { std::ptr::copy_nonoverlapping(metadata.as_ptr(), start, metadata.len()) };
     }
 
-    /// Tells the processor that the frame's first bytes are wanted soon, to be
-    /// read and rewritten: a line that only came to be read has to be asked
-    /// for once more, of the CPU that wrote it, before it can be written.
+    /// Tells the processor that the frame's first bytes are wanted soon.
     #[inline]
     pub fn prefetch(&self, frame: &Frame) {
-        #[cfg(all(target_arch = "x86_64", not(miri)))]
+        #[cfg(target_arch = "x86_64")]
         {
+            use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
             let start = self.base.as_ptr().wrapping_add(frame.offset() as usize);
-            // SAFETY: PREFETCHW is a hint that changes neither memory nor
-            // registers and never faults; 64-bit processors without it take it
-            // for no operation.
-            unsafe {
-                std::arch::asm!(
-                    "prefetchw [{start}]",
-                    start = in(reg) start,
-                    options(nostack, preserves_flags)
-                );
-            }
+            // SAFETY: a prefetch never faults, whatever the address.
+            unsafe { _mm_prefetch::<_MM_HINT_T0>(start.cast()) };
         }
-        #[cfg(any(not(target_arch = "x86_64"), miri))]
+        #[cfg(not(target_arch = "x86_64"))]
         let _ = frame;
     }
 
