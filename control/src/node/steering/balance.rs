@@ -49,6 +49,13 @@ const LANE_HAS_NONE: f64 = 0.97;
 /// then enters faster is lost, too.
 const LOSING: f64 = 0.1;
 
+/// Looks after which such a port's flood is tried without steering again: what
+/// was in the lane's way may be over. Each time in vain doubles them.
+const FIRST_WAIT: u32 = 5;
+
+/// Where doubling ends.
+const LONGEST_WAIT: u32 = 320;
+
 /// A direction, seen from the switch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Way {
@@ -80,6 +87,9 @@ struct Flooded {
     lost: u64,
     /// How often in a row it had lost too much.
     losing: u32,
+    /// Looks since it was put back because of that, and until the next try.
+    waited: u32,
+    wait: u32,
 }
 
 /// What was seen and done so far.
@@ -138,6 +148,24 @@ impl Flooded {
         };
         self.losing > 1
     }
+
+    /// Whether the way in is for steering in spite of the flood.
+    fn suits_steering(&mut self, lost: u64, received: u64) -> bool {
+        let is_losing = self.is_losing(lost, received);
+        if !self.is_on {
+            if is_losing {
+                self.wait = (self.wait * 2).clamp(FIRST_WAIT, LONGEST_WAIT);
+                self.waited = 0;
+            }
+            return is_losing;
+        }
+        self.waited += 1;
+        let tries = self.waited >= self.wait;
+        if tries {
+            self.losing = 0;
+        }
+        !tries
+    }
 }
 
 /// Whether the way out of a flood or a stream is for the others' CPUs, where it
@@ -192,8 +220,7 @@ impl Balance {
                 let is_over = flooded.quiet >= PATIENCE;
                 flooded.is_on = is_over
                     || match way {
-                        // Once put back, for as long as the flood lasts.
-                        Way::In => flooded.is_losing((asked.lost)(port), received) || flooded.is_on,
+                        Way::In => flooded.suits_steering((asked.lost)(port), received),
                         Way::Out => suits_others(was_on, rate, busy, &asked.idle),
                     };
                 match is_over {
@@ -332,6 +359,35 @@ mod tests {
         }
         // The next one is looked at anew.
         assert_eq!(seen.after(flood, (0, 0), 1.0, None), [(Way::In, false)]);
+    }
+
+    #[test]
+    fn a_flood_is_tried_without_steering_again_and_again_later() {
+        let (mut seen, flood) = (Seen::new(), (80_000, 64));
+        let (mut turns, mut look) = (Vec::new(), 0);
+        while turns.len() < 7 {
+            seen.lost += 9_000;
+            let changes = seen.after(flood, (0, 0), 1.0, None);
+            turns.extend(changes.iter().map(|&(_, is_on)| (look, is_on)));
+            look += 1;
+        }
+        let of = |on| {
+            turns
+                .iter()
+                .filter(move |turn| turn.1 == on)
+                .map(|turn| turn.0)
+        };
+        let steered: Vec<u32> = of(true)
+            .zip(of(false).skip(1))
+            .map(|(on, off)| off - on)
+            .collect();
+        assert_eq!(steered, [FIRST_WAIT, 2 * FIRST_WAIT, 4 * FIRST_WAIT]);
+        // Whatever was in the lane's way is over.
+        for _ in 0..2 * LONGEST_WAIT {
+            seen.after(flood, (0, 0), 0.9, None);
+        }
+        assert_eq!(seen.after(flood, (0, 0), 0.9, None), []);
+        assert!(seen.balance.flooded.values().all(|flooded| !flooded.is_on));
     }
 
     #[test]
