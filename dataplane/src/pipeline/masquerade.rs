@@ -157,7 +157,12 @@ pub(super) fn classify<K: RoutedKey>(
         {
             match outbound(round, batch, subject, port.id, lane) {
                 Ok((translation, is_settled)) => Decided {
-                    decision,
+                    decision: direct::goes_back(
+                        round,
+                        Ingress::Port(port),
+                        (&actions, &translation),
+                    )
+                    .unwrap_or(decision),
                     translation: Some(translation),
                     is_settled,
                 },
@@ -166,7 +171,7 @@ pub(super) fn classify<K: RoutedKey>(
         }
         (Decision::Forward(actions), Some(from)) => {
             match direct::called(round, from, subject.key, &actions) {
-                Some(pod) => direct::arrives(round, batch, subject, (decision, pod)),
+                Some(pod) => direct::arrives(round, batch, subject, from, (decision, pod)),
                 None => Decided::plain(decision),
             }
         }

@@ -5,6 +5,7 @@ mod inbound;
 mod lanes;
 mod outside;
 mod paths;
+mod portmap;
 mod restart;
 
 use std::io::ErrorKind;

@@ -6,12 +6,12 @@
 //! not be taken for beginnings.
 
 use super::super::Round;
-use super::super::classify::{Decision, Ingress, RoutedKey};
+use super::super::classify::{self, Decision, Ingress, RoutedKey};
 use super::super::parse::{Headers, Part};
 use super::{Age, Decided, Subject, applies, is_error, own_tuple, refusal, tcp_flags};
 use crate::drops::DropReason;
 use crate::frame::Batch;
-use crate::snapshot::{Role, RouteTarget};
+use crate::snapshot::{PortEntry, Role, RouteTarget};
 use crate::tables::connection::{Opening, Origin, Refused, Side, State, Tuple};
 use crate::tables::flow::{Actions, Translation};
 use crate::types::PortId;
@@ -54,6 +54,7 @@ pub(super) fn arrives<K: RoutedKey>(
     round: &Round<'_>,
     batch: &Batch,
     subject: Subject<'_, K>,
+    from: Ingress<'_>,
     (decision, pod): (Decision, PortId),
 ) -> Decided {
     let headers = subject.headers;
@@ -70,7 +71,8 @@ pub(super) fn arrives<K: RoutedKey>(
     };
     let flags = tcp_flags(bytes, headers);
     let first = begins(headers, K::IS_V6, flags);
-    match follow(round, &tuple, pod, (flags, first)) {
+    let opening = (pod, through(from));
+    match follow(round, &tuple, opening, (flags, first)) {
         Ok(Some((translation, is_settled))) => {
             let is_settled = is_settled && headers.part == Part::Whole;
             Decided {
@@ -89,7 +91,7 @@ pub(super) fn arrives<K: RoutedKey>(
 fn follow(
     round: &Round<'_>,
     tuple: &Tuple,
-    pod: PortId,
+    (pod, through): (PortId, Option<PortId>),
     (tcp_flags, first): (u8, Option<State>),
 ) -> Result<Option<(Translation, bool)>, DropReason> {
     let (connections, now_ms) = (round.connections, round.millis());
@@ -114,7 +116,7 @@ fn follow(
                 pod,
                 state,
             };
-            let opened = connections.track(&opening, now_ms);
+            let opened = connections.track(&opening, through, now_ms);
             opened.map(|found| {
                 (
                     found.id,
@@ -129,6 +131,37 @@ fn follow(
         Err(Refused::NoPort) => Ok(None),
         Err(refused) => Err(refusal(refused)),
     }
+}
+
+/// The node's own port, when a packet comes by that.
+fn through(from: Ingress<'_>) -> Option<PortId> {
+    match from {
+        Ingress::Port(port) if port.role == Role::Host => Some(port.id),
+        Ingress::Port(_) | Ingress::Overlay(_) => None,
+    }
+}
+
+/// Where a pod's answer that was leaving goes instead, when the node's kernel
+/// brought what it answers: the kernel may have translated that, as for a host
+/// port, and translates this back. It goes as long as the way out takes it, since
+/// the kernel only passes it on.
+pub(super) fn goes_back(
+    round: &Round<'_>,
+    from: Ingress<'_>,
+    (leaving, translation): (&Actions, &Translation),
+) -> Option<Decision> {
+    let is_followed = translation.is_none == 1;
+    let through = is_followed.then(|| round.connections.through(translation.connection_id()))??;
+    let is_hosts = |port: &&PortEntry| port.role == Role::Host;
+    let port = round.snapshot.port(through).filter(is_hosts)?;
+    Some(match classify::deliver(round.snapshot, from, port.id) {
+        Decision::Forward(mut actions) => {
+            actions.flags &= !Actions::SUPER_FRAMES;
+            actions.limit(leaving.mtu);
+            Decision::Forward(actions)
+        }
+        other => other,
+    })
 }
 
 /// What a first packet begins; `None` for answers.

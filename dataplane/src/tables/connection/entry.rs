@@ -15,6 +15,7 @@
 //! 17 protocol
 //! 18 mtu         longest packet that the original sender may send; 0 unknown
 //! 19 check       of both tuples, for who finds the entry in a file
+//! 20 through     the node's port that it came by, + 1; 0 for others
 //! ```
 //!
 //! Tuples are written while the version is even and the entry is one lane's
@@ -50,6 +51,7 @@ const PORTS: usize = 16;
 const PROTOCOL: usize = 17;
 const MTU: usize = 18;
 const CHECK: usize = 19;
+const THROUGH: usize = 20;
 
 /// The entries.
 #[derive(Debug)]
@@ -232,13 +234,24 @@ impl Entries {
         self.set(entry, PACKETS, 1);
         self.set(entry, CLAIM, 0);
         self.set(entry, MTU, 0);
+        self.set(entry, THROUGH, 0);
     }
 
     /// Goes on with what another table had of the connection.
     pub(super) fn take_over(&self, entry: u32, other: &Entries, from: u32) {
-        for word in [SEEN, OPENED, PACKETS, MTU] {
+        for word in [SEEN, OPENED, PACKETS, MTU, THROUGH] {
             self.set(entry, word, other.get(from, word));
         }
+    }
+
+    /// The node's own port, when the first packet came by that.
+    pub(super) fn through(&self, entry: u32) -> Option<PortId> {
+        let number = self.get(entry, THROUGH).checked_sub(1)?;
+        u16::try_from(number).ok().map(PortId)
+    }
+
+    pub(super) fn set_through(&self, entry: u32, port: Option<PortId>) {
+        self.set(entry, THROUGH, port.map_or(0, |port| u64::from(port.0) + 1));
     }
 
     /// Longest packet that the original sender may send; 0 when unknown.

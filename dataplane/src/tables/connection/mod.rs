@@ -129,6 +129,9 @@ pub struct Found {
     pub mtu: u16,
     /// Who began it; what somebody outside did is not translated.
     pub origin: Origin,
+    /// The node's own port, when the first packet came by that: the node's
+    /// kernel may have translated it, and has to see the answers.
+    pub through: Option<PortId>,
     /// Whether its time is not over. One whose time is over is as good as
     /// gone, except for [`Connections::renew`].
     pub is_live: bool,
@@ -289,6 +292,7 @@ impl Connections {
             state,
             mtu: self.entries.mtu(entry),
             origin: self.entries.origin(entry),
+            through: self.entries.through(entry),
             is_live: due_ms > now_ms,
         })
     }
@@ -370,6 +374,12 @@ impl Connections {
     /// Longest packet that the original sender may send; 0 when unknown.
     pub fn mtu(&self, id: ConnectionId) -> u16 {
         self.entries.mtu(id.entry)
+    }
+
+    /// The node's own port, when the first packet came by that.
+    pub fn through(&self, id: ConnectionId) -> Option<PortId> {
+        let is_its = self.entries.version(id.entry) as u32 == id.version;
+        self.entries.through(id.entry).filter(|_| is_its)
     }
 
     /// Begins a connection anew whose time was over and whose ends and ports

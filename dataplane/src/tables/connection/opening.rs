@@ -117,9 +117,15 @@ impl Connections {
     }
 
     /// Opens a connection that somebody outside begins with a pod's own
-    /// address, and that nobody translates. When another lane opened it just
-    /// now, that one is found.
-    pub fn track(&self, opening: &Opening, now_ms: u64) -> Result<Found, Refused> {
+    /// address, and that nobody here translates; its first packet came
+    /// `through` the node's own port, or by the uplink. When another lane opened
+    /// it just now, that one is found.
+    pub fn track(
+        &self,
+        opening: &Opening,
+        through: Option<PortId>,
+        now_ms: u64,
+    ) -> Result<Found, Refused> {
         let original = opening.original;
         let reply = original.reversed();
         // What the pod sent before this was taken for a beginning, and went to
@@ -130,6 +136,7 @@ impl Connections {
             self.end(rival.id);
         }
         self.open(opening, Origin::Outside, now_ms, |entry, hash| {
+            self.entries.set_through(entry, through);
             Ok(self.publish((entry, hash), &original, &reply, now_ms))
         })
     }
@@ -174,6 +181,7 @@ impl Connections {
                     state: opening.state,
                     mtu: 0,
                     origin,
+                    through: self.entries.through(entry),
                     is_live: true,
                 });
             }

@@ -142,6 +142,9 @@ fn pods_that_are_gone_leave_nothing() {
     assert!(table.shares.are_all_free());
 }
 
+/// The node's own port.
+const THROUGH: Option<PortId> = Some(PortId(3));
+
 #[test]
 fn callers_of_pods_are_known_again() {
     let directory = directory();
@@ -156,7 +159,7 @@ fn callers_of_pods_are_known_again() {
                 pod: PortId(u16::from(pod)),
                 state: State::Unreplied,
             };
-            called.push(first.connections.track(&opening, now_ms).unwrap());
+            called.push(first.connections.track(&opening, THROUGH, now_ms).unwrap());
             open(&first.connections, tuple(UDP, pod, sport, 8), now_ms).unwrap();
         }
     }
@@ -173,6 +176,7 @@ fn callers_of_pods_are_known_again() {
         let to_two = was.original.destination.address == Address::from(two);
         assert_eq!(is.is_some(), to_two);
         assert!(is.is_none_or(|is| is.origin == Origin::Outside && is.is_pods_way()));
+        assert!(is.is_none_or(|is| is.through == THROUGH));
     }
     table.forget(PortId(70));
     assert_eq!(begun(), [0, 0]);

@@ -14,7 +14,7 @@ fn track(table: &Connections, original: Tuple, state: State) -> Result<Found, Re
         pod: PortId(u16::from(original.destination.address.octets_v4()[3])),
         state,
     };
-    table.track(&opening, NOW)
+    table.track(&opening, None, NOW)
 }
 
 fn establish(table: &Connections, found: &Found) {

@@ -1,0 +1,122 @@
+//! Host ports by the reference `portmap` plugin, chained behind ours: the
+//! node's kernel translates what comes for the port, and what is answered.
+
+use std::io::{Read, Write};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
+use std::path::Path;
+
+use serde_json::json;
+use spinlane_tests::{LabError, Namespace, PATIENCE, Pod, root_or_skip, traffic};
+
+use super::outside::{FAR, Outside};
+
+const PORTMAP: &str = "/usr/lib/cni/portmap";
+const HOST_PORT: u16 = 8080;
+const POD_PORT: u16 = 80;
+/// More than a segment each way.
+const BYTES: usize = 200_000;
+
+/// What the reference plugin answers to a call for a pod with two host ports.
+fn portmap(outside: &Outside, pod: &Pod, command: &str) -> Result<(), LabError> {
+    let ports = ["tcp", "udp"].map(
+        |protocol| json!({"hostPort": HOST_PORT, "containerPort": POD_PORT, "protocol": protocol}),
+    );
+    let mut config = json!({
+        "cniVersion": "1.0.0",
+        "name": "pods",
+        "type": "portmap",
+        "capabilities": {"portMappings": true},
+        "runtimeConfig": {"portMappings": ports},
+        "prevResult": pod.attached("eth0")?.result,
+    });
+    config["prevResult"]["cniVersion"] = json!("1.0.0");
+    let node = outside.node().namespace();
+    let answer = pod
+        .call(command, "eth0", config)
+        .invoke_program(Path::new(PORTMAP), node)?;
+    answer.success(&format!("{command} of portmap")).map(drop)
+}
+
+/// Asks a server in the pod by the node's port, by TCP and by UDP. Whom the
+/// server saw.
+fn ask(from: &Namespace, node: IpAddr, pod: &Namespace) -> Result<[IpAddr; 2], LabError> {
+    let failed = LabError::io(format!("ask {node} port {HOST_PORT} from {}", from.name()));
+    let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, POD_PORT));
+    let exchange = || -> std::io::Result<[IpAddr; 2]> {
+        let (tcp, udp) = pod
+            .enter(|| TcpListener::bind(any).and_then(|tcp| Ok((tcp, UdpSocket::bind(any)?))))
+            .map_err(std::io::Error::other)??;
+        udp.set_read_timeout(Some(PATIENCE))?;
+        let serving = std::thread::spawn(move || -> std::io::Result<[IpAddr; 2]> {
+            let (mut stream, by_tcp) = tcp.accept()?;
+            stream.read_exact(&mut vec![0; BYTES])?;
+            stream.write_all(&vec![1; BYTES])?;
+            let (_, by_udp) = udp.recv_from(&mut [0; 16])?;
+            udp.send_to(b"answer", by_udp)?;
+            Ok([by_tcp, by_udp].map(|seen| seen.ip().to_canonical()))
+        });
+        let asking = || -> std::io::Result<()> {
+            let mut stream = TcpStream::connect_timeout(&(node, HOST_PORT).into(), PATIENCE)?;
+            stream.set_read_timeout(Some(PATIENCE))?;
+            stream.write_all(&vec![1; BYTES])?;
+            stream.read_exact(&mut vec![0; BYTES])?;
+            let socket = UdpSocket::bind((node_family(node), 0))?;
+            socket.set_read_timeout(Some(PATIENCE))?;
+            socket.connect((node, HOST_PORT))?;
+            socket.send(b"question")?;
+            socket.recv(&mut [0; 16]).map(drop)
+        };
+        let asked = from.enter(asking).map_err(std::io::Error::other)?;
+        asked?;
+        let served = serving.join();
+        served.map_err(|_| std::io::Error::other("the server's thread panicked"))?
+    };
+    exchange().map_err(failed)
+}
+
+/// The unspecified address of a family.
+fn node_family(like: IpAddr) -> IpAddr {
+    match like {
+        IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
+        IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+    }
+}
+
+fn host_port(mode: &str) -> Result<(), LabError> {
+    assert!(
+        Path::new(PORTMAP).exists(),
+        "install containernetworking-plugins"
+    );
+    let outside = Outside::start_with(|config| config.mode = mode.to_owned())?;
+    let node = outside.node().namespace();
+    node.sysctl("net/ipv4/ip_forward", "1")?;
+    node.sysctl("net/ipv6/conf/all/forwarding", "1")?;
+    let pod = Pod::attach(outside.node(), "web")?;
+    portmap(&outside, &pod, "ADD")?;
+    for to in FAR {
+        let seen = ask(&outside.far, outside.own(to), pod.namespace())?;
+        assert_eq!(seen, [to; 2], "{mode}");
+        // The pod's own connections hide it as ever.
+        let seen = traffic::tcp_seen_from(pod.namespace(), &outside.far, to)?;
+        assert_eq!(seen, outside.own(to));
+    }
+    portmap(&outside, &pod, "DEL")?;
+    assert_eq!(outside.node().drops()?["no_connection"], 0);
+    outside.nothing_leaked()
+}
+
+#[test]
+fn a_host_port_is_reached_from_outside_in_mode_vxlan() -> Result<(), LabError> {
+    if !root_or_skip("a_host_port_is_reached_from_outside_in_mode_vxlan") {
+        return Ok(());
+    }
+    host_port("vxlan")
+}
+
+#[test]
+fn a_host_port_is_reached_from_outside_where_pods_are_routed() -> Result<(), LabError> {
+    if !root_or_skip("a_host_port_is_reached_from_outside_where_pods_are_routed") {
+        return Ok(());
+    }
+    host_port("routed")
+}
