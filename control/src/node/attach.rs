@@ -109,8 +109,7 @@ impl Core {
             }
             endpoint
         };
-        let queues = self.switch.veth_queues();
-        let routes = netns::run(netns, || link::configure_pod(&endpoint, queues))?;
+        let routes = netns::run(netns, || link::configure_pod(&endpoint))?;
         if let Some(live) = self.inventory().endpoints.get_mut(attachment) {
             live.endpoint.routes = routes;
         }
@@ -281,13 +280,17 @@ impl Core {
             used_queues: self.switch.veth_queues(),
         };
         let ifindex = link::create(&mut netlink, veth, netns)?;
+        // First: native mode wants as many queues as the pod's end sends by.
+        netns::run(netns, || {
+            link::use_pod_queues(veth.pod, veth.queues, veth.used_queues)
+        })?;
         let port = self.bind(&endpoint.attachment, &endpoint.host_ifname, ifindex)?;
         let mut endpoint = endpoint.clone();
         if port.binding.native {
             without_offloads(&mut endpoint);
         }
         link::raise_host(&mut netlink, &endpoint.host_ifname, ifindex)?;
-        let routes = netns::run(netns, || link::configure_pod(&endpoint, veth.used_queues))?;
+        let routes = netns::run(netns, || link::configure_pod(&endpoint))?;
         self.steer_out(port.id, veth.pod, netns)?;
         recorded.wait()?;
         let mut inventory = self.inventory();

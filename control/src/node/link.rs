@@ -4,8 +4,8 @@
 //! The device takes super-frames (its MTU), the routes tell the path's MTU,
 //! and no address brings a route of its own that would leak the device's:
 //! IPv4 and IPv6 addresses are `noprefixroute`, IPv6 ones `nodad` besides.
-//! Order: [`create`] (both ends down) → the port is attached → [`raise_host`]
-//! → [`configure_pod`]. With the host's end up first the pod's end has a
+//! Order: [`create`] (both ends down) → [`use_pod_queues`] → the port is
+//! attached → [`raise_host`] → [`configure_pod`]. With the host's end up first the pod's end has a
 //! carrier the moment it goes up, and nothing waits for link events.
 
 use std::collections::HashSet;
@@ -206,10 +206,10 @@ pub fn set_mtu(name: &str, index: u32, mtu: u32) -> Request {
     )
 }
 
-/// Sets up the pod's end, which is to use `queues` of its queues, and brings it
-/// up; runs on a thread inside the pod's namespace. Returns the endpoint's
-/// routes without those that the pod has already by another interface.
-pub fn configure_pod(endpoint: &Endpoint, queues: u32) -> Result<Vec<PodRoute>, LinkError> {
+/// Sets up the pod's end and brings it up; runs on a thread inside the pod's
+/// namespace. Returns the endpoint's routes without those that the pod has
+/// already by another interface.
+pub fn configure_pod(endpoint: &Endpoint) -> Result<Vec<PodRoute>, LinkError> {
     let name = &endpoint.attachment.ifname;
     let mut netlink = Netlink::open()?;
     let link = netlink
@@ -219,7 +219,6 @@ pub fn configure_pod(endpoint: &Endpoint, queues: u32) -> Result<Vec<PodRoute>, 
         netns::set(&key, &value)?;
     }
     set_offloads(name, endpoint.offloads)?;
-    use_pod_queues(name, link.rx_queues, queues)?;
     // What another interface of the pod reaches already stays there: the
     // first network has the default route and the gateway.
     let taken: HashSet<IpNet> = routes::list(&mut netlink)?
