@@ -1,18 +1,22 @@
-//! The way by which datagrams of the overlay leave an uplink together.
+//! The way by which packets leave an uplink together, to be cut there:
+//! datagrams of the overlay, and super-frames that need no overlay.
 //!
 //! A device that cuts them gets them past its queue discipline, as it gets
 //! what stands in the transmit ring. For another one the kernel cuts them,
 //! which it does behind the queue discipline only: there they may wait while
 //! the ring goes on. So a flow that went this way keeps to it until long after
-//! the last of its datagrams has left.
+//! the last of its packets has left. TCP does so on any device: one with
+//! several queues may have another one for the ring.
 
 use std::io;
 
 use crate::packet_socket::{PacketSocket, Way};
 use crate::types::Nanos;
+use crate::wire::ethernet::HEADER_LEN as L3;
+use crate::wire::{ipv4, ipv6, protocol};
 
-/// Source ports of the overlay's datagrams (RFC 7348, section 5), a flow's
-/// always the same.
+/// Marks that flows are told apart by: source ports of the overlay's datagrams
+/// (RFC 7348, section 5), or what [`tcp_mark`] makes.
 const FLOWS: usize = 1 << 14;
 
 /// How long a flow keeps to the queue discipline. No queue holds packets for
@@ -32,48 +36,86 @@ const MANY: usize = 16;
 pub(crate) struct OverlayWay {
     pub(crate) socket: PacketSocket,
     kept: Option<Kept>,
+    is_cut_by_kernel: bool,
 }
 
 impl OverlayWay {
-    /// Of device `ifindex`, which cuts datagrams by itself or does not.
-    pub(crate) fn open(ifindex: u32, cuts_datagrams: bool) -> io::Result<OverlayWay> {
-        let (way, kept) = match cuts_datagrams {
-            true => (Way::PastDiscipline, None),
-            false => (Way::Ordinary, Some(Kept::new())),
+    /// For datagrams of the overlay, by device `ifindex`, which cuts datagrams
+    /// by itself or does not.
+    pub(crate) fn of_datagrams(ifindex: u32, cuts_datagrams: bool) -> io::Result<OverlayWay> {
+        let kept = (!cuts_datagrams).then(Kept::new);
+        OverlayWay::open(ifindex, cuts_datagrams, kept)
+    }
+
+    /// For TCP, by device `ifindex`, which cuts it by itself or does not.
+    pub(crate) fn of_segments(ifindex: u32, cuts_segments: bool) -> io::Result<OverlayWay> {
+        OverlayWay::open(ifindex, cuts_segments, Some(Kept::new()))
+    }
+
+    fn open(ifindex: u32, device_cuts: bool, kept: Option<Kept>) -> io::Result<OverlayWay> {
+        let way = match device_cuts {
+            true => Way::PastDiscipline,
+            false => Way::Ordinary,
         };
-        let socket = PacketSocket::open(ifindex, way)?;
-        Ok(OverlayWay { socket, kept })
+        Ok(OverlayWay {
+            socket: PacketSocket::open(ifindex, way)?,
+            kept,
+            is_cut_by_kernel: !device_cuts,
+        })
     }
 
     /// Whether so many datagrams of a flow, as frames of `len` bytes, are worth
     /// this way.
     pub(crate) fn is_for(&self, datagrams: usize, len: u32) -> bool {
-        self.kept.is_none() || is_worth_cutting(datagrams, len)
+        !self.is_cut_by_kernel || is_worth_cutting(datagrams, len)
     }
 
-    /// Whether the flow of that source port has to go this way.
-    pub(crate) fn keeps(&self, source_port: u16, now: Nanos) -> bool {
+    /// Whether what waits may be overtaken by what goes past the queue
+    /// discipline.
+    pub(crate) fn may_wait(&self) -> bool {
+        self.is_cut_by_kernel
+    }
+
+    /// Whether the flow of that mark has to go this way.
+    pub(crate) fn keeps(&self, mark: u16, now: Nanos) -> bool {
         let kept = self.kept.as_ref();
-        kept.is_some_and(|kept| kept.has(source_port, now))
+        kept.is_some_and(|kept| kept.has(mark, now))
     }
 
     /// Whether some datagrams may have left before the kernel said this: it
     /// cut them, and then the device was full. Before that, it says other
     /// things; past the queue discipline all go or none.
     pub(crate) fn may_have_begun(&self, error: &io::Error) -> bool {
-        self.kept.is_some() && error.raw_os_error() == Some(libc::ENOBUFS)
+        self.is_cut_by_kernel && error.raw_os_error() == Some(libc::ENOBUFS)
     }
 
-    /// Notes that datagrams of that source port went this way.
-    pub(crate) fn went(&mut self, source_port: u16, now: Nanos) {
+    /// Notes that packets of that mark went this way.
+    pub(crate) fn went(&mut self, mark: u16, now: Nanos) {
         if let Some(kept) = &mut self.kept {
-            kept.note(source_port, now);
+            kept.note(mark, now);
         }
     }
 }
 
 fn is_worth_cutting(datagrams: usize, len: u32) -> bool {
     len >= LONG || datagrams >= MANY
+}
+
+/// The mark of a TCP packet's flow; `None` for what is no plain TCP packet.
+/// Flows may share one.
+pub(crate) fn tcp_mark(frame: &[u8]) -> Option<u16> {
+    let kind = (frame.get(12..15)?, frame.get(20)?, frame.get(23)?);
+    let (addresses, ports) = match kind {
+        ([0x08, 0x00, 0x45], _, &protocol::TCP) => (L3 + 12, L3 + ipv4::HEADER_LEN),
+        ([0x86, 0xdd, _], &protocol::TCP, _) => (L3 + 8, L3 + ipv6::HEADER_LEN),
+        _ => return None,
+    };
+    // The last bytes of addresses tell most; both ways have marks of their own.
+    let end = frame.get(addresses..ports)?.rchunks(2).next()?;
+    let ports = frame.get(ports..ports + 4)?;
+    let word = |bytes: &[u8]| u16::from_be_bytes([bytes[0], bytes[1]]);
+    let mixed = word(ports) ^ word(&ports[2..]).rotate_left(7) ^ word(end).rotate_left(11);
+    Some(mixed)
 }
 
 /// Until when flows are kept, in milliseconds; 0 for those that never were.
@@ -89,15 +131,15 @@ impl Kept {
         Kept(vec![0; FLOWS].into_boxed_slice())
     }
 
-    fn has(&self, source_port: u16, now: Nanos) -> bool {
-        let until = self.0[usize::from(source_port) % FLOWS];
+    fn has(&self, mark: u16, now: Nanos) -> bool {
+        let until = self.0[usize::from(mark) % FLOWS];
         // The clock wraps after 49 days.
         until != 0 && until.wrapping_sub(milliseconds(now)) <= KEEPING_MS
     }
 
-    fn note(&mut self, source_port: u16, now: Nanos) {
+    fn note(&mut self, mark: u16, now: Nanos) {
         let until = milliseconds(now).wrapping_add(KEEPING_MS);
-        self.0[usize::from(source_port) % FLOWS] = until.max(1);
+        self.0[usize::from(mark) % FLOWS] = until.max(1);
     }
 }
 

@@ -368,6 +368,8 @@ pub(crate) struct LanePort {
     /// The way out for datagrams of the overlay that leave together: an
     /// uplink's.
     pub(crate) overlay: Option<OverlayWay>,
+    /// The way out for super-frames without an overlay: an uplink's.
+    pub(crate) segments: Option<OverlayWay>,
     /// Where copies of group frames come from: on one lane of a bridged
     /// uplink.
     pub(crate) groups: Option<GroupSocket>,
@@ -395,6 +397,7 @@ impl LanePort {
             more: Vec::new(),
             groups: None,
             overlay: None,
+            segments: None,
             stream: None,
             stream_waits: false,
             stream_burst: 1,
@@ -495,6 +498,9 @@ pub struct UplinkSpec {
     /// Whether the device cuts UDP datagrams that are handed to it together
     /// (`tx-udp-segmentation`); the kernel does if not.
     pub cuts_datagrams: bool,
+    /// Whether it cuts TCP super-frames (`tx-tcp-segmentation` and
+    /// `tx-tcp6-segmentation`); the kernel does if not.
+    pub cuts_segments: bool,
     /// Whether the switch wants frames to other MAC addresses than the
     /// interface's own, and copies of group frames (layer 2).
     pub is_bridged: bool,

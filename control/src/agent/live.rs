@@ -87,6 +87,7 @@ impl Switch for Lanes {
                 false => XdpChoice::Native,
             },
             cuts_datagrams: way_out.offer.cuts_datagrams,
+            cuts_segments: way_out.offer.cuts_segments,
             is_bridged: way_out.is_bridged,
             host_side: way_out.host.map(|host| HostSide {
                 port_ifindex: host.port.ifindex,

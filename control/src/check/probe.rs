@@ -143,6 +143,7 @@ fn layer_2(ifindex: u32) -> Item {
             zero_copy: false,
             xdp: XdpChoice::Auto,
             cuts_datagrams: false,
+            cuts_segments: false,
             is_bridged: true,
             host_side: Some(HostSide {
                 port_ifindex: ifindex,

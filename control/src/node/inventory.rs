@@ -73,6 +73,8 @@ pub struct Offer {
     pub queues: u32,
     /// Cuts UDP datagrams that it is handed together.
     pub cuts_datagrams: bool,
+    /// It cuts TCP super-frames of both families.
+    pub cuts_segments: bool,
 }
 
 impl BoundUplink {

@@ -48,6 +48,9 @@ pub const TCP_SEGMENTATION: &[&str] = &[
     "tx-tcp-mangleid-segmentation",
 ];
 
+/// Cutting of TCP super-frames of either family, congestion or not.
+pub const SUPER_FRAMES: &[&str] = &["tx-tcp-segmentation", "tx-tcp6-segmentation"];
+
 /// Cutting of UDP datagrams that are handed to the device together.
 pub const UDP_SEGMENTATION: &str = "tx-udp-segmentation";
 

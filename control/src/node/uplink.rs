@@ -231,6 +231,9 @@ impl Core {
         Offer {
             queues: in_use.unwrap_or(link.rx_queues),
             cuts_datagrams: features.contains(offload::UDP_SEGMENTATION),
+            cuts_segments: offload::SUPER_FRAMES
+                .iter()
+                .all(|name| features.contains(*name)),
         }
     }
 
@@ -296,6 +299,7 @@ impl Core {
                     queues = offer.queues,
                     native = binding.native,
                     cuts_datagrams = offer.cuts_datagrams,
+                    cuts_segments = offer.cuts_segments,
                     "attached"
                 );
                 let port = BoundPort {

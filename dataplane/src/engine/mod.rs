@@ -419,7 +419,8 @@ impl Inner {
         let uplink = self.uplink_spec(id);
         if let Some(uplink) = &uplink {
             for part in &mut parts {
-                part.overlay = OverlayWay::open(ifindex, uplink.cuts_datagrams).ok();
+                part.overlay = OverlayWay::of_datagrams(ifindex, uplink.cuts_datagrams).ok();
+                part.segments = OverlayWay::of_segments(ifindex, uplink.cuts_segments).ok();
             }
         }
         if uplink.is_none() {

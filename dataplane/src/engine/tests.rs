@@ -299,6 +299,7 @@ fn posted(frames: usize, receive_ring: u32) -> u32 {
         zero_copy: false,
         xdp: XdpChoice::Auto,
         cuts_datagrams: true,
+        cuts_segments: true,
         is_bridged: false,
         host_side: None,
     };

@@ -210,6 +210,9 @@ impl Emitter<'_> {
         out: PortId,
         mtu: u32,
     ) -> Result<(), DropReason> {
+        if let Some(done) = self.send_portions(batch, index, out, mtu) {
+            return done;
+        }
         if self.device_takes(out, batch.packets()[index].len)
             && let Some(offload) = offload(self.umem, batch, index, mtu)
             && self.send_bulk(batch, index, out, &offload)

@@ -1,5 +1,5 @@
-//! What leaves together: runs of datagrams, and super-frames through the
-//! overlay.
+//! What leaves together: runs of datagrams, and super-frames by the uplink,
+//! through the overlay or without.
 
 use std::iter;
 use std::ops::Range;
@@ -7,8 +7,10 @@ use std::ops::Range;
 use crate::drops::DropReason;
 use crate::frame::Batch;
 use crate::lane::emit::{Emitter, MAX_WHOLE, Tunnel};
+use crate::overlay_way::tcp_mark;
 use crate::pipeline::datagrams::{self, Taken};
 use crate::pipeline::gather::SuperFrame;
+use crate::pipeline::portions::Portions;
 use crate::types::PortId;
 use crate::wire::{ethernet, ipv4, ipv6, protocol};
 use crate::xsk::queue::Flush;
@@ -155,9 +157,57 @@ impl Emitter<'_> {
         })
     }
 
-    /// Sends a packet of the overlay after others of its flow that the kernel
-    /// was left to cut; `None` when there are none, or it is not of the
-    /// overlay.
+    /// Sends a super-frame by the uplink as it lies, cut by the device or the
+    /// kernel; `None` when it has to be cut here.
+    pub(super) fn send_portions(
+        &mut self,
+        batch: &Batch,
+        index: usize,
+        out: PortId,
+        mtu: u32,
+    ) -> Option<Result<(), DropReason>> {
+        let umem = self.umem;
+        let port = self.ports.get(out)?;
+        let way = port.segments.as_mut()?;
+        let mark = tcp_mark(umem.bytes(batch.head(index)))?;
+        let mut portions = Portions::of(umem, batch, index, mtu)?;
+        // What has to be behind what waits there.
+        let is_kept = way.may_wait() && way.keeps(mark, self.now);
+        // What was written to the ring before must not be overtaken.
+        if !is_kept && port.dirty && port.queue.flush() != Flush::Sent {
+            return None;
+        }
+        // Longer ones the lane has just copied itself.
+        if batch.packets()[index].len <= MAX_WHOLE {
+            batch
+                .chain(index)
+                .for_each(|frame| umem.prefetch_whole(frame));
+        }
+        let offload = *portions.offload();
+        let (mut packets, mut bytes, mut is_lost) = (0, 0, false);
+        while let Some(portion) = portions.next(self.headers) {
+            match way.socket.send(portion.pieces(), &offload) {
+                Ok(()) => {
+                    packets += portion.packets;
+                    bytes += portion.bytes;
+                }
+                Err(error) if is_kept || is_lost || packets > 0 || way.may_have_begun(&error) => {
+                    is_lost = true;
+                }
+                // Nothing has left, so the ring may take it.
+                Err(_) => return None,
+            }
+        }
+        way.went(mark, self.now);
+        self.count_sent(out, packets, bytes);
+        Some(match is_lost {
+            false => Ok(()),
+            true => Err(DropReason::TxRingFull),
+        })
+    }
+
+    /// Sends a packet after others of its flow that left together; `None` when
+    /// there are none.
     pub(super) fn send_kept(
         &mut self,
         batch: &Batch,
@@ -168,20 +218,29 @@ impl Emitter<'_> {
         if underlay.uplink != Some(out) {
             return None;
         }
-        let way = self.ports.get(out)?.overlay.as_ref()?;
-        let umem = self.umem;
-        let source_port = source_port(umem.bytes(batch.head(index)), underlay.vxlan_port)?;
-        if !way.keeps(source_port, self.now) {
+        let port = self.ports.get(out)?;
+        let (umem, now) = (self.umem, self.now);
+        let head = umem.bytes(batch.head(index));
+        let (way, mark) = match tcp_mark(head) {
+            Some(mark) => (port.segments.as_ref()?, mark),
+            None => (
+                port.overlay.as_ref()?,
+                source_port(head, underlay.vxlan_port)?,
+            ),
+        };
+        if !way.keeps(mark, now) {
             return None;
         }
         let pieces = batch.chain(index).map(|frame| umem.bytes(frame));
-        Some(match way.socket.send_complete(pieces) {
+        match way.socket.send_complete(pieces) {
             Ok(()) => {
                 self.count_sent(out, 1, u64::from(batch.packets()[index].len));
-                Ok(())
+                Some(Ok(()))
             }
-            Err(_) => Err(DropReason::TxRingFull),
-        })
+            Err(_) if way.may_wait() => Some(Err(DropReason::TxRingFull)),
+            // Nothing waits, so the ring may take it.
+            Err(_) => None,
+        }
     }
 }
 

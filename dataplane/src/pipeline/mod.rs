@@ -33,6 +33,7 @@ mod overlay;
 mod parse;
 mod pieces;
 mod plain;
+pub(crate) mod portions;
 mod record;
 mod refuse;
 mod reply;

@@ -237,6 +237,22 @@ pub(super) struct Piece {
 
 /// Makes the copied headers this segment's own.
 pub(super) fn finish(bytes: &mut [u8], layout: &Layout, piece: &Piece, len: usize, payload: Sum) {
+    let pseudo = renumber(bytes, layout, piece, len);
+    let transport = &mut bytes[layout.transport..layout.payload];
+    let sum = pseudo.bytes(transport).sum(payload).checksum();
+    transport[16..18].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// As [`finish`], but leaves the checksum partial.
+pub(super) fn finish_partly(bytes: &mut [u8], layout: &Layout, piece: &Piece, len: usize) {
+    let sum = renumber(bytes, layout, piece, len).fold();
+    let transport = &mut bytes[layout.transport..layout.payload];
+    transport[16..18].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Makes all but TCP's checksum, which is cleared, this segment's own, and
+/// gives the sum of its pseudo-header.
+fn renumber(bytes: &mut [u8], layout: &Layout, piece: &Piece, len: usize) -> Sum {
     let ip_len = layout.payload - layout.network + len;
     let transport_len = layout.payload - layout.transport + len;
     let (network, transport) =
@@ -264,9 +280,7 @@ pub(super) fn finish(bytes: &mut [u8], layout: &Layout, piece: &Piece, len: usiz
         number(tcp, piece);
         tcp.checksum = U16::ZERO;
     }
-    let pseudo = pseudo_header(addresses, protocol::TCP, transport_len as u16);
-    let sum = pseudo.bytes(transport).sum(payload).checksum();
-    transport[16..18].copy_from_slice(&sum.to_be_bytes());
+    pseudo_header(addresses, protocol::TCP, transport_len as u16)
 }
 
 /// Sequence number, flags and urgent pointer of one segment.

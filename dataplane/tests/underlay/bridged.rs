@@ -88,6 +88,7 @@ fn the_node_is_a_station_of_the_segment_by_the_uplinks_address() {
         zero_copy: false,
         xdp: XdpChoice::Auto,
         cuts_datagrams: true,
+        cuts_segments: true,
         is_bridged: true,
         host_side: Some(host_side),
     };

@@ -324,6 +324,7 @@ pub(crate) fn attach_as(
         zero_copy: false,
         xdp: XdpChoice::Auto,
         cuts_datagrams: true,
+        cuts_segments: true,
         is_bridged: false,
         host_side: None,
     };

@@ -83,6 +83,7 @@ fn follow(
             offer: Offer {
                 queues: 1,
                 cuts_datagrams: false,
+                cuts_segments: false,
             },
         }),
         host: Some((HOST, HOST_SIDE)),

@@ -10,6 +10,7 @@ mod masquerade;
 mod narrow;
 mod overlay;
 mod plain;
+mod portions;
 mod segments;
 mod shared;
 mod super_frames;
