@@ -185,7 +185,7 @@ impl Emitter<'_> {
         }
         let offload = *portions.offload();
         let (mut packets, mut bytes, mut is_lost) = (0, 0, false);
-        while let Some(portion) = portions.next(self.headers) {
+        while let Some(portion) = portions.next(self.together) {
             match way.socket.send(portion.pieces(), &offload) {
                 Ok(()) => {
                     packets += portion.packets;

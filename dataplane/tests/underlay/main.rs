@@ -268,6 +268,54 @@ fn a_routed_peer_talks_with_a_pod() {
     engine.stop();
 }
 
+/// Streams over an uplink that cuts, and was said to. Gives the mean length of
+/// the frames that came to the peer, and the segments that were sent again.
+fn stream_over(lab: &Lab, (cuts, said): (bool, bool)) -> (u64, u64) {
+    let state = if cuts { "on" } else { "off" };
+    lab.succeeds("node", &format!("ethtool -K up0 tso {state} gso {state}"));
+    let (engine, attached) = attach_as(lab, (1, 1), |spec| spec.cuts_segments = said);
+    attached.unwrap();
+    engine.publish(with_routes(snapshot(), Some(PEER_MAC)));
+    let count = |what: &str| {
+        let path = format!("cat /sys/class/net/eth0/statistics/rx_{what}");
+        lab.succeeds("peer", &path).trim().parse::<u64>().unwrap()
+    };
+    let sent_again = || {
+        let line = lab.succeeds("pod", "nstat -asz TcpRetransSegs");
+        let value = line
+            .lines()
+            .last()
+            .and_then(|line| line.split_whitespace().nth(1));
+        value.unwrap().parse::<u64>().unwrap()
+    };
+    let before = (count("packets"), count("bytes"), sent_again());
+    stream(lab, &engine);
+    let after = (count("packets"), count("bytes"), sent_again());
+    frames_come_home(&engine);
+    engine.stop();
+    let mean = (after.1 - before.1) / (after.0 - before.0);
+    (mean, after.2 - before.2)
+}
+
+#[test]
+fn the_uplinks_device_cuts_super_frames_or_the_kernel_does() {
+    if !is_root() {
+        return;
+    }
+    let lab = Lab::new("cut");
+    linux_router(&lab);
+    // A veth that cuts passes them whole.
+    let (mean, sent_again) = stream_over(&lab, (true, true));
+    assert!(mean > 10_000, "frames of {mean} bytes left");
+    assert_eq!(sent_again, 0);
+    let (mean, sent_again) = stream_over(&lab, (false, false));
+    assert!((1000..=1514).contains(&mean), "frames of {mean} bytes left");
+    assert_eq!(sent_again, 0);
+    // What the device does no longer is cut by the lane.
+    let (mean, _) = stream_over(&lab, (false, true));
+    assert!((1000..=1514).contains(&mean), "frames of {mean} bytes left");
+}
+
 #[test]
 fn a_packet_waits_until_its_neighbor_is_resolved() {
     if !is_root() {
