@@ -34,8 +34,6 @@ mod mapped_words;
 #[cfg(not(loom))]
 mod monotonic;
 #[cfg(not(loom))]
-mod overlay_way;
-#[cfg(not(loom))]
 mod packet_socket;
 #[cfg(not(loom))]
 pub mod pipeline;
@@ -55,6 +53,8 @@ pub mod types;
 pub mod umem;
 #[cfg(not(loom))]
 mod uplink;
+#[cfg(not(loom))]
+mod uplink_way;
 pub mod wire;
 #[cfg(not(loom))]
 mod xdp_link;

@@ -23,12 +23,12 @@ use crossbeam::utils::CachePadded;
 
 use crate::counters::PortCounters;
 use crate::group_socket::GroupSocket;
-use crate::overlay_way::OverlayWay;
 use crate::packet_socket::PacketSocket;
 use crate::stream_socket::StreamSocket;
 use crate::tcx::{self, Hook};
 use crate::types::PortId;
 use crate::umem::OwnerTag;
+use crate::uplink_way::UplinkWay;
 use crate::xdp_link::{self, Old};
 use crate::xsk::queue::Queue;
 use crate::xsk::socket::{KernelDrops, kernel_drops};
@@ -367,9 +367,9 @@ pub(crate) struct LanePort {
     pub(crate) bulk: Option<PacketSocket>,
     /// The way out for datagrams of the overlay that leave together: an
     /// uplink's.
-    pub(crate) overlay: Option<OverlayWay>,
+    pub(crate) overlay: Option<UplinkWay>,
     /// The way out for super-frames without an overlay: an uplink's.
-    pub(crate) segments: Option<OverlayWay>,
+    pub(crate) segments: Option<UplinkWay>,
     /// Where copies of group frames come from: on one lane of a bridged
     /// uplink.
     pub(crate) groups: Option<GroupSocket>,

@@ -222,7 +222,7 @@ impl Umem {
     pub fn demote(&self, frame: &Frame) {
         #[cfg(all(target_arch = "x86_64", not(miri)))]
         {
-            let first = frame.chunk() as usize * FRAME_SIZE + HEADROOM;
+            let first = frame.chunk() * FRAME_SIZE + HEADROOM;
             let start = self.base.as_ptr().wrapping_add(first);
             // SAFETY: CLDEMOTE is a hint that changes neither memory nor
             // registers; processors without it take it for no operation.

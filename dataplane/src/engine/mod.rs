@@ -35,7 +35,6 @@ use lanes::{ANSWER_TIMEOUT, Answer};
 use crate::event::Event;
 use crate::group_socket::GroupSocket;
 use crate::lane::{Alarm, CaptureQueue, Command, LaneShared};
-use crate::overlay_way::OverlayWay;
 use crate::packet_socket::{PacketSocket, Way};
 use crate::pipeline::FlowRecord;
 use crate::port::{Kind, LanePort, PortHandle, ProgramLoader};
@@ -45,6 +44,7 @@ use crate::tables::connection::Connections;
 use crate::tcx::Interface;
 use crate::types::{Generation, PortId};
 use crate::umem::{Depot, OwnerTable, Umem};
+use crate::uplink_way::UplinkWay;
 use crate::xsk::queue::{FILL_MIN, Queue};
 
 pub use crate::lane::{CaptureSpec, CapturedPacket, Direction, PollMode};
@@ -419,8 +419,8 @@ impl Inner {
         let uplink = self.uplink_spec(id);
         if let Some(uplink) = &uplink {
             for part in &mut parts {
-                part.overlay = OverlayWay::of_datagrams(ifindex, uplink.cuts_datagrams).ok();
-                part.segments = OverlayWay::of_segments(ifindex, uplink.cuts_segments).ok();
+                part.overlay = UplinkWay::of_datagrams(ifindex, uplink.cuts_datagrams).ok();
+                part.segments = UplinkWay::of_segments(ifindex, uplink.cuts_segments).ok();
             }
         }
         if uplink.is_none() {

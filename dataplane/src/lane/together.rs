@@ -1,17 +1,19 @@
 //! What leaves together: runs of datagrams, and super-frames by the uplink,
 //! through the overlay or without.
 
+use std::io;
 use std::iter;
 use std::ops::Range;
 
 use crate::drops::DropReason;
 use crate::frame::Batch;
 use crate::lane::emit::{Emitter, MAX_WHOLE, Tunnel};
-use crate::overlay_way::tcp_mark;
 use crate::pipeline::datagrams::{self, Taken};
 use crate::pipeline::gather::SuperFrame;
 use crate::pipeline::portions::Portions;
 use crate::types::PortId;
+use crate::umem::Umem;
+use crate::uplink_way::{UplinkWay, tcp_mark};
 use crate::wire::{ethernet, ipv4, ipv6, protocol};
 use crate::xsk::queue::Flush;
 
@@ -127,34 +129,14 @@ impl Emitter<'_> {
         if !is_kept && port.dirty && port.queue.flush() != Flush::Sent {
             return None;
         }
-        // Longer ones the lane has just copied itself.
-        if batch.packets()[index].len <= MAX_WHOLE {
-            batch
-                .chain(index)
-                .for_each(|frame| umem.prefetch_whole(frame));
-        }
-        let (mut packets, mut bytes, mut is_lost) = (0, 0, false);
-        while let Some(together) = super_frame.next(self.together) {
-            match overlay.socket.send_gathered(&together) {
-                Ok(()) => {
-                    packets += together.packets;
-                    bytes += together.bytes;
-                }
-                Err(error)
-                    if is_kept || is_lost || packets > 0 || overlay.may_have_begun(&error) =>
-                {
-                    is_lost = true;
-                }
-                // Nothing has left, so the ring may take it.
-                Err(_) => return None,
-            }
-        }
+        prefetch(umem, batch, index);
+        let sent = in_parts(overlay, is_kept, || {
+            let together = super_frame.next(self.together)?;
+            let done = overlay.socket.send_gathered(&together);
+            Some((done, together.packets, together.bytes))
+        })?;
         overlay.went(way.source_port, self.now);
-        self.count_sent(out, packets, bytes);
-        Some(match is_lost {
-            false => Ok(()),
-            true => Err(DropReason::TxRingFull),
-        })
+        Some(self.count_parts(out, &sent))
     }
 
     /// Sends a super-frame by the uplink as it lies, cut by the device or the
@@ -177,33 +159,23 @@ impl Emitter<'_> {
         if !is_kept && port.dirty && port.queue.flush() != Flush::Sent {
             return None;
         }
-        // Longer ones the lane has just copied itself.
-        if batch.packets()[index].len <= MAX_WHOLE {
-            batch
-                .chain(index)
-                .for_each(|frame| umem.prefetch_whole(frame));
-        }
+        prefetch(umem, batch, index);
         let offload = *portions.offload();
-        let (mut packets, mut bytes, mut is_lost) = (0, 0, false);
-        while let Some(portion) = portions.next(self.together) {
-            match way.socket.send(portion.pieces(), &offload) {
-                Ok(()) => {
-                    packets += portion.packets;
-                    bytes += portion.bytes;
-                }
-                Err(error) if is_kept || is_lost || packets > 0 || way.may_have_begun(&error) => {
-                    is_lost = true;
-                }
-                // Nothing has left, so the ring may take it.
-                Err(_) => return None,
-            }
-        }
+        let sent = in_parts(way, is_kept, || {
+            let portion = portions.next(self.together)?;
+            let done = way.socket.send(portion.pieces(), &offload);
+            Some((done, portion.packets, portion.bytes))
+        })?;
         way.went(mark, self.now);
-        self.count_sent(out, packets, bytes);
-        Some(match is_lost {
+        Some(self.count_parts(out, &sent))
+    }
+
+    fn count_parts(&mut self, out: PortId, sent: &Sent) -> Result<(), DropReason> {
+        self.count_sent(out, sent.packets, sent.bytes);
+        match sent.is_lost {
             false => Ok(()),
             true => Err(DropReason::TxRingFull),
-        })
+        }
     }
 
     /// Sends a packet after others of its flow that left together; `None` when
@@ -241,6 +213,52 @@ impl Emitter<'_> {
             // Nothing waits, so the ring may take it.
             Err(_) => None,
         }
+    }
+}
+
+/// What left of a packet that went in parts.
+#[derive(Default)]
+struct Sent {
+    packets: usize,
+    bytes: u64,
+    /// Not all of it.
+    is_lost: bool,
+}
+
+/// Sends the parts of a packet. `send` sends the next one and says how that
+/// went, and how many packets and bytes it is. `None` when nothing has left and
+/// nothing waits, so that the ring may take it.
+fn in_parts(
+    way: &UplinkWay,
+    is_kept: bool,
+    mut send: impl FnMut() -> Option<(io::Result<()>, usize, u64)>,
+) -> Option<Sent> {
+    let mut sent = Sent::default();
+    while let Some((done, packets, bytes)) = send() {
+        match done {
+            Ok(()) => {
+                sent.packets += packets;
+                sent.bytes += bytes;
+            }
+            Err(error) => {
+                let has_begun = sent.packets > 0 || sent.is_lost || way.may_have_begun(&error);
+                if !is_kept && !has_begun {
+                    return None;
+                }
+                sent.is_lost = true;
+            }
+        }
+    }
+    Some(sent)
+}
+
+/// Asks for a packet's bytes ahead of the kernel's copy.
+fn prefetch(umem: &Umem, batch: &Batch, index: usize) {
+    // Longer ones the lane has just copied itself.
+    if batch.packets()[index].len <= MAX_WHOLE {
+        batch
+            .chain(index)
+            .for_each(|frame| umem.prefetch_whole(frame));
     }
 }
 

@@ -302,15 +302,17 @@ fn the_uplinks_device_cuts_super_frames_or_the_kernel_does() {
     if !is_root() {
         return;
     }
+    // Of 14 000: a machine with other work loses some.
+    const FEW: u64 = 140;
     let lab = Lab::new("cut");
     linux_router(&lab);
     // A veth that cuts passes them whole.
     let (mean, sent_again) = stream_over(&lab, (true, true));
     assert!(mean > 10_000, "frames of {mean} bytes left");
-    assert_eq!(sent_again, 0);
+    assert!(sent_again < FEW, "{sent_again} segments sent again");
     let (mean, sent_again) = stream_over(&lab, (false, false));
     assert!((1000..=1514).contains(&mean), "frames of {mean} bytes left");
-    assert_eq!(sent_again, 0);
+    assert!(sent_again < FEW, "{sent_again} segments sent again");
     // What the device does no longer is cut by the lane.
     let (mean, _) = stream_over(&lab, (false, true));
     assert!((1000..=1514).contains(&mean), "frames of {mean} bytes left");

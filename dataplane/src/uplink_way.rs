@@ -33,31 +33,31 @@ const MANY: usize = 16;
 
 /// A socket, and who has to use it.
 #[derive(Debug)]
-pub(crate) struct OverlayWay {
+pub(crate) struct UplinkWay {
     pub(crate) socket: PacketSocket,
     kept: Option<Kept>,
     is_cut_by_kernel: bool,
 }
 
-impl OverlayWay {
+impl UplinkWay {
     /// For datagrams of the overlay, by device `ifindex`, which cuts datagrams
     /// by itself or does not.
-    pub(crate) fn of_datagrams(ifindex: u32, cuts_datagrams: bool) -> io::Result<OverlayWay> {
+    pub(crate) fn of_datagrams(ifindex: u32, cuts_datagrams: bool) -> io::Result<UplinkWay> {
         let kept = (!cuts_datagrams).then(Kept::new);
-        OverlayWay::open(ifindex, cuts_datagrams, kept)
+        UplinkWay::open(ifindex, cuts_datagrams, kept)
     }
 
     /// For TCP, by device `ifindex`, which cuts it by itself or does not.
-    pub(crate) fn of_segments(ifindex: u32, cuts_segments: bool) -> io::Result<OverlayWay> {
-        OverlayWay::open(ifindex, cuts_segments, Some(Kept::new()))
+    pub(crate) fn of_segments(ifindex: u32, cuts_segments: bool) -> io::Result<UplinkWay> {
+        UplinkWay::open(ifindex, cuts_segments, Some(Kept::new()))
     }
 
-    fn open(ifindex: u32, device_cuts: bool, kept: Option<Kept>) -> io::Result<OverlayWay> {
+    fn open(ifindex: u32, device_cuts: bool, kept: Option<Kept>) -> io::Result<UplinkWay> {
         let way = match device_cuts {
             true => Way::PastDiscipline,
             false => Way::Ordinary,
         };
-        Ok(OverlayWay {
+        Ok(UplinkWay {
             socket: PacketSocket::open(ifindex, way)?,
             kept,
             is_cut_by_kernel: !device_cuts,
