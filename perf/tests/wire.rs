@@ -606,9 +606,10 @@ fn frames_that_the_device_did_not_take_are_told_of() {
         assert_eq!(document["offered_packets"], 1000);
         let taken = document["device_packets"].as_u64().unwrap();
         let complaint = String::from_utf8_lossy(&output.stderr);
-        let is_told = complaint.contains("eth0 took none") && complaint.contains("--engine afxdp");
+        let is_told = complaint.contains("of 1000 packets") && complaint.contains("--engine afxdp");
         match gro {
-            "off" => assert!(taken == 0 && is_told, "{taken}: {complaint}"),
+            // But for neighbour discovery.
+            "off" => assert!(taken < 20 && is_told, "{taken}: {complaint}"),
             _ => assert!(taken >= 1000 && !is_told, "{taken}: {complaint}"),
         }
     }

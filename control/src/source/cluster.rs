@@ -2,7 +2,7 @@
 //! where several do, the file whose name comes first decides.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::object::{Namespace, Node, Object, Pod};
@@ -83,18 +83,10 @@ impl Cluster {
     pub fn replace(&mut self, file: &Arc<str>, before: &[Object], now: &[Object]) -> Change {
         let mut change = Change::default();
         // What stays as it is makes no change and no work.
-        let set = |objects: &'_ [Object], other: &[Object]| -> HashSet<Object> {
-            match other.is_empty() {
-                true => HashSet::new(),
-                false => objects.iter().cloned().collect(),
-            }
-        };
-        let stays = set(now, before);
-        for object in before.iter().filter(|o| !stays.contains(*o)) {
+        for object in surplus(before, now) {
             change |= self.remove(file, object);
         }
-        let stays = set(before, now);
-        for object in now.iter().filter(|o| !stays.contains(*o)) {
+        for object in surplus(now, before) {
             change |= self.insert(file, object);
         }
         change
@@ -155,6 +147,22 @@ impl Cluster {
         };
         change
     }
+}
+
+/// What stands in `these` more often than in `those`, as often as that.
+fn surplus<'o>(these: &'o [Object], those: &[Object]) -> Vec<&'o Object> {
+    let mut left: HashMap<&Object, usize> = HashMap::new();
+    for object in those {
+        *left.entry(object).or_default() += 1;
+    }
+    let mut more = Vec::new();
+    for object in these {
+        match left.get_mut(object) {
+            Some(count) if *count > 0 => *count -= 1,
+            _ => more.push(object),
+        }
+    }
+    more
 }
 
 /// Kind and name of an object.

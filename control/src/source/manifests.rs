@@ -396,6 +396,15 @@ mod tests {
         assert!(warnings()[0].starts_with("Node b stands 2 times, in 2.yaml:"));
         std::fs::remove_file(dir.path().join("2.yaml")).unwrap();
         assert_eq!(warnings(), [""; 0]);
+        let alike = node("c", "10.0.6.0/24");
+        write("2.yaml", alike.clone() + "---\n" + &alike);
+        assert!(warnings()[0].starts_with("Node c stands 2 times, in 2.yaml:"));
+        write("2.yaml", alike.clone());
+        assert_eq!(warnings(), [""; 0]);
+        write("2.yaml", alike.clone() + "---\n" + &alike);
+        assert!(warnings()[0].starts_with("Node c stands 2 times, in 2.yaml:"));
+        std::fs::remove_file(dir.path().join("2.yaml")).unwrap();
+        assert_eq!(warnings(), [""; 0]);
         for file in ["3.yaml", "4.yaml"] {
             let nodes = (0..8).map(|n| node(&format!("n{n}"), "10.0.5.0/24"));
             write(file, nodes.collect::<Vec<_>>().join("---\n"));

@@ -144,6 +144,7 @@ impl Watch {
 
     /// Follows the directory until `stop` is readable.
     pub fn run(mut self, stop: BorrowedFd<'_>, sink: &dyn Sink) {
+        let mut compared = Instant::now();
         loop {
             let Some(happened) = self.wait(stop, COMPARE) else {
                 return;
@@ -159,10 +160,12 @@ impl Watch {
                         Some(true) => is_news |= self.drain(&mut touched),
                     }
                 }
-                if !is_news {
+                // Places that others write to all the time put nothing off.
+                if !is_news && compared.elapsed() < COMPARE {
                     continue;
                 }
             }
+            compared = Instant::now();
             self.subscribe();
             let change = self.scan(&touched);
             if happened || change.any() {
@@ -199,9 +202,11 @@ impl Watch {
         let mut is_news = false;
         while let Ok(events) = self.inotify.read_events() {
             for event in events {
+                // Of which place is unknown where the kernel lost some.
+                let is_lost = event.mask.contains(AddWatchFlags::IN_Q_OVERFLOW);
                 is_news |= match Some(event.wd) == self.watched {
                     true => self.is_news(&event, touched),
-                    false => self.is_news_elsewhere(&event),
+                    false => is_lost || self.is_news_elsewhere(&event),
                 };
             }
         }
@@ -279,8 +284,15 @@ impl Watch {
         });
         for (place, names) in wanted {
             // One that cannot be watched is compared.
-            if let Ok(watch) = self.inotify.add_watch(&place, NEWS) {
-                self.elsewhere.insert(place, Elsewhere { watch, names });
+            let Ok(watch) = self.inotify.add_watch(&place, NEWS) else {
+                continue;
+            };
+            let former = self.elsewhere.insert(place, Elsewhere { watch, names });
+            // Another directory stood there.
+            let former = former.map(|former| former.watch);
+            let is_in_use = |former: &_| *former == watch || Some(*former) == self.watched;
+            if let Some(former) = former.filter(|former| !is_in_use(former)) {
+                let _ = self.inotify.rm_watch(former);
             }
         }
     }
