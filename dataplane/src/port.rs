@@ -110,7 +110,8 @@ pub enum ProgramError {
     /// The kernel refused the program, the map entry or the attachment.
     #[error("the kernel refused a program of the port: {0}")]
     Program(#[from] aya::programs::ProgramError),
-    /// The kernel refused to attach the uplink's program.
+    /// The kernel refused to attach an XDP program, or to say which one is
+    /// there.
     #[error("cannot attach the XDP program: {0}; `ip link show` names one that is there already")]
     Attach(#[source] std::io::Error),
     /// The socket map refused a socket.

@@ -89,6 +89,13 @@ impl UplinkWay {
         self.is_cut_by_kernel && error.raw_os_error() == Some(libc::ENOBUFS)
     }
 
+    /// Lets the flows of that mark go by the ring, until they go this way again.
+    pub(crate) fn forget(&mut self, mark: u16) {
+        if let Some(kept) = self.kept.as_mut().filter(|_| !self.is_cut_by_kernel) {
+            kept.forget(mark);
+        }
+    }
+
     /// Notes that packets of that mark went this way.
     pub(crate) fn went(&mut self, mark: u16, now: Nanos) {
         if let Some(kept) = &mut self.kept {
@@ -137,6 +144,10 @@ impl Kept {
         until != 0 && until.wrapping_sub(milliseconds(now)) <= KEEPING_MS
     }
 
+    fn forget(&mut self, mark: u16) {
+        self.0[usize::from(mark) % FLOWS] = 0;
+    }
+
     fn note(&mut self, mark: u16, now: Nanos) {
         let until = milliseconds(now).wrapping_add(KEEPING_MS);
         self.0[usize::from(mark) % FLOWS] = until.max(1);
@@ -169,6 +180,8 @@ mod tests {
             assert!(!kept.has(0xc001, at(start + 4_002)), "{start}");
             kept.note(0xc001, at(start + 9_000));
             assert!(kept.has(0xc001, at(start + 12_000)));
+            kept.forget(0xc001);
+            assert!(!kept.has(0xc001, at(start + 12_000)));
         }
     }
 }

@@ -68,6 +68,16 @@ impl Namespace {
         run(self.argv(argv)?)
     }
 
+    /// Has everything that leaves by `device` cut and summed up before, as on a
+    /// cable; a virtual pair carries it whole otherwise.
+    ///
+    /// # Errors
+    /// [`LabError::Command`] when the device refuses.
+    pub fn cut_before_the_wire(&self, device: &str) -> Result<()> {
+        let off = format!("ethtool -K {device} tx off tso off tx-udp-segmentation off");
+        self.sh(&off).map(drop)
+    }
+
     /// Runs a shell line inside and returns its standard output.
     ///
     /// # Errors

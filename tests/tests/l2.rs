@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use spinlane_tests::capture::Recording;
+use spinlane_tests::cluster::UPLINK;
 use spinlane_tests::lan::{HOST, Lan, OUTSIDE, ROUTER};
 use spinlane_tests::{
     LabError, Namespace, Pod, Process, capture, lab_dir, root_or_skip, traffic, wait_for,
@@ -78,6 +79,7 @@ fn super_frames_leave_in_segments_and_arp_from_end_to_end() -> Result<(), LabErr
     let lan = Lan::start(1, |_| {})?;
     let pod = Pod::attach(&lan.nodes()[0], "a")?;
     let file = lab_dir()?.join("l2.pcap");
+    lan.nodes()[0].namespace().cut_before_the_wire(UPLINK)?;
     // The node's end of the link, so what comes from it is what it sent.
     let recording = Recording::start((lan.link(), "p1"), &["-s", "200"], "", &file)?;
     for to in lan.addresses(HOST) {

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use spinlane_tests::capture::Recording;
+use spinlane_tests::cluster::UPLINK;
 use spinlane_tests::lan::{HOST, Lan, OUTSIDE, ROUTER};
 use spinlane_tests::{
     LabError, Namespace, PATIENCE, Pod, capture, probe, root_or_skip, traffic, wait_for,
@@ -97,6 +98,7 @@ fn streams_keep_their_segments_over_a_restart() -> Result<(), LabError> {
     let lan = Lan::start(1, |_| {})?;
     lan.host().ip(&format!("link set eth0 mtu {NARROW}"))?;
     let node = &lan.nodes()[0];
+    node.namespace().cut_before_the_wire(UPLINK)?;
     let pod = Pod::attach(node, "a")?;
     let addresses = lan.addresses(HOST);
     let (rounds, is_over) = (AtomicU32::new(0), AtomicBool::new(false));

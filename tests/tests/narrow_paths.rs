@@ -191,9 +191,7 @@ fn tcp_arrives_whole_when_packets_overtake_each_other_and_get_lost() -> Result<(
             mode => config.mode = mode.to_owned(),
         })?;
         for node in cluster.nodes_mut() {
-            // A cable carries no runs of datagrams that nobody cut.
-            let features = ["ethtool", "-K", UPLINK, "tx-udp-segmentation", "off"];
-            node.namespace().run(&features)?;
+            node.namespace().cut_before_the_wire(UPLINK)?;
             node.start_agent()?;
         }
         let [one, two] = cluster.nodes() else {

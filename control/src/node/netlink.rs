@@ -394,6 +394,8 @@ pub struct Link {
     pub has_carrier: bool,
     /// Receive queues.
     pub rx_queues: u32,
+    /// Bytes of the longest super-frame that it cuts.
+    pub longest_offload: u32,
     /// A veth: what it carries need not be summed up.
     pub is_veth: bool,
     /// The kernel's own end of a VXLAN.
@@ -426,6 +428,7 @@ impl Link {
                     link.operational = *state == netlink_packet_route::link::State::Up;
                 }
                 LinkAttribute::NumRxQueues(count) => link.rx_queues = *count,
+                LinkAttribute::GsoMaxSize(bytes) => link.longest_offload = *bytes,
                 LinkAttribute::LinkInfo(info) => {
                     link.is_veth = info.contains(&LinkInfo::Kind(InfoKind::Veth));
                     link.is_vxlan = info.contains(&LinkInfo::Kind(InfoKind::Vxlan));

@@ -24,6 +24,10 @@ use super::switch::WayOut;
 use crate::config::Uplink;
 use crate::source;
 
+/// What a device has to cut that is handed super-frames; one that takes less
+/// leaves them to the kernel.
+const LONGEST_PORTION: u32 = 1 << 16;
+
 /// How long news of a path's MTU holds (RFC 1191, section 6.3).
 const PATH_MTU_LIFE: Duration = Duration::from_secs(600);
 /// Destinations whose MTU is remembered at most.
@@ -231,9 +235,10 @@ impl Core {
         Offer {
             queues: in_use.unwrap_or(link.rx_queues),
             cuts_datagrams: features.contains(offload::UDP_SEGMENTATION),
-            cuts_segments: offload::SUPER_FRAMES
-                .iter()
-                .all(|name| features.contains(*name)),
+            cuts_segments: link.longest_offload >= LONGEST_PORTION
+                && offload::SUPER_FRAMES
+                    .iter()
+                    .all(|name| features.contains(*name)),
         }
     }
 

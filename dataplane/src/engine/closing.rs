@@ -149,13 +149,15 @@ impl Closing {
                 more,
                 bulk,
                 overlay,
+                segments,
                 groups,
                 stream,
                 ..
             } = part;
             held.push(Box::new(queue));
             held.extend(more.into_iter().map(|queue| Box::new(queue) as Held));
-            held.push(Box::new((bulk, overlay)));
+            held.push(Box::new(bulk));
+            held.push(Box::new((overlay, segments)));
             held.push(Box::new((groups, stream)));
         }
         tags

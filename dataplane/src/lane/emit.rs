@@ -8,8 +8,9 @@ use crate::drops::DropReason;
 use crate::frame::{Awaited, Batch, Frame, LONGEST_SUPER_FRAME, Packet, TxChecksum, Verdict};
 use crate::lane::capture::Copies;
 use crate::lane::ports::LanePorts;
+use crate::lane::together::Portioned;
 use crate::lane::waiting::Waiting;
-use crate::pipeline::segment::{Offload, is_super_frame, offload, segment};
+use crate::pipeline::segment::{Offload, is_super_frame, offload, segment, segment_from};
 use crate::pipeline::{complete, source_port_of, wrap};
 use crate::snapshot::{PortEntry, Role, Snapshot};
 use crate::types::{Nanos, PortId, SegmentId, VtepId};
@@ -210,10 +211,12 @@ impl Emitter<'_> {
         out: PortId,
         mtu: u32,
     ) -> Result<(), DropReason> {
-        if let Some(done) = self.send_portions(batch, index, out, mtu) {
-            return done;
-        }
-        if self.device_takes(out, batch.packets()[index].len)
+        let from = match self.send_portions(batch, index, out, mtu) {
+            Portioned::Gone(done) => return done,
+            Portioned::Rest(from) => from,
+        };
+        if from == 0
+            && self.device_takes(out, batch.packets()[index].len)
             && let Some(offload) = offload(self.umem, batch, index, mtu)
             && self.send_bulk(batch, index, out, &offload)
         {
@@ -222,7 +225,8 @@ impl Emitter<'_> {
         let mut scratch = std::mem::take(self.scratch);
         // Pieces count drops of their own; the packet itself was captured.
         let captured = self.captured.take();
-        let cut = segment(self.umem, self.pool, batch, index, mtu, &mut scratch);
+        let part = (batch, index, from);
+        let cut = segment_from(self.umem, self.pool, part, mtu, &mut scratch);
         for at in 0..scratch.len() {
             self.forward(&mut scratch, at, out, None);
         }

@@ -140,14 +140,25 @@ impl Emitter<'_> {
     }
 
     /// Sends a super-frame by the uplink as it lies, cut by the device or the
-    /// kernel; `None` when it has to be cut here.
+    /// kernel, as far as they take it.
     pub(super) fn send_portions(
         &mut self,
         batch: &Batch,
         index: usize,
         out: PortId,
         mtu: u32,
-    ) -> Option<Result<(), DropReason>> {
+    ) -> Portioned {
+        self.try_portions(batch, index, out, mtu)
+            .unwrap_or(Portioned::Rest(0))
+    }
+
+    fn try_portions(
+        &mut self,
+        batch: &Batch,
+        index: usize,
+        out: PortId,
+        mtu: u32,
+    ) -> Option<Portioned> {
         let umem = self.umem;
         let port = self.ports.get(out)?;
         let way = port.segments.as_mut()?;
@@ -157,17 +168,31 @@ impl Emitter<'_> {
         let is_kept = way.may_wait() && way.keeps(mark, self.now);
         // What was written to the ring before must not be overtaken.
         if !is_kept && port.dirty && port.queue.flush() != Flush::Sent {
+            way.forget(mark);
             return None;
         }
         prefetch(umem, batch, index);
         let offload = *portions.offload();
+        let mut rest = None;
         let sent = in_parts(way, is_kept, || {
+            let from = portions.sent();
             let portion = portions.next(self.together)?;
-            let done = way.socket.send(portion.pieces(), &offload);
-            Some((done, portion.packets, portion.bytes))
+            match way.socket.send(portion.pieces(), &offload) {
+                // The device is full; nothing of this portion has left.
+                Err(_) if !way.may_wait() => {
+                    rest = Some(from);
+                    None
+                }
+                done => Some((done, portion.packets, portion.bytes)),
+            }
         })?;
-        way.went(mark, self.now);
-        Some(self.count_parts(out, &sent))
+        match rest {
+            // From here on the ring takes it, so that nothing is overtaken.
+            Some(_) => way.forget(mark),
+            None => way.went(mark, self.now),
+        }
+        let done = self.count_parts(out, &sent);
+        Some(rest.map_or(Portioned::Gone(done), Portioned::Rest))
     }
 
     fn count_parts(&mut self, out: PortId, sent: &Sent) -> Result<(), DropReason> {
@@ -194,9 +219,9 @@ impl Emitter<'_> {
         let (umem, now) = (self.umem, self.now);
         let head = umem.bytes(batch.head(index));
         let (way, mark) = match tcp_mark(head) {
-            Some(mark) => (port.segments.as_ref()?, mark),
+            Some(mark) => (port.segments.as_mut()?, mark),
             None => (
-                port.overlay.as_ref()?,
+                port.overlay.as_mut()?,
                 source_port(head, underlay.vxlan_port)?,
             ),
         };
@@ -210,10 +235,21 @@ impl Emitter<'_> {
                 Some(Ok(()))
             }
             Err(_) if way.may_wait() => Some(Err(DropReason::TxRingFull)),
-            // Nothing waits, so the ring may take it.
-            Err(_) => None,
+            // Nothing waits, so the ring may take it, and what follows.
+            Err(_) => {
+                way.forget(mark);
+                None
+            }
         }
     }
+}
+
+/// What became of a super-frame.
+pub(super) enum Portioned {
+    /// It left, or was lost.
+    Gone(Result<(), DropReason>),
+    /// From this byte of its payload on it has to be cut here.
+    Rest(usize),
 }
 
 /// What left of a packet that went in parts.

@@ -75,6 +75,11 @@ impl<'a> Cutter<'a> {
         }
     }
 
+    /// Leaves out the next `len` bytes of payload.
+    pub(super) fn skip(&mut self, len: usize) {
+        self.source.each(len, |_| {});
+    }
+
     /// Adds a piece: these headers and the next `len` bytes of payload. Gives
     /// the bytes of its head frame, for the headers to be made its own, and the
     /// sum of its payload.

@@ -67,6 +67,11 @@ impl<'a> Portions<'a> {
         &self.offload
     }
 
+    /// Bytes of payload that were given away so far.
+    pub(crate) fn sent(&self) -> usize {
+        self.offset
+    }
+
     /// The next portion, its headers written to `headers`; `None` after the
     /// last.
     pub(crate) fn next<'h>(&mut self, headers: &'h mut Vec<u8>) -> Option<Portion<'h, 'a>> {

@@ -48,10 +48,22 @@ pub fn segment(
     mtu: u32,
     out: &mut Batch,
 ) -> Result<(), DropReason> {
+    segment_from(umem, pool, (batch, index, 0), mtu, out)
+}
+
+/// As [`segment`], of a super-frame whose payload before byte `from` has left,
+/// in whole segments. Packets of other kinds have none that did.
+pub fn segment_from(
+    umem: &Umem,
+    pool: &mut FramePool,
+    (batch, index, from): (&Batch, usize, usize),
+    mtu: u32,
+    out: &mut Batch,
+) -> Result<(), DropReason> {
     let (frames, packets) = (out.frames.len(), out.packets.len());
     let head = umem.bytes(batch.head(index));
     let done = match is_super_frame(head, batch.packets()[index].len as usize) {
-        true => cut(umem, pool, batch, index, mtu, out),
+        true => cut(umem, pool, (batch, index, from), mtu, out),
         false => fragment::cut(umem, pool, batch, index, mtu, out),
     };
     if done.is_err() {
@@ -147,8 +159,7 @@ pub(crate) fn is_super_frame(head: &[u8], len: usize) -> bool {
 fn cut(
     umem: &Umem,
     pool: &mut FramePool,
-    batch: &Batch,
-    index: usize,
+    (batch, index, from): (&Batch, usize, usize),
     mtu: u32,
     out: &mut Batch,
 ) -> Result<(), DropReason> {
@@ -166,7 +177,8 @@ fn cut(
         .ok_or(DropReason::Oversize)?;
     let total = layout.end - layout.payload;
     let mut cutter = Cutter::new(umem, pool, (batch, index), layout.payload, out);
-    let mut offset = 0;
+    cutter.skip(from);
+    let mut offset = from;
     loop {
         let len = most.min(total - offset);
         let is_last = offset + len == total;

@@ -12,7 +12,7 @@ use super::{Age, Decided, Subject, applies, is_error, own_tuple, refusal, tcp_fl
 use crate::drops::DropReason;
 use crate::frame::Batch;
 use crate::snapshot::{PortEntry, Role, RouteTarget};
-use crate::tables::connection::{Opening, Origin, Refused, Side, State, Tuple};
+use crate::tables::connection::{Found, Opening, Origin, Refused, Side, State, Tuple};
 use crate::tables::flow::{Actions, Translation};
 use crate::types::PortId;
 use crate::wire::{icmpv4, icmpv6, protocol};
@@ -97,6 +97,12 @@ fn follow(
     let (connections, now_ms) = (round.connections, round.millis());
     let found = connections.find(tuple, now_ms);
     let known = found.filter(|found| found.origin == Origin::Outside && !found.is_pods_way());
+    // One that begins anew another way is another one: its answers go back there.
+    let is_over = |found: &Found| !found.is_live || found.state == State::TimeWait;
+    let known = known.filter(|found| {
+        let is_another = first.is_some() && found.through != through && is_over(found);
+        !(is_another && connections.end(found.id))
+    });
     let known = known.and_then(|found| {
         let state = match found.is_live {
             true => connections.follow(found.id, Side::Original, tcp_flags, 1, now_ms),

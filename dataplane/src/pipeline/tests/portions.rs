@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::super_frames::Super;
 use crate::frame::{Batch, LONGEST_SUPER_FRAME};
 use crate::pipeline::portions::Portions;
-use crate::pipeline::segment::{Segments, segment};
+use crate::pipeline::segment::{Segments, segment, segment_from};
 use crate::pipeline::world::*;
 use crate::types::PortId;
 
@@ -83,7 +83,7 @@ fn check(frame: &Super, mtu: u32) {
     assert_eq!(how.segments, segments);
     assert_eq!(offload.checksum.offset, 16);
     let lengths = (usize::from(how.header_len), usize::from(how.segment_len));
-    let (mut memory, mut seen) = (Vec::new(), Vec::new());
+    let (mut memory, mut seen, mut left) = (Vec::new(), Vec::new(), Vec::new());
     while let Some(portion) = portions.next(&mut memory) {
         let bytes: Vec<u8> = portion.pieces().flatten().copied().collect();
         let segments = cut(&bytes, lengths, frame.is_v6);
@@ -91,11 +91,28 @@ fn check(frame: &Super, mtu: u32) {
         let total: usize = segments.iter().map(Vec::len).sum();
         assert_eq!(total as u64, portion.bytes);
         seen.extend(segments);
+        left.push((portions.sent(), seen.len()));
     }
     assert_eq!(seen.len(), expect.len());
     assert!(seen == expect, "what leaves is not what is cut here");
+    for (from, segments) in left {
+        rest(&mut world, &batch, (from, mtu), &expect[segments..]);
+    }
     world.free(&mut out);
     world.free(&mut batch);
+}
+
+/// What a device did not take any more is cut here from there on.
+fn rest(world: &mut World, batch: &Batch, (from, mtu): (usize, u32), expect: &[Vec<u8>]) {
+    if expect.is_empty() {
+        return;
+    }
+    let mut out = Batch::new();
+    let part = (batch, 0, from);
+    segment_from(&world.umem, &mut world.pool, part, mtu, &mut out).unwrap();
+    let cut: Vec<Vec<u8>> = (0..out.len()).map(|at| world.bytes(&out, at)).collect();
+    assert!(cut == expect, "from byte {from}");
+    world.free(&mut out);
 }
 
 proptest! {
