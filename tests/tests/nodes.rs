@@ -108,7 +108,7 @@ fn the_outside_reaches_pods_by_another_node() -> Result<()> {
         assert_eq!(whole, 5, "{to}");
     }
     let forwarded = traffic::counter(other, "IpForwDatagrams")? - before;
-    assert!(forwarded > 100, "{forwarded} went by the other node");
+    assert!(forwarded > 20, "{forwarded} went by the other node");
     assert_eq!(site.node(1).drops()?["no_connection"], 0);
     Ok(())
 }
