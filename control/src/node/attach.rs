@@ -14,7 +14,7 @@ use spinlane_dataplane::types::MacAddr;
 use super::addressing::{choose_addresses, give_back, pod_routes};
 use super::endpoint::{Endpoint, State, host_ifname};
 pub use super::error::AttachError;
-use super::inventory::{BoundPort, Inventory, Live};
+use super::inventory::{BoundPort, Inventory, Lead, Live};
 use super::ipam::{IpamError, ScopeName};
 use super::link::{self, LinkError, SUPER_FRAME_MTU, Veth};
 use super::netlink::Netlink;
@@ -230,7 +230,7 @@ impl Core {
             Live {
                 endpoint: endpoint.clone(),
                 port: None,
-                lead_is_due: false,
+                lead: Lead::Settled,
             },
         );
         Ok(endpoint)
@@ -295,7 +295,9 @@ impl Core {
         recorded.wait()?;
         let mut inventory = self.inventory();
         if let Some(live) = inventory.endpoints.get_mut(attachment) {
-            live.lead_is_due = endpoint.super_frames;
+            if endpoint.sends_super_frames() {
+                live.lead = Lead::Due;
+            }
             live.endpoint = Endpoint { routes, ..endpoint };
             live.port = Some(port);
         }

@@ -7,10 +7,15 @@ use spinlane_dataplane::types::MacAddr;
 
 use super::attach::AttachError;
 use super::endpoint::{Endpoint, State};
+use super::inventory::Lead;
 use super::link;
 use super::netlink::Netlink;
 use super::routes::{self, KernelRoute};
 use super::{Core, netns, offload};
+
+/// The kernel holds longer MTU of routes for this one, in bytes
+/// (`ip_metrics_convert`, net/ipv4/metrics.c).
+const LONGEST_ROUTE_MTU: u32 = 65535 - 15;
 
 impl Core {
     /// CHECK.
@@ -67,7 +72,8 @@ impl Core {
                 endpoint.mac
             ));
         }
-        let is_led = endpoint.sends_super_frames() && !port.binding.native && !live.lead_is_due;
+        let is_led =
+            endpoint.sends_super_frames() && !port.binding.native && live.lead != Lead::Due;
         netns::run(netns, || {
             let index = check_pod(&endpoint)?;
             match is_led {
@@ -158,7 +164,7 @@ fn check_routes(
             route.to == wanted.to
                 && route.oif == Some(index)
                 && route.via == wanted.via
-                && route.mtu == Some(wanted.mtu)
+                && route.mtu == Some(wanted.mtu.min(LONGEST_ROUTE_MTU))
         });
         if !found {
             return Err(AttachError::Differs(format!(

@@ -26,7 +26,7 @@ use super::sequel::Sequel;
 
 /// How long a peer may take to ask and to take the answer.
 const PATIENCE: Duration = Duration::from_secs(5);
-/// Connections served at the same time.
+/// Calls served at the same time.
 const CONNECTIONS: usize = 256;
 /// How long the last requests may take when the node stops.
 const LAST_REQUESTS: Duration = Duration::from_millis(800);
@@ -54,7 +54,10 @@ pub struct Server {
     core: Arc<Core>,
     listener: UnixListener,
     path: PathBuf,
+    /// Calls that are not answered yet.
     serving: Arc<AtomicUsize>,
+    /// Threads of calls, with what they leave for after the answer.
+    threads: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -89,6 +92,7 @@ impl Server {
             listener,
             path,
             serving: Arc::default(),
+            threads: Arc::default(),
         })
     }
 
@@ -117,13 +121,13 @@ impl Server {
         }
         let _ = std::fs::remove_file(&self.path);
         let deadline = Instant::now() + LAST_REQUESTS;
-        while self.serving.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+        while self.threads.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
 
     fn serve(&self, mut stream: UnixStream) {
-        let serving = Serving::begin(&self.serving);
+        let serving = Counted::begin(&self.serving);
         if serving.count > CONNECTIONS {
             let failure = refuse(code::TRY_AGAIN, "the agent is busy", "try again later");
             // A peer that left needs no answer.
@@ -131,12 +135,13 @@ impl Server {
             return;
         }
         let core = Arc::clone(&self.core);
+        let thread = Counted::begin(&self.threads);
         let spawned = std::thread::Builder::new()
             .name("cni".to_owned())
             .stack_size(1 << 20)
             .spawn(move || {
-                let _serving = serving;
-                if let Err(error) = exchange(&core, stream) {
+                let _thread = thread;
+                if let Err(error) = exchange(&core, stream, serving) {
                     tracing::warn!(%error, "a call of the CNI plugin broke off");
                 }
             });
@@ -146,29 +151,31 @@ impl Server {
     }
 }
 
-/// Counts connections.
-struct Serving {
+/// One of those that are counted, until it is dropped.
+pub(super) struct Counted {
     total: Arc<AtomicUsize>,
     count: usize,
 }
 
-impl Serving {
-    fn begin(total: &Arc<AtomicUsize>) -> Serving {
+impl Counted {
+    pub(super) fn begin(total: &Arc<AtomicUsize>) -> Counted {
         let count = total.fetch_add(1, Ordering::AcqRel) + 1;
-        Serving {
+        Counted {
             total: Arc::clone(total),
             count,
         }
     }
 }
 
-impl Drop for Serving {
+impl Drop for Counted {
     fn drop(&mut self) {
         self.total.fetch_sub(1, Ordering::AcqRel);
     }
 }
 
-fn exchange(core: &Core, mut stream: UnixStream) -> io::Result<()> {
+/// Answers a call, and lets the next one have its place before it does what is
+/// left to do.
+pub(super) fn exchange(core: &Core, mut stream: UnixStream, serving: Counted) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
     stream.set_write_timeout(Some(PATIENCE))?;
@@ -207,7 +214,7 @@ fn exchange(core: &Core, mut stream: UnixStream) -> io::Result<()> {
                 );
             }
             let answered = answer(&mut stream, &response);
-            drop(stream);
+            drop((stream, serving));
             if let Some(sequel) = sequel {
                 sequel.finish(core);
             }
@@ -258,9 +265,9 @@ fn handle<'a>(
                     Request::Address(_) => core.give_addresses(add, netns),
                     _ => core.add(add, netns),
                 };
-                sequel = added
-                    .is_ok()
-                    .then(|| Sequel::begin(core, &add.attachment, netns));
+                if added.is_ok() {
+                    sequel = Sequel::begin(core, &add.attachment, netns);
+                }
                 added.map(Response::Added)
             }
             Err(failure) => return (Response::Failed(failure), None),

@@ -35,10 +35,15 @@ impl Core {
         self.store
             .write(vec![Change::Put(Box::new(endpoint.clone()))])?;
         let port = self.take_port(attachment);
-        // Side by side: the kernel has both wait for its readers.
+        // Side by side, when a thread can be had: the kernel has both wait for
+        // its readers.
         std::thread::scope(|scope| {
             if let Some(port) = port {
-                scope.spawn(move || self.detach_port(attachment, port));
+                let detach = move || self.detach_port(attachment, port);
+                let thread = std::thread::Builder::new().name("detach".to_owned());
+                if thread.spawn_scoped(scope, detach).is_err() {
+                    detach();
+                }
             }
             delete_ours(&name)
         })?;

@@ -36,8 +36,19 @@ pub struct Live {
     pub endpoint: Endpoint,
     /// Its port.
     pub port: Option<BoundPort>,
-    /// Its bulk TCP is to be led, which comes after ADD's answer.
-    pub lead_is_due: bool,
+    /// How far its bulk TCP is led.
+    pub lead: Lead,
+}
+
+/// How far a pod's bulk TCP is led ([`super::sequel`]).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lead {
+    /// As it is to be.
+    Settled,
+    /// It is to be led, which comes after ADD's answer.
+    Due,
+    /// It could not be led; that is tried again.
+    Failed,
 }
 
 /// The host's port and its two interfaces.

@@ -21,7 +21,7 @@ use spinlane_dataplane::types::PortId;
 use super::attach::{AttachError, in_pod, open_netns};
 use super::detach::delete_ours;
 use super::endpoint::{ALIAS_PREFIX, Endpoint, NAME_PREFIX, State};
-use super::inventory::Live;
+use super::inventory::{Lead, Live};
 use super::ipam::{Ipam, ScopeName};
 use super::link::{self, LinkError};
 use super::netlink::{Link, Netlink, NetlinkError};
@@ -116,7 +116,7 @@ impl Core {
                 Live {
                     endpoint: endpoint.clone(),
                     port: None,
-                    lead_is_due: false,
+                    lead: Lead::Settled,
                 },
             );
         }

@@ -9,14 +9,14 @@
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use spinlane_api::cni::Attachment;
 use spinlane_dataplane::frame::LONGEST_SUPER_FRAME;
 
 use super::attach::{AttachError, open_netns};
 use super::endpoint::Endpoint;
-use super::inventory::BoundPort;
+use super::inventory::{BoundPort, Lead, Live};
 use super::netlink::Netlink;
 use super::netns::{self, NetnsError};
 use super::{Core, announce, link};
@@ -45,12 +45,14 @@ impl Precedence {
         Adding(self)
     }
 
-    /// Waits for one's turn, and a while for a moment without ADDs.
+    /// Waits for one's turn, and a while, with that, for a moment without ADDs.
     fn turn(&self) -> MutexGuard<'_, ()> {
+        let deadline = Instant::now() + PRECEDENCE;
         let turn = lock(&self.turn);
+        let left = deadline.saturating_duration_since(Instant::now());
         let wait = self
             .none
-            .wait_timeout_while(lock(&self.adding), PRECEDENCE, |adding| *adding > 0);
+            .wait_timeout_while(lock(&self.adding), left, |adding| *adding > 0);
         drop(wait);
         turn
     }
@@ -76,52 +78,59 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[must_use = "the pod's bulk TCP is led by finish"]
 pub(crate) struct Sequel<'a> {
     attachment: &'a Attachment,
+    /// Tells the pod from another that the same attachment becomes.
+    port: BoundPort,
     netns: BorrowedFd<'a>,
     /// Closing it takes milliseconds.
     announcer: Option<OwnedFd>,
 }
 
 impl<'a> Sequel<'a> {
-    /// Tells the neighbours of the pod. The answer comes next.
+    /// Tells the neighbours of the pod. The answer comes next. Nothing is left
+    /// for a pod that is gone again.
     pub(crate) fn begin(
         core: &Core,
         attachment: &'a Attachment,
         netns: BorrowedFd<'a>,
-    ) -> Sequel<'a> {
-        Sequel {
+    ) -> Option<Sequel<'a>> {
+        let live = core.inventory().endpoints.get(attachment).cloned()?;
+        Some(Sequel {
             attachment,
+            port: live.port?,
             netns,
-            announcer: core.announce(attachment, netns),
-        }
+            announcer: core.announce(&live.endpoint, netns),
+        })
     }
 
     /// Does the rest, unless the pod is gone again.
-    pub(crate) fn finish(self, core: &Core) {
-        drop(self.announcer);
+    pub(crate) fn finish(mut self, core: &Core) {
+        drop(self.announcer.take());
+        if self.due(core).is_none() {
+            return;
+        }
         let _turn = core.precedence.turn();
         let _held = core.locks.lock(self.attachment);
         if core.stopping() {
             return;
         }
-        let (endpoint, port) = {
-            let mut inventory = core.inventory();
-            let Some(live) = inventory.endpoints.get_mut(self.attachment) else {
-                return;
-            };
-            let (true, Some(port)) = (std::mem::take(&mut live.lead_is_due), live.port) else {
-                return;
-            };
-            (live.endpoint.clone(), port)
-        };
-        core.tell_unled(&endpoint, core.lead(&endpoint, port, self.netns));
+        if let Some(endpoint) = self.due(core) {
+            let led = core.lead(&endpoint, self.port, self.netns);
+            core.settle_lead(&endpoint, self.port, led);
+        }
+    }
+
+    /// The pod that was added, while its bulk TCP is to be led.
+    fn due(&self, core: &Core) -> Option<Endpoint> {
+        let inventory = core.inventory();
+        let live = inventory.endpoints.get(self.attachment)?;
+        let is_due = live.lead == Lead::Due && live.port == Some(self.port);
+        is_due.then(|| live.endpoint.clone())
     }
 }
 
 impl Core {
     /// Tells the neighbours; a pod works without it, so failing is no error.
-    fn announce(&self, attachment: &Attachment, netns: BorrowedFd<'_>) -> Option<OwnedFd> {
-        let live = self.inventory().endpoints.get(attachment).cloned()?;
-        let endpoint = live.endpoint;
+    fn announce(&self, endpoint: &Endpoint, netns: BorrowedFd<'_>) -> Option<OwnedFd> {
         let addresses: Vec<IpAddr> = endpoint.ips().collect();
         let mac = endpoint.mac.parse().ok()?;
         if addresses.is_empty() {
@@ -143,7 +152,33 @@ impl Core {
         let led = open_netns(endpoint)
             .map_err(AttachError::from)
             .and_then(|netns| self.lead(endpoint, port, netns.as_fd()));
-        self.tell_unled(endpoint, led);
+        self.settle_lead(endpoint, port, led);
+    }
+
+    /// Tries the pods again whose TCP could not be led.
+    pub(crate) fn lead_where_it_failed(&self) {
+        let failed = |(attachment, live): (&Attachment, &Live)| {
+            (live.lead == Lead::Failed).then(|| attachment.clone())
+        };
+        let failed: Vec<Attachment> = {
+            let inventory = self.inventory();
+            inventory.endpoints.iter().filter_map(failed).collect()
+        };
+        for attachment in failed {
+            if self.stopping() {
+                return;
+            }
+            let _held = self.locks.lock(&attachment);
+            let live = self.inventory().endpoints.get(&attachment).cloned();
+            if let Some(Live {
+                endpoint,
+                port: Some(port),
+                lead: Lead::Failed,
+            }) = live
+            {
+                self.lead_again(&endpoint, port);
+            }
+        }
     }
 
     /// Has a pod's TCP take the way that is made for it, and both ends let
@@ -167,15 +202,52 @@ impl Core {
         netns::run(netns, || link::lengthen_super_frames(pod, lead))
     }
 
-    /// A pod whose TCP is not led has another way.
-    fn tell_unled(&self, endpoint: &Endpoint, led: Result<(), AttachError>) {
-        if let Err(error) = led {
-            tracing::warn!(
-                interface = endpoint.host_ifname,
-                container = endpoint.attachment.container_id,
+    /// Notes whether a pod's TCP is led. One that is not has another way, and
+    /// is tried again.
+    fn settle_lead(&self, endpoint: &Endpoint, port: BoundPort, led: Result<(), AttachError>) {
+        let lead = match led {
+            Ok(()) => Lead::Settled,
+            Err(_) => Lead::Failed,
+        };
+        let before = {
+            let mut inventory = self.inventory();
+            let live = inventory.endpoints.get_mut(&endpoint.attachment);
+            let live = live.filter(|live| live.port == Some(port));
+            live.map(|live| std::mem::replace(&mut live.lead, lead))
+        };
+        let (interface, container) = (&endpoint.host_ifname, &endpoint.attachment.container_id);
+        match (led, before) {
+            // Said before.
+            (Err(_), Some(Lead::Failed)) => {}
+            (Err(error), _) => tracing::warn!(
+                interface,
+                container,
                 %error,
-                "a pod's bulk TCP takes the slower way; make the pod anew"
-            );
+                "a pod's bulk TCP takes the slower way; it is tried again every few seconds"
+            ),
+            (Ok(()), Some(Lead::Failed)) => {
+                tracing::info!(interface, container, "a pod's bulk TCP is led now");
+            }
+            (Ok(()), _) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn many_wait_as_long_as_one() {
+        let precedence = Precedence::default();
+        let _adding = precedence.add();
+        let began = Instant::now();
+        std::thread::scope(|scope| {
+            for _ in 0..16 {
+                scope.spawn(|| drop(precedence.turn()));
+            }
+        });
+        let took = began.elapsed();
+        assert!((PRECEDENCE..PRECEDENCE * 4).contains(&took), "{took:?}");
     }
 }

@@ -2,6 +2,7 @@
 //! writes down what it is told.
 
 mod recorder;
+mod sequel;
 
 use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};

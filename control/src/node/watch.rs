@@ -27,7 +27,8 @@ const GROUPS: [u32; 7] = [1, 3, 4, 5, 7, 9, 11];
 const KERNEL_PAUSE: Duration = Duration::from_millis(3);
 /// How often neighbours in use are confirmed.
 const CONFIRM: Duration = Duration::from_secs(15);
-/// How often an uplink that was refused is tried again.
+/// How often an uplink that was refused is tried again, and to lead a pod's
+/// bulk TCP where that failed.
 const RETRY: Duration = Duration::from_secs(3);
 /// How often ages and pending deletions are looked at.
 const TICK: Duration = Duration::from_secs(1);
@@ -229,6 +230,7 @@ impl Watch {
             if self.core.is_uplink_due() {
                 self.core.follow_ways();
             }
+            self.core.lead_where_it_failed();
         }
         if self.last_confirmation.elapsed() >= CONFIRM {
             self.last_confirmation = Instant::now();

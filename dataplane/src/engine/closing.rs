@@ -5,6 +5,7 @@ use std::any::Any;
 use std::collections::HashMap;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
+use std::thread::Builder;
 use std::time::Instant;
 
 use super::error::PortError;
@@ -164,21 +165,27 @@ impl Closing {
     }
 }
 
-/// Drops everything, each on one of a few threads.
+/// Drops everything, each on one of a few threads; the calling thread is one of
+/// them, and the only one when no other can be had.
 fn drop_side_by_side(held: Vec<Held>) {
     let threads = CLOSERS.min(held.len());
     let waiting = Mutex::new(held);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let next = lock(&waiting).pop();
-                    match next {
-                        Some(one) => drop(one),
-                        None => return,
-                    }
-                }
-            });
+    let drop_some = || {
+        loop {
+            let next = lock(&waiting).pop();
+            match next {
+                Some(one) => drop(one),
+                None => return,
+            }
         }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            let thread = Builder::new().name("closer".to_owned());
+            if thread.spawn_scoped(scope, drop_some).is_err() {
+                break;
+            }
+        }
+        drop_some();
     });
 }

@@ -27,6 +27,7 @@ pub(super) struct Recorded {
     pub(super) native: bool,
     pub(super) more_queues: u32,
     pub(super) panic_on_events: bool,
+    pub(super) refuse_lead: bool,
     pub(super) led: BTreeSet<u32>,
 }
 
@@ -81,7 +82,11 @@ impl Switch for Recorder {
     }
 
     fn lead_streams(&self, _: &str, ifindex: u32) -> Result<(), SwitchError> {
-        self.state.lock().unwrap().led.insert(ifindex);
+        let mut state = self.state.lock().unwrap();
+        if state.refuse_lead {
+            return Err(SwitchError::Exhausted("no memory is left".into()));
+        }
+        state.led.insert(ifindex);
         Ok(())
     }
 
