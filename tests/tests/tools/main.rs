@@ -21,10 +21,7 @@ fn tools_show_the_truth(way: Way, families: Families) -> Result<()> {
     }
     // Packets are looked at as a device without offloads sends them.
     for node in site.cluster().nodes() {
-        let features = "tso off gso off tx-udp-segmentation off \
-                        tx-udp_tnl-segmentation off tx-udp_tnl-csum-segmentation off";
-        node.namespace()
-            .sh(&format!("ethtool -K {UPLINK} {features}"))?;
+        node.namespace().cut_before_the_wire(UPLINK)?;
     }
     let (outside, addresses) = site.outside();
     // Its packets are looked at before a device would finish them.
