@@ -40,7 +40,7 @@ pub struct Live {
     pub lead: Lead,
 }
 
-/// How far a pod's bulk TCP is led ([`super::sequel`]).
+/// How far a pod's bulk TCP is led (`sequel`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Lead {
     /// As it is to be.
