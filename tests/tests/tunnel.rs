@@ -120,11 +120,16 @@ fn a_queue_before_the_device_keeps_flows_in_order() -> Result<()> {
             cutting(node.namespace(), &[UPLINK])?;
             // It holds packets back and loses none.
             node.namespace().sh(&format!(
-                "tc qdisc replace dev {UPLINK} root tbf rate 300mbit burst 128kb limit 64mb"
+                "tc qdisc replace dev {UPLINK} root tbf rate 100mbit burst 128kb limit 64mb"
             ))?;
             node.start_agent()?;
         }
         let (a, b) = two_pods(&cluster)?;
+        for pod in [&a, &b] {
+            // What waits is never so old that its sender takes it for lost.
+            pod.namespace()
+                .sh("sysctl -qw net.ipv4.tcp_wmem='4096 65536 1048576'")?;
+        }
         transfer(&cluster, &a, &b)?;
         for (pod, node) in [&a, &b].into_iter().zip(cluster.nodes()) {
             for odd in ["TcpExtTCPOFOQueue", "TcpRetransSegs"] {

@@ -312,15 +312,7 @@ fn latencies(comparison: &Comparison, topology: Topology, scenario: Scenario) ->
     if most <= least {
         return None;
     }
-    let shares = [0.0, 0.25, 0.5, 0.75, 1.0];
-    let y = Axis {
-        title: "share".to_owned(),
-        scale: Scale::Linear,
-        range: (0.0, 1.0),
-        ticks: shares
-            .map(|share| (share, format!("{:.0} %", share * 100.0)))
-            .into(),
-    };
+    let y = Axis::shares();
     let x = Axis::logarithmic("µs, up to the 99.9th percentile", (least, most));
     let title = format!(
         "{}: share answered within a time",

@@ -45,6 +45,19 @@ impl Axis {
         }
     }
 
+    /// Shares from nothing to all, in per cent.
+    pub(crate) fn shares() -> Axis {
+        let ticks = [0.0, 0.25, 0.5, 0.75, 1.0];
+        Axis {
+            title: "share".to_owned(),
+            scale: Scale::Linear,
+            range: (0.0, 1.0),
+            ticks: ticks
+                .map(|share| (share, format!("{:.0} %", share * 100.0)))
+                .into(),
+        }
+    }
+
     /// Powers of ten within the range; over less than two decades their
     /// doubles and fives too.
     pub(crate) fn logarithmic(title: &str, range: (f64, f64)) -> Axis {

@@ -205,15 +205,7 @@ fn distribution(title: &str, cases: &[&Case]) -> Option<String> {
             .collect(),
     );
     let range = range(&lines, |point| point.x);
-    let shares = [0.0, 0.25, 0.5, 0.75, 1.0];
-    let y = Axis {
-        title: "share".to_owned(),
-        scale: Scale::Linear,
-        range: (0.0, 1.0),
-        ticks: shares
-            .map(|share| (share, format!("{:.0} %", share * 100.0)))
-            .into(),
-    };
+    let y = Axis::shares();
     let x = Axis::logarithmic("µs", range);
     draw(title, &x, &y, &lines).filter(|_| range.1 > range.0)
 }
