@@ -1,8 +1,9 @@
 //! The objects of all files together. Each belongs to the files that hold it;
-//! where several do, the file whose name comes first decides.
+//! where several do, the file whose name comes first decides, and in a file the
+//! one that stands first: at any time, as if all files were read just now.
 
+use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use super::object::{Namespace, Node, Object, Pod};
@@ -81,96 +82,109 @@ impl Cluster {
     /// Puts what a file holds now in the place of what it held before. Looks
     /// at these objects only.
     pub fn replace(&mut self, file: &Arc<str>, before: &[Object], now: &[Object]) -> Change {
-        let mut change = Change::default();
-        // What stays as it is makes no change and no work.
-        for object in surplus(before, now) {
-            change |= self.remove(file, object);
+        let (repeated, objects) = (&mut self.repeated, [before, now]);
+        Change {
+            nodes: NODES.replace(&mut self.nodes, repeated, file, objects),
+            namespaces: NAMESPACES.replace(&mut self.namespaces, repeated, file, objects),
+            pods: PODS.replace(&mut self.pods, repeated, file, objects),
         }
-        for object in surplus(now, before) {
-            change |= self.insert(file, object);
-        }
-        change
-    }
-
-    fn insert(&mut self, file: &Arc<str>, object: &Object) -> Change {
-        let mut change = Change::default();
-        let files = match object {
-            Object::Node(node) => {
-                let files = self.nodes.entry(node.name.clone()).or_default();
-                change.nodes = insert(files, file, node);
-                names(files)
-            }
-            Object::Namespace(namespace) => {
-                let files = self.namespaces.entry(namespace.name.clone()).or_default();
-                change.namespaces = insert(files, file, namespace);
-                names(files)
-            }
-            Object::Pod(pod) => {
-                let key = (pod.namespace.clone(), pod.name.clone());
-                let files = self.pods.entry(key).or_default();
-                change.pods = insert(files, file, pod);
-                names(files)
-            }
-        };
-        if let Some(files) = files {
-            tracing::warn!("{}", repetition(&title(object), &files));
-            self.repeated.insert(title(object), files);
-        }
-        change
-    }
-
-    fn remove(&mut self, file: &Arc<str>, object: &Object) -> Change {
-        let mut change = Change::default();
-        let files = match object {
-            Object::Node(node) => remove(
-                &mut self.nodes,
-                node.name.clone(),
-                (file, node),
-                &mut change.nodes,
-            ),
-            Object::Namespace(namespace) => {
-                let name = namespace.name.clone();
-                let changed = &mut change.namespaces;
-                remove(&mut self.namespaces, name, (file, namespace), changed)
-            }
-            Object::Pod(pod) => {
-                let key = (pod.namespace.clone(), pod.name.clone());
-                remove(&mut self.pods, key, (file, pod), &mut change.pods)
-            }
-        };
-        if self.repeated.is_empty() {
-            return change;
-        }
-        match files {
-            Some(files) => self.repeated.insert(title(object), files),
-            None => self.repeated.remove(&title(object)),
-        };
-        change
     }
 }
 
-/// What stands in `these` more often than in `those`, as often as that.
-fn surplus<'o>(these: &'o [Object], those: &[Object]) -> Vec<&'o Object> {
-    let mut left: HashMap<&Object, usize> = HashMap::new();
-    for object in those {
-        *left.entry(object).or_default() += 1;
-    }
-    let mut more = Vec::new();
-    for object in these {
-        match left.get_mut(object) {
-            Some(count) if *count > 0 => *count -= 1,
-            _ => more.push(object),
-        }
-    }
-    more
+/// Objects of one kind that a file held, and that it holds now.
+type ByName<'o, K, V> = BTreeMap<K, [Vec<&'o Arc<V>>; 2]>;
+
+/// How objects of one kind are told from others, and from each other.
+struct Kind<K, V> {
+    of: fn(&Object) -> Option<&Arc<V>>,
+    name: fn(&V) -> K,
+    /// Kind and name.
+    title: fn(&K) -> String,
 }
 
-/// Kind and name of an object.
-fn title(object: &Object) -> String {
-    match object {
-        Object::Node(node) => format!("Node {}", node.name),
-        Object::Namespace(namespace) => format!("Namespace {}", namespace.name),
-        Object::Pod(pod) => format!("Pod {}/{}", pod.namespace, pod.name),
+const NODES: Kind<String, Node> = Kind {
+    of: |object| match object {
+        Object::Node(node) => Some(node),
+        Object::Namespace(_) | Object::Pod(_) => None,
+    },
+    name: |node| node.name.clone(),
+    title: |name| format!("Node {name}"),
+};
+
+const NAMESPACES: Kind<String, Namespace> = Kind {
+    of: |object| match object {
+        Object::Namespace(namespace) => Some(namespace),
+        Object::Node(_) | Object::Pod(_) => None,
+    },
+    name: |namespace| namespace.name.clone(),
+    title: |name| format!("Namespace {name}"),
+};
+
+const PODS: Kind<(Box<str>, Box<str>), Pod> = Kind {
+    of: |object| match object {
+        Object::Pod(pod) => Some(pod),
+        Object::Node(_) | Object::Namespace(_) => None,
+    },
+    name: |pod| (pod.namespace.clone(), pod.name.clone()),
+    title: |(namespace, name)| format!("Pod {namespace}/{name}"),
+};
+
+impl<K: Ord, V: PartialEq> Kind<K, V> {
+    /// Returns whether another object of this kind is in force.
+    fn replace(
+        &self,
+        held: &mut Held<K, V>,
+        repeated: &mut Repeated,
+        file: &Arc<str>,
+        objects: [&[Object]; 2],
+    ) -> bool {
+        let mut is_changed = false;
+        for (key, [before, now]) in self.by_name(objects) {
+            // What stays as it is makes no change and no work.
+            if before == now {
+                continue;
+            }
+            let title = (self.title)(&key);
+            let files = match held.entry(key) {
+                Entry::Occupied(mut entry) => {
+                    is_changed |= put(entry.get_mut(), file, &now);
+                    let files = names(entry.get());
+                    if entry.get().is_empty() {
+                        entry.remove();
+                    }
+                    files
+                }
+                Entry::Vacant(entry) => {
+                    let held = entry.insert(Vec::new());
+                    is_changed |= put(held, file, &now);
+                    names(held)
+                }
+            };
+            match files {
+                None if repeated.is_empty() => {}
+                None => {
+                    repeated.remove(&title);
+                }
+                Some(files) => {
+                    if !now.is_empty() {
+                        tracing::warn!("{}", repetition(&title, &files));
+                    }
+                    repeated.insert(title, files);
+                }
+            }
+        }
+        is_changed
+    }
+
+    /// The objects of this kind, by name and in order, before and now.
+    fn by_name<'o>(&self, objects: [&'o [Object]; 2]) -> ByName<'o, K, V> {
+        let mut by_name = ByName::new();
+        for (side, objects) in objects.into_iter().enumerate() {
+            for value in objects.iter().filter_map(self.of) {
+                by_name.entry((self.name)(value)).or_default()[side].push(value);
+            }
+        }
+        by_name
     }
 }
 
@@ -191,35 +205,18 @@ fn names<V>(held: &[(Arc<str>, Arc<V>)]) -> Option<Vec<Arc<str>>> {
     (held.len() > 1).then(|| held.iter().map(|(file, _)| Arc::clone(file)).collect())
 }
 
-/// Returns whether the object in force is another one now.
-fn insert<V>(held: &mut Vec<(Arc<str>, Arc<V>)>, file: &Arc<str>, value: &Arc<V>) -> bool {
-    let at = held.partition_point(|(other, _)| other <= file);
-    held.insert(at, (Arc::clone(file), Arc::clone(value)));
-    at == 0
-}
-
-/// Says whether the object in force is another one, or none, now. Returns the
-/// files that hold it, where it still stands more than once.
-fn remove<K: Ord, V: PartialEq>(
-    held: &mut Held<K, V>,
-    key: K,
-    (file, value): (&Arc<str>, &Arc<V>),
-    changed: &mut bool,
-) -> Option<Vec<Arc<str>>> {
-    let Entry::Occupied(mut entry) = held.entry(key) else {
-        return None;
-    };
-    let files = entry.get_mut();
-    let at = files
-        .iter()
-        .position(|(other, held)| other == file && held == value);
-    if let Some(at) = at {
-        files.remove(at);
-        *changed = at == 0;
-    }
-    let repeated = names(files);
-    if files.is_empty() {
-        entry.remove();
-    }
-    repeated
+/// Puts objects of one name that a file holds, in its order, in the place of
+/// those that it held. Returns whether another one, or none, is in force now.
+fn put<V: PartialEq>(
+    held: &mut Vec<(Arc<str>, Arc<V>)>,
+    file: &Arc<str>,
+    values: &[&Arc<V>],
+) -> bool {
+    let before = held.first().map(|(_, value)| Arc::clone(value));
+    let from = held.partition_point(|(other, _)| other < file);
+    let to = held.partition_point(|(other, _)| other <= file);
+    let values = values.iter();
+    let values = values.map(|value| (Arc::clone(file), Arc::clone(value)));
+    drop(held.splice(from..to, values));
+    held.first().map(|(_, value)| value) != before.as_ref()
 }

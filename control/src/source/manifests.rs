@@ -358,6 +358,38 @@ mod tests {
         assert_eq!(cidr(&manifests), "10.0.2.0/24");
     }
 
+    /// Files of one node, in which the object that stands first is edited,
+    /// put behind others, and taken away.
+    #[test]
+    fn in_a_file_the_first_object_decides_after_edits_too() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut manifests = Manifests::new(dir.path());
+        let cases: &[(&[u8], bool)] = &[
+            (&[1, 2], true),
+            (&[3, 2], true),
+            (&[3, 4], false),
+            (&[4, 3], true),
+            (&[4, 4, 3], false),
+            (&[5, 4, 3], true),
+            (&[5, 3, 4], false),
+            (&[3, 4], true),
+            (&[3], false),
+            (&[6, 3], true),
+        ];
+        for &(ranges, is_change) in cases {
+            let nodes = ranges.iter().map(|n| node("a", &format!("10.0.{n}.0/24")));
+            let text = nodes.collect::<Vec<_>>().join("---\n");
+            std::fs::write(dir.path().join("1.yaml"), text).unwrap();
+            let change = manifests.scan(&["1.yaml".to_owned()].into());
+            assert_eq!(change.nodes, is_change, "{ranges:?}");
+            let cidr = manifests.cluster().node("a").unwrap().pod_cidrs[0];
+            assert_eq!(cidr.to_string(), format!("10.0.{}.0/24", ranges[0]));
+            let repeated = manifests.cluster().repeated().map(|(_, files)| files.len());
+            let expected = (ranges.len() > 1).then_some(ranges.len());
+            assert_eq!(repeated.collect::<Vec<_>>(), Vec::from_iter(expected));
+        }
+    }
+
     #[test]
     fn what_is_not_in_force_is_named() {
         let dir = tempfile::tempdir().unwrap();

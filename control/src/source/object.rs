@@ -15,7 +15,7 @@ pub const VTEP_MAC_ANNOTATION: &str = "spinlane.io/vtep-mac";
 pub const FLANNEL_ANNOTATION: &str = "flannel.alpha.coreos.com/backend-data";
 
 /// A node of the cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Node {
     /// Its name.
     pub name: String,
@@ -28,14 +28,14 @@ pub struct Node {
 }
 
 /// A namespace.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespace {
     /// Its name.
     pub name: String,
 }
 
 /// A pod.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Pod {
     /// Its namespace.
     pub namespace: Box<str>,
@@ -49,7 +49,7 @@ pub struct Pod {
 }
 
 /// An object of a kind that the switch knows.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Object {
     /// `kind: Node`
     Node(Arc<Node>),
