@@ -54,10 +54,8 @@ pub struct Server {
     core: Arc<Core>,
     listener: UnixListener,
     path: PathBuf,
-    /// Calls that are not answered yet.
+    /// Calls that are served now, a thread each.
     serving: Arc<AtomicUsize>,
-    /// Threads of calls, with what they leave for after the answer.
-    threads: Arc<AtomicUsize>,
 }
 
 impl Server {
@@ -92,7 +90,6 @@ impl Server {
             listener,
             path,
             serving: Arc::default(),
-            threads: Arc::default(),
         })
     }
 
@@ -121,7 +118,7 @@ impl Server {
         }
         let _ = std::fs::remove_file(&self.path);
         let deadline = Instant::now() + LAST_REQUESTS;
-        while self.threads.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
+        while self.serving.load(Ordering::Acquire) > 0 && Instant::now() < deadline {
             std::thread::sleep(Duration::from_millis(2));
         }
     }
@@ -135,12 +132,10 @@ impl Server {
             return;
         }
         let core = Arc::clone(&self.core);
-        let thread = Counted::begin(&self.threads);
         let spawned = std::thread::Builder::new()
             .name("cni".to_owned())
             .stack_size(1 << 20)
             .spawn(move || {
-                let _thread = thread;
                 if let Err(error) = exchange(&core, stream, serving) {
                     tracing::warn!(%error, "a call of the CNI plugin broke off");
                 }
@@ -173,8 +168,7 @@ impl Drop for Counted {
     }
 }
 
-/// Answers a call, and lets the next one have its place before it does what is
-/// left to do.
+/// Answers a call. What an ADD leaves to do takes no place: it is queued.
 pub(super) fn exchange(core: &Core, mut stream: UnixStream, serving: Counted) -> io::Result<()> {
     stream.set_nonblocking(false)?;
     stream.set_read_timeout(Some(PATIENCE))?;
@@ -192,7 +186,6 @@ pub(super) fn exchange(core: &Core, mut stream: UnixStream, serving: Counted) ->
     match read_request(&mut stream) {
         Ok((request, netns)) => {
             let command = command(&request);
-            let netns = netns.as_ref();
             let handled = catch_unwind(AssertUnwindSafe(|| handle(core, &request, netns)));
             let (response, sequel) = handled.unwrap_or_else(|_| {
                 let failure = refuse(
@@ -214,10 +207,11 @@ pub(super) fn exchange(core: &Core, mut stream: UnixStream, serving: Counted) ->
                 );
             }
             let answered = answer(&mut stream, &response);
-            drop((stream, serving));
+            drop(stream);
             if let Some(sequel) = sequel {
-                sequel.finish(core);
+                core.sequels.leave(sequel);
             }
+            drop(serving);
             answered
         }
         Err(Unreadable::Io(error)) => Err(error),
@@ -251,19 +245,14 @@ fn command(request: &Request) -> &'static str {
 
 /// Carries a request out. An ADD that succeeds has a sequel, for when it is
 /// answered.
-fn handle<'a>(
-    core: &Core,
-    request: &'a Request,
-    netns: Option<&'a OwnedFd>,
-) -> (Response, Option<Sequel<'a>>) {
+fn handle(core: &Core, request: &Request, netns: Option<OwnedFd>) -> (Response, Option<Sequel>) {
     let mut sequel = None;
     let outcome = match request {
         Request::Add(add) | Request::Address(add) => match pod_netns(netns) {
             Ok(netns) => {
-                let netns = netns.as_fd();
                 let added = match request {
-                    Request::Address(_) => core.give_addresses(add, netns),
-                    _ => core.add(add, netns),
+                    Request::Address(_) => core.give_addresses(add, netns.as_fd()),
+                    _ => core.add(add, netns.as_fd()),
                 };
                 if added.is_ok() {
                     sequel = Sequel::begin(core, &add.attachment, netns);
@@ -287,7 +276,7 @@ fn handle<'a>(
 }
 
 /// The namespace that came along, when it is one.
-fn pod_netns(netns: Option<&OwnedFd>) -> Result<&OwnedFd, Failure> {
+fn pod_netns(netns: Option<OwnedFd>) -> Result<OwnedFd, Failure> {
     let invalid = |details: &str| {
         refuse(
             code::INVALID_ENVIRONMENT,
@@ -296,7 +285,7 @@ fn pod_netns(netns: Option<&OwnedFd>) -> Result<&OwnedFd, Failure> {
         )
     };
     let netns = netns.ok_or_else(|| invalid("no descriptor came with the request"))?;
-    let kind = rustix::fs::fstatfs(netns).map_err(|e| invalid(&e.to_string()))?;
+    let kind = rustix::fs::fstatfs(&netns).map_err(|e| invalid(&e.to_string()))?;
     // The type of the field differs between architectures.
     #[allow(clippy::unnecessary_cast)]
     if kind.f_type as i64 == NSFS_MAGIC {

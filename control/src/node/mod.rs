@@ -137,6 +137,7 @@ pub(crate) struct Core {
     published: Mutex<Published>,
     locks: Locks,
     precedence: sequel::Precedence,
+    sequels: sequel::Sequels,
     sysfs: Sysfs,
     /// Where the receive work of ports lands.
     steered: Mutex<HashMap<PortId, Ends>>,
@@ -184,6 +185,7 @@ impl Node {
             published: Mutex::default(),
             locks: Locks::default(),
             precedence: sequel::Precedence::default(),
+            sequels: sequel::Sequels::default(),
             started: Instant::now(),
             stopping: AtomicBool::new(false),
             setup: ArcSwap::from_pointee(setup),
@@ -226,6 +228,8 @@ impl Node {
             spawn("watch", Box::new(move || watch.run()))?,
             spawn("cni-server", Box::new(move || server.run()))?,
         ];
+        let followed = Arc::clone(&core);
+        threads.push(spawn("sequel", Box::new(move || sequel::run(&followed)))?);
         let balanced = Arc::clone(&core);
         threads.push(spawn(
             "balancer",
@@ -259,6 +263,7 @@ impl Node {
         self.core.stopping.store(true, Ordering::Release);
         // An eventfd with room for a one always takes it.
         let _ = rustix::io::write(&self.core.stop, &1u64.to_ne_bytes());
+        self.core.sequels.close();
         let deadline = Instant::now() + STOP_PATIENCE;
         for thread in self.threads.drain(..) {
             while !thread.is_finished() && Instant::now() < deadline {

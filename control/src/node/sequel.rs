@@ -1,13 +1,16 @@
 //! What an ADD leaves for when the plugin has its answer.
 //!
 //! A pod works without it, and the kernel makes whoever does it wait for all of
-//! its readers: for the socket that announced the pod to close, and for the
-//! program that leads the pod's bulk TCP ([`spinlane_dataplane`]'s `tcx`). An
-//! agent that ends before has its next start put the program there
-//! ([`super::reconcile`]).
+//! its readers: for the socket that announced the pod to close, which the call's
+//! own thread does, and for the program that leads the pod's bulk TCP
+//! ([`spinlane_dataplane`]'s `tcx`), for which pods stand in a queue that one
+//! thread works off. An agent that ends before has its next start put the
+//! program there ([`super::reconcile`]).
 
+use std::collections::VecDeque;
 use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -23,6 +26,9 @@ use super::{Core, announce, link};
 
 /// How long the rest of one ADD waits for others that are not answered yet.
 const PRECEDENCE: Duration = Duration::from_millis(250);
+/// Most namespaces that are kept open for pods in the queue; those of further
+/// pods are opened by their paths.
+pub(super) const NAMESPACES: usize = if cfg!(test) { 4 } else { 256 };
 
 /// ADDs go before what others left to be done: the kernel makes changes of
 /// interfaces one after the other.
@@ -30,8 +36,6 @@ const PRECEDENCE: Duration = Duration::from_millis(250);
 pub(crate) struct Precedence {
     adding: Mutex<usize>,
     none: Condvar,
-    /// One rest after the other.
-    turn: Mutex<()>,
 }
 
 /// An ADD that is not answered yet.
@@ -45,16 +49,13 @@ impl Precedence {
         Adding(self)
     }
 
-    /// Waits for one's turn, and a while, with that, for a moment without ADDs.
-    fn turn(&self) -> MutexGuard<'_, ()> {
-        let deadline = Instant::now() + PRECEDENCE;
-        let turn = lock(&self.turn);
+    /// Waits, until then at most, for a moment without ADDs.
+    fn wait(&self, deadline: Instant) {
         let left = deadline.saturating_duration_since(Instant::now());
         let wait = self
             .none
             .wait_timeout_while(lock(&self.adding), left, |adding| *adding > 0);
         drop(wait);
-        turn
     }
 }
 
@@ -69,60 +70,119 @@ impl Drop for Adding<'_> {
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    // A count and a turn are right whatever panicked.
+    // Counts and queues are right whatever panicked.
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// An ADD that is answered soon.
-#[derive(Debug)]
-#[must_use = "the pod's bulk TCP is led by finish"]
-pub(crate) struct Sequel<'a> {
-    attachment: &'a Attachment,
-    /// Tells the pod from another that the same attachment becomes.
-    port: BoundPort,
-    netns: BorrowedFd<'a>,
-    /// Closing it takes milliseconds.
-    announcer: Option<OwnedFd>,
+/// Pods whose bulk TCP is to be led, in the order of their answers. Whoever
+/// leaves one here goes on at once.
+#[derive(Debug, Default)]
+pub(crate) struct Sequels {
+    waiting: Mutex<Waiting>,
+    some: Condvar,
 }
 
-impl<'a> Sequel<'a> {
+#[derive(Debug, Default)]
+struct Waiting {
+    queue: VecDeque<Sequel>,
+    is_closed: bool,
+}
+
+impl Sequels {
+    /// The plugin has its answer.
+    pub(crate) fn leave(&self, mut sequel: Sequel) {
+        drop(sequel.announcer.take());
+        sequel.deadline = Instant::now() + PRECEDENCE;
+        let mut waiting = lock(&self.waiting);
+        if waiting.queue.len() >= NAMESPACES {
+            sequel.netns = None;
+        }
+        waiting.queue.push_back(sequel);
+        self.some.notify_one();
+    }
+
+    /// The next one; `None` for good once the node stops.
+    fn next(&self) -> Option<Sequel> {
+        let is_idle = |waiting: &mut Waiting| waiting.queue.is_empty() && !waiting.is_closed;
+        let waiting = self.some.wait_while(lock(&self.waiting), is_idle);
+        let mut waiting = waiting.unwrap_or_else(PoisonError::into_inner);
+        (!waiting.is_closed).then(|| waiting.queue.pop_front())?
+    }
+
+    /// What is left is the next start's.
+    pub(crate) fn close(&self) {
+        lock(&self.waiting).is_closed = true;
+        self.some.notify_all();
+    }
+}
+
+/// Does what ADDs left to do, until the node stops.
+pub(super) fn run(core: &Core) {
+    while let Some(sequel) = core.sequels.next() {
+        let interface = sequel.attachment.ifname.clone();
+        let container = sequel.attachment.container_id.clone();
+        if catch_unwind(AssertUnwindSafe(|| sequel.finish(core))).is_err() {
+            tracing::error!(interface, container, "leading a pod's bulk TCP panicked");
+        }
+    }
+}
+
+/// What is left of an ADD that is answered soon.
+#[derive(Debug)]
+#[must_use = "the pod's bulk TCP is led by whoever takes it from the queue"]
+pub(crate) struct Sequel {
+    attachment: Attachment,
+    /// Tells the pod from another that the same attachment becomes.
+    port: BoundPort,
+    /// The pod's, as it came with the call; where it is not kept, the path leads
+    /// to it.
+    netns: Option<OwnedFd>,
+    /// Closing it takes milliseconds.
+    announcer: Option<OwnedFd>,
+    /// Until when it waits for ADDs.
+    deadline: Instant,
+}
+
+impl Sequel {
     /// Tells the neighbours of the pod. The answer comes next. Nothing is left
     /// for a pod that is gone again.
-    pub(crate) fn begin(
-        core: &Core,
-        attachment: &'a Attachment,
-        netns: BorrowedFd<'a>,
-    ) -> Option<Sequel<'a>> {
+    pub(crate) fn begin(core: &Core, attachment: &Attachment, netns: OwnedFd) -> Option<Sequel> {
         let live = core.inventory().endpoints.get(attachment).cloned()?;
         Some(Sequel {
-            attachment,
+            attachment: attachment.clone(),
             port: live.port?,
-            netns,
-            announcer: core.announce(&live.endpoint, netns),
+            announcer: core.announce(&live.endpoint, netns.as_fd()),
+            netns: Some(netns),
+            deadline: Instant::now(),
         })
     }
 
-    /// Does the rest, unless the pod is gone again.
-    pub(crate) fn finish(mut self, core: &Core) {
-        drop(self.announcer.take());
+    /// Has the pod's bulk TCP led, unless the pod is gone again.
+    pub(crate) fn finish(self, core: &Core) {
         if self.due(core).is_none() {
             return;
         }
-        let _turn = core.precedence.turn();
-        let _held = core.locks.lock(self.attachment);
+        core.precedence.wait(self.deadline);
+        let _held = core.locks.lock(&self.attachment);
         if core.stopping() {
             return;
         }
-        if let Some(endpoint) = self.due(core) {
-            let led = core.lead(&endpoint, self.port, self.netns);
-            core.settle_lead(&endpoint, self.port, led);
+        let Some(endpoint) = self.due(core) else {
+            return;
+        };
+        match &self.netns {
+            Some(netns) => {
+                let led = core.lead(&endpoint, self.port, netns.as_fd());
+                core.settle_lead(&endpoint, self.port, led);
+            }
+            None => core.lead_again(&endpoint, self.port),
         }
     }
 
     /// The pod that was added, while its bulk TCP is to be led.
     fn due(&self, core: &Core) -> Option<Endpoint> {
         let inventory = core.inventory();
-        let live = inventory.endpoints.get(self.attachment)?;
+        let live = inventory.endpoints.get(&self.attachment)?;
         let is_due = live.lead == Lead::Due && live.port == Some(self.port);
         is_due.then(|| live.endpoint.clone())
     }
@@ -242,11 +302,10 @@ mod tests {
         let precedence = Precedence::default();
         let _adding = precedence.add();
         let began = Instant::now();
-        std::thread::scope(|scope| {
-            for _ in 0..16 {
-                scope.spawn(|| drop(precedence.turn()));
-            }
-        });
+        let deadlines = [began + PRECEDENCE; 16];
+        for deadline in deadlines {
+            precedence.wait(deadline);
+        }
         let took = began.elapsed();
         assert!((PRECEDENCE..PRECEDENCE * 4).contains(&took), "{took:?}");
     }

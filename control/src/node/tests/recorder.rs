@@ -15,6 +15,8 @@ use crate::node::switch::{Binding, Switch, SwitchError, WayOut};
 pub(super) struct Recorder {
     events: OwnedFd,
     pub(super) state: Mutex<Recorded>,
+    /// Whoever holds it keeps pods' streams from being led.
+    pub(super) leading: Mutex<()>,
 }
 
 #[derive(Default)]
@@ -37,6 +39,7 @@ impl Recorder {
         Arc::new(Recorder {
             events: rustix::event::eventfd(0, flags).unwrap(),
             state: Mutex::default(),
+            leading: Mutex::default(),
         })
     }
 
@@ -82,6 +85,7 @@ impl Switch for Recorder {
     }
 
     fn lead_streams(&self, _: &str, ifindex: u32) -> Result<(), SwitchError> {
+        let _leading = self.leading.lock().unwrap();
         let mut state = self.state.lock().unwrap();
         if state.refuse_lead {
             return Err(SwitchError::Exhausted("no memory is left".into()));
