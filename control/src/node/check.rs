@@ -13,10 +13,6 @@ use super::netlink::Netlink;
 use super::routes::{self, KernelRoute};
 use super::{Core, netns, offload};
 
-/// The kernel holds longer MTU of routes for this one, in bytes
-/// (`ip_metrics_convert`, net/ipv4/metrics.c).
-const LONGEST_ROUTE_MTU: u32 = 65535 - 15;
-
 impl Core {
     /// CHECK.
     pub(crate) fn check(
@@ -160,12 +156,8 @@ fn check_routes(
     routes: &[KernelRoute],
 ) -> Result<(), AttachError> {
     for wanted in &endpoint.routes {
-        let found = routes.iter().any(|route| {
-            route.to == wanted.to
-                && route.oif == Some(index)
-                && route.via == wanted.via
-                && route.mtu == Some(wanted.mtu.min(LONGEST_ROUTE_MTU))
-        });
+        let is_found = |route: &KernelRoute| route.oif == Some(index) && route.is_as(wanted);
+        let found = routes.iter().any(is_found);
         if !found {
             return Err(AttachError::Differs(format!(
                 "route {} with MTU {} is missing on {}",

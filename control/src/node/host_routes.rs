@@ -30,11 +30,7 @@ struct HostRoute {
 
 impl HostRoute {
     fn is(&self, kernel: &KernelRoute) -> bool {
-        kernel.to == self.route.to
-            && kernel.oif == Some(self.oif)
-            && kernel.via == self.route.via
-            && kernel.mtu == Some(self.route.mtu)
-            && kernel.source == self.source
+        kernel.is_as(&self.route) && kernel.oif == Some(self.oif) && kernel.source == self.source
     }
 }
 

@@ -24,6 +24,10 @@ pub const fn host_prefix_len(address: IpAddr) -> u8 {
     }
 }
 
+/// The kernel holds longer MTU of routes for this one, in bytes
+/// (`ip_metrics_convert`, net/ipv4/metrics.c).
+const LONGEST_MTU: u32 = 65535 - 15;
+
 /// Marks the host's routes to pods (`ip route show proto 158`).
 const PROTOCOL: RouteProtocol = RouteProtocol::Other(158);
 
@@ -55,6 +59,11 @@ pub struct KernelRoute {
 }
 
 impl KernelRoute {
+    /// Whether the kernel holds `route` so.
+    pub fn is_as(&self, route: &PodRoute) -> bool {
+        self.to == route.to && self.via == route.via && self.mtu == Some(route.mtu.min(LONGEST_MTU))
+    }
+
     /// Whether it leads to a network that the interface is in: its stations are
     /// neighbours there.
     pub fn is_network_of(&self, ifindex: u32) -> bool {
@@ -264,4 +273,39 @@ fn route_message(index: u32, route: &PodRoute, source: Option<IpAddr>) -> RouteM
         .attributes
         .push(RouteAttribute::Metrics(vec![RouteMetric::Mtu(route.mtu)]));
     message
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_route_is_held_with_its_next_hop_and_mtu_as_far_as_the_kernel_goes() {
+        let to: IpNet = "10.244.0.0/16".parse().unwrap();
+        let via: Option<IpAddr> = Some("10.244.1.1".parse().unwrap());
+        let held = |via, mtu| KernelRoute {
+            to,
+            via,
+            oif: Some(3),
+            mtu,
+            source: None,
+            priority: 0,
+            hops: vec![],
+            is_ours: true,
+        };
+        let cases = [
+            (held(via, Some(1450)), 1450, true),
+            (held(via, Some(1450)), 1500, false),
+            (held(via, None), 1450, false),
+            (held(None, Some(1450)), 1450, false),
+            (held(via, Some(65520)), 65520, true),
+            (held(via, Some(65520)), 65521, true),
+            (held(via, Some(65520)), 65535, true),
+            (held(via, Some(1450)), 65535, false),
+        ];
+        for (held, mtu, expect) in cases {
+            let wanted = PodRoute { to, via, mtu };
+            assert_eq!(held.is_as(&wanted), expect, "{held:?} {wanted:?}");
+        }
+    }
 }

@@ -20,7 +20,7 @@ use super::inventory::Inventory;
 use super::kernel::Kernel;
 use super::link::LinkError;
 use super::netlink::Netlink;
-use super::routes::{self, KernelRoute};
+use super::routes;
 use super::setup::Setup;
 use super::store::Change;
 
@@ -151,8 +151,7 @@ fn redirect(endpoint: &Endpoint) -> Result<Vec<PodRoute>, LinkError> {
             continue;
         }
         routes.push(route.clone());
-        let is_right = |old: &&KernelRoute| old.via == route.via && old.mtu == Some(route.mtu);
-        if !is_default || matches!(&old[..], [old] if is_right(old)) {
+        if !is_default || matches!(&old[..], [old] if old.is_as(route)) {
             continue;
         }
         // IPv6 knows several routes to one prefix: the old one goes first.
