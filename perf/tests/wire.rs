@@ -116,6 +116,27 @@ fn expect(counted: u64, mut count: impl FnMut() -> u64) {
 }
 
 #[test]
+fn a_burst_may_end_before_it_runs() {
+    if !root_or_skip("a_burst_may_end_before_it_runs") {
+        return;
+    }
+    let (left, _right) = two_ends();
+    let template = Template::new(&traffic(false), MAX_LIVE_FRAME_BYTES).unwrap();
+    let sent = left.enter(|| {
+        let generator = XdpGenerator::new(if_nametoindex("eth0").unwrap(), &template).unwrap();
+        let [ended, whole] = [true, false].map(|is_ended| {
+            let burst = generator.burst(100_000).unwrap();
+            if is_ended {
+                burst.end().unwrap();
+            }
+            burst.run().unwrap()
+        });
+        [ended, whole]
+    });
+    assert_eq!(sent.unwrap(), [0, 100_000]);
+}
+
+#[test]
 fn flows_count_once_each() {
     if !root_or_skip("flows_count_once_each") {
         return;

@@ -105,29 +105,19 @@ impl XdpGenerator {
         }
     }
 
-    /// Sends at full speed on the calling thread, in a single call of the
-    /// kernel, so without a pause: up to `most` frames, or until
-    /// [`XdpGenerator::end`]. How many it sent.
-    ///
-    /// # Errors
-    /// When the kernel refuses the run.
-    pub fn run_at_once(&self, most: u32) -> Result<u64, MeasureError> {
-        let mut record = [0u64; RECORD_WORDS];
-        record[END] = most.into();
-        self.record.write(&record)?;
-        self.frames(most, FULL_BATCH)?;
-        Ok(self.record.read()?[NEXT])
-    }
-
-    /// Ends [`XdpGenerator::run_at_once`] from another thread. The record is
-    /// written as a whole, so a few numbers may be sent twice.
+    /// A burst of up to `most` frames. An end of it counts from here on, also
+    /// before it runs.
     ///
     /// # Errors
     /// When the kernel refuses the update.
-    pub fn end(&self) -> Result<(), BpfError> {
-        let mut record = self.record.read()?;
-        record[END] = 0;
-        self.record.write(&record)
+    pub fn burst(&self, most: u32) -> Result<Burst<'_>, BpfError> {
+        let mut record = [0u64; RECORD_WORDS];
+        record[END] = most.into();
+        self.record.write(&record)?;
+        Ok(Burst {
+            generator: self,
+            most,
+        })
     }
 
     /// One call of the kernel, or a part of a long wait.
@@ -168,6 +158,41 @@ impl XdpGenerator {
             }
             result => result,
         }
+    }
+}
+
+/// Frames that one thread sends until another one ends it.
+#[derive(Debug)]
+pub struct Burst<'g> {
+    generator: &'g XdpGenerator,
+    most: u32,
+}
+
+impl Burst<'_> {
+    /// Sends at full speed on the calling thread, which must be in the device's
+    /// namespace, in a single call of the kernel, so without a pause. How many
+    /// it sent.
+    ///
+    /// # Errors
+    /// When the kernel refuses the run.
+    pub fn run(&self) -> Result<u64, MeasureError> {
+        let record = &self.generator.record;
+        // The kernel goes through all frames, also those past the end.
+        if record.read()?[END] > 0 {
+            self.generator.frames(self.most, FULL_BATCH)?;
+        }
+        Ok(record.read()?[NEXT])
+    }
+
+    /// Ends it. The record is written as a whole, so a few numbers may be sent
+    /// twice.
+    ///
+    /// # Errors
+    /// When the kernel refuses the update.
+    pub fn end(&self) -> Result<(), BpfError> {
+        let mut record = self.generator.record.read()?;
+        record[END] = 0;
+        self.generator.record.write(&record)
     }
 }
 

@@ -66,15 +66,16 @@ pub(super) fn of(
     let generator = from.namespace.enter(|| {
         XdpGenerator::new(device_index("eth0")?, &template).map_err(MeasureError::from)
     })??;
+    let frames = generator.burst(traffic.flows)?;
     let (offered, burst) = thread::scope(|scope| {
         let sending = scope.spawn(|| {
             from.namespace.enter(|| {
                 cpu::pin(SENDER_CORE).map_err(io_error("generator"))?;
-                generator.run_at_once(traffic.flows)
+                frames.run()
             })?
         });
         let watched = watch(&sink, &sending, stop);
-        generator.end()?;
+        frames.end()?;
         let offered = sending.join().map_err(|_| MeasureError::Panicked)??;
         Ok::<_, MeasureError>((offered, watched?))
     })?;
