@@ -198,6 +198,13 @@ impl Engine {
     /// program keeps from it until the next process is there;
     /// [`release_uplink`] ends that. The same holds meanwhile when the port is
     /// attached already: it gets sockets for what its device has now.
+    ///
+    /// When it fails there is no uplink, the one that was attached before
+    /// included, and the kernel has all frames. So it is where a lane does not
+    /// hand over the former sockets within five seconds ([`PortError::Lane`]):
+    /// the queues are theirs until it does, and asking again succeeds after
+    /// that. What the lanes handed over is closed, and its frames come home,
+    /// once the last one has.
     pub fn attach_uplink(&self, spec: UplinkSpec) -> Result<Attached, PortError> {
         let _change = lock(&self.inner.changes);
         let id = spec.port.id;
