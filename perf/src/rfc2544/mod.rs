@@ -1,7 +1,7 @@
 //! The tests of RFC 2544 on one subject: throughput, latency and frame loss
 //! rate, by frame size and number of flows.
 //!
-//! [`search`] finds the throughput, `trial` makes the trials, [`report`] and
+//! [`mod@search`] finds the throughput, `trial` makes the trials, [`report`] and
 //! [`page`] show them. The method and where it departs from the RFC are in README.md.
 
 pub mod page;
