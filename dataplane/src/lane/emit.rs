@@ -215,13 +215,6 @@ impl Emitter<'_> {
             Portioned::Gone(done) => return done,
             Portioned::Rest(from) => from,
         };
-        if from == 0
-            && self.device_takes(out, batch.packets()[index].len)
-            && let Some(offload) = offload(self.umem, batch, index, mtu)
-            && self.send_bulk(batch, index, out, &offload)
-        {
-            return Ok(());
-        }
         let mut scratch = std::mem::take(self.scratch);
         // Pieces count drops of their own; the packet itself was captured.
         let captured = self.captured.take();
@@ -335,7 +328,7 @@ impl Emitter<'_> {
     }
 
     /// Whether a packet of `len` bytes of frame fits the far end's device.
-    fn device_takes(&self, out: PortId, len: u32) -> bool {
+    pub(super) fn device_takes(&self, out: PortId, len: u32) -> bool {
         let Some(port) = self.snapshot.port(out) else {
             return false;
         };

@@ -161,7 +161,9 @@ impl Emitter<'_> {
     ) -> Option<Portioned> {
         let umem = self.umem;
         let port = self.ports.get(out)?;
-        let way = port.segments.as_mut()?;
+        let Some(way) = port.segments.as_mut() else {
+            return self.portions_to_pod(batch, index, out, mtu);
+        };
         let mark = tcp_mark(umem.bytes(batch.head(index)))?;
         let mut portions = Portions::of(umem, batch, index, mtu)?;
         // What has to be behind what waits there.
@@ -193,6 +195,44 @@ impl Emitter<'_> {
         }
         let done = self.count_parts(out, &sent);
         Some(rest.map_or(Portioned::Gone(done), Portioned::Rest))
+    }
+
+    /// As [`Emitter::send_portions`], to a pod that forwards. The device that
+    /// its kernel passes a packet on by takes a portion whole; what is longer
+    /// the kernel would cut before.
+    fn portions_to_pod(
+        &mut self,
+        batch: &Batch,
+        index: usize,
+        out: PortId,
+        mtu: u32,
+    ) -> Option<Portioned> {
+        let (umem, len) = (self.umem, batch.packets()[index].len);
+        if !self.device_takes(out, len) {
+            return None;
+        }
+        let port = self.ports.get(out)?;
+        let bulk = port.bulk.as_ref()?;
+        let mut portions = Portions::of(umem, batch, index, mtu)?;
+        // What was written to the ring before must not be overtaken.
+        if port.dirty && port.queue.flush() != Flush::Sent {
+            return None;
+        }
+        prefetch(umem, batch, index);
+        let offload = *portions.offload();
+        loop {
+            let from = portions.sent();
+            let Some(portion) = portions.next(self.together) else {
+                return Some(Portioned::Gone(Ok(())));
+            };
+            if bulk.send(portion.pieces(), &offload).is_err() {
+                return Some(Portioned::Rest(from));
+            }
+            let bytes = portion.len() as u64;
+            port.counters.tx_packets.add(1);
+            port.counters.tx_bytes.add(bytes);
+            self.counters.tx_packets.add(1);
+        }
     }
 
     fn count_parts(&mut self, out: PortId, sent: &Sent) -> Result<(), DropReason> {

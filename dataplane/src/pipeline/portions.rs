@@ -14,6 +14,10 @@ use crate::umem::Umem;
 /// include/linux/netdevice.h; `gso_features_check`, net/core/dev.c).
 const LONGEST: usize = u16::MAX as usize;
 
+/// Bytes of payload at most, as TCP sends them: whoever forwards a portion has
+/// room for headers of its own (`MAX_TCP_HEADER`, include/net/tcp.h).
+const MOST_PAYLOAD: usize = LONGEST - 320;
+
 /// A super-frame on its way out: what of it is still to be sent.
 pub(crate) struct Portions<'a> {
     headers: &'a [u8],
@@ -75,7 +79,8 @@ impl<'a> Portions<'a> {
     /// The next portion, its headers written to `headers`; `None` after the
     /// last.
     pub(crate) fn next<'h>(&mut self, headers: &'h mut Vec<u8>) -> Option<Portion<'h, 'a>> {
-        let room = (LONGEST - self.headers.len()) / self.most * self.most;
+        let room = MOST_PAYLOAD.min(LONGEST - self.headers.len());
+        let room = (room / self.most).max(1) * self.most;
         let len = room.min(self.total - self.offset);
         if len == 0 {
             return None;
@@ -106,6 +111,11 @@ impl<'a> Portions<'a> {
 }
 
 impl Portion<'_, '_> {
+    /// Bytes of it all.
+    pub(crate) fn len(&self) -> usize {
+        self.pieces().map(<[u8]>::len).sum()
+    }
+
     /// All of its bytes, in order.
     pub(crate) fn pieces(&self) -> impl Iterator<Item = &[u8]> {
         std::iter::once(self.headers).chain(self.stretches[..self.used].iter().copied())
