@@ -38,11 +38,12 @@ pub enum Event {
         /// Longest IP packet that passes, in bytes.
         mtu: u32,
     },
-    /// The pod behind this port answered fragmentation-needed (or packet too
-    /// big) to a super-frame that the switch delivered: it forwards or
-    /// translates for others and needs segments.
+    /// The pod behind this port, or the node's kernel, answered
+    /// fragmentation-needed (or packet too big) to a super-frame that the
+    /// switch delivered: it forwards or translates for others and needs
+    /// segments.
     Forwarder {
-        /// The pod's port.
+        /// Its port.
         port: PortId,
         /// The MTU that it quoted, in bytes.
         mtu: u32,

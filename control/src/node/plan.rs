@@ -56,6 +56,8 @@ pub struct HostPort {
     pub super_frames: bool,
     /// MTU of `spinlane0` in bytes.
     pub device_mtu: u32,
+    /// Longest packet after segmentation, in bytes.
+    pub segment_mtu: u32,
 }
 
 /// A segment and its stations.
@@ -169,7 +171,7 @@ fn ports(desired: &Desired) -> Vec<Option<PortEntry>> {
         mtu: host.mtu,
         super_frames: host.super_frames,
         device_mtu: host.device_mtu,
-        segment_mtu: host.mtu,
+        segment_mtu: host.segment_mtu,
         partial_checksums: true,
     });
     let uplink = desired.uplink.iter().map(|uplink| PortEntry {
@@ -362,6 +364,7 @@ mod tests {
                 mtu: 1450,
                 super_frames: true,
                 device_mtu: 65535,
+                segment_mtu: 1450,
             }),
             local: ["192.0.2.7".parse().unwrap()].into(),
             segments: vec![SegmentState::default()],

@@ -312,9 +312,36 @@ impl Core {
         }
     }
 
+    /// The node's kernel forwards for others; as for a pod.
+    fn segment_for_kernel(&self, segment_mtu: u32, destination: &std::net::IpAddr) {
+        {
+            let mut inventory = self.inventory();
+            if inventory
+                .host_forwards
+                .is_some_and(|mtu| mtu <= segment_mtu)
+            {
+                return;
+            }
+            inventory.host_forwards = Some(segment_mtu);
+            inventory.touch();
+        }
+        self.publish();
+        tracing::info!(
+            %destination,
+            segment_mtu,
+            "the node's kernel forwards for pods: super-frames to it are marked for cutting from now on; nothing needs doing"
+        );
+    }
+
     /// A pod forwards for others: from now on it is told where to cut what it
     /// gets.
     fn segment_for_forwarder(&self, port: PortId, quoted: u32, destination: &std::net::IpAddr) {
+        // An absurd quote must not shred its traffic.
+        let floor = if destination.is_ipv6() { 1280 } else { 576 };
+        let host = self.inventory().host;
+        if host.is_some_and(|host| host.port.id == port) {
+            return self.segment_for_kernel(quoted.max(floor), destination);
+        }
         let endpoint = {
             let mut inventory = self.inventory();
             let attachment = inventory
@@ -323,8 +350,6 @@ impl Core {
             let live = attachment.and_then(|a| inventory.endpoints.get_mut(&a));
             let Some(live) = live else { return };
             let endpoint = &mut live.endpoint;
-            // An absurd quote must not shred the pod's traffic.
-            let floor = if destination.is_ipv6() { 1280 } else { 576 };
             let segment_mtu = quoted.max(floor).min(endpoint.segment_mtu);
             if !endpoint.super_frames && segment_mtu == endpoint.segment_mtu {
                 return;

@@ -143,9 +143,9 @@ fn fit<K: RoutedKey>(
     }
 }
 
-/// Notices a pod that forwards for others: it answers fragmentation-needed to
-/// a super-frame that the switch delivered, which the path itself never
-/// carries. Its sender must not hear of it, unless the quoted MTU is below
+/// Notices a pod, or the node's kernel, that forwards for others: it answers
+/// fragmentation-needed to a super-frame that the switch delivered, which the
+/// path itself never carries. Its sender must not hear of it, unless the quoted MTU is below
 /// what the segments will have.
 pub(super) fn notice_forwarder<K: RoutedKey>(
     round: &Round<'_>,
@@ -156,7 +156,7 @@ pub(super) fn notice_forwarder<K: RoutedKey>(
     lane: &mut Lane,
 ) -> Option<DropReason> {
     let port = round.snapshot.port(batch.packets()[index].in_port)?;
-    if port.role != Role::Pod || headers.part != Part::Whole {
+    if !matches!(port.role, Role::Pod | Role::Host) || headers.part != Part::Whole {
         return None;
     }
     let bytes = round.umem.bytes(batch.head(index));

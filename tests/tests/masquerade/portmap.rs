@@ -6,18 +6,27 @@ use std::net::{IpAddr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::path::Path;
 
 use serde_json::json;
-use spinlane_tests::{LabError, Namespace, PATIENCE, Pod, root_or_skip, traffic};
+use spinlane_tests::cluster::Families;
+use spinlane_tests::{Cluster, LabError, Namespace, Node, PATIENCE, Pod, root_or_skip, traffic};
 
 use super::outside::{FAR, Outside};
 
 const PORTMAP: &str = "/usr/lib/cni/portmap";
 const HOST_PORT: u16 = 8080;
 const POD_PORT: u16 = 80;
+/// What README.md says, for these networks.
+const BACK: &str = "nft 'table inet host-ports {
+  chain back {
+    type nat hook postrouting priority srcnat
+    oifname spinlane0 ct status dnat ip saddr { 10.244.0.0/16, 172.31.0.0/24 } masquerade
+    oifname spinlane0 ct status dnat ip6 saddr { fd44::/16, fd31::/64 } masquerade
+  }
+}'";
 /// More than a segment each way.
 const BYTES: usize = 200_000;
 
 /// What the reference plugin answers to a call for a pod with two host ports.
-fn portmap(outside: &Outside, pod: &Pod, command: &str) -> Result<(), LabError> {
+fn portmap(node: &Namespace, pod: &Pod, command: &str) -> Result<(), LabError> {
     let ports = ["tcp", "udp"].map(
         |protocol| json!({"hostPort": HOST_PORT, "containerPort": POD_PORT, "protocol": protocol}),
     );
@@ -30,7 +39,6 @@ fn portmap(outside: &Outside, pod: &Pod, command: &str) -> Result<(), LabError> 
         "prevResult": pod.attached("eth0")?.result,
     });
     config["prevResult"]["cniVersion"] = json!("1.0.0");
-    let node = outside.node().namespace();
     let answer = pod
         .call(command, "eth0", config)
         .invoke_program(Path::new(PORTMAP), node)?;
@@ -82,17 +90,24 @@ fn node_family(like: IpAddr) -> IpAddr {
     }
 }
 
-fn host_port(mode: &str) -> Result<(), LabError> {
+/// A pod with host ports.
+fn published(node: &Node) -> Result<Pod, LabError> {
     assert!(
         Path::new(PORTMAP).exists(),
         "install containernetworking-plugins"
     );
-    let outside = Outside::start_with(|config| config.mode = mode.to_owned())?;
-    let node = outside.node().namespace();
+    let pod = Pod::attach(node, "web")?;
+    let node = node.namespace();
     node.sysctl("net/ipv4/ip_forward", "1")?;
     node.sysctl("net/ipv6/conf/all/forwarding", "1")?;
-    let pod = Pod::attach(outside.node(), "web")?;
-    portmap(&outside, &pod, "ADD")?;
+    portmap(node, &pod, "ADD")?;
+    Ok(pod)
+}
+
+fn host_port(mode: &str) -> Result<(), LabError> {
+    let outside = Outside::start_with(|config| config.mode = mode.to_owned())?;
+    let node = outside.node().namespace();
+    let pod = published(outside.node())?;
     for to in FAR {
         let seen = ask(&outside.far, outside.own(to), pod.namespace())?;
         assert_eq!(seen, [to; 2], "{mode}");
@@ -100,7 +115,7 @@ fn host_port(mode: &str) -> Result<(), LabError> {
         let seen = traffic::tcp_seen_from(pod.namespace(), &outside.far, to)?;
         assert_eq!(seen, outside.own(to));
     }
-    portmap(&outside, &pod, "DEL")?;
+    portmap(node, &pod, "DEL")?;
     assert_eq!(outside.node().drops()?["no_connection"], 0);
     outside.nothing_leaked()
 }
@@ -119,4 +134,51 @@ fn a_host_port_is_reached_from_outside_where_pods_are_routed() -> Result<(), Lab
         return Ok(());
     }
     host_port("routed")
+}
+
+/// Pods and nodes of the cluster, whom the pod's answers would reach without
+/// the kernel that translated the question.
+fn host_port_inside(mode: &str) -> Result<(), LabError> {
+    let cluster = Cluster::start(2, Families::Dual, |config| config.mode = mode.to_owned())?;
+    let [node, other] = cluster.nodes() else {
+        unreachable!("two nodes")
+    };
+    let pod = published(node)?;
+    let (neighbour, far) = (Pod::attach(node, "neighbour")?, Pod::attach(other, "far")?);
+    let callers = [pod.namespace(), node.namespace()];
+    let by_the_rule = [neighbour.namespace(), far.namespace(), other.namespace()];
+    for to in cluster.addresses(1) {
+        // Over an address that answers, neighbours know each other.
+        for caller in callers.iter().chain(&by_the_rule) {
+            traffic::reach(caller, to)?;
+        }
+        for caller in callers {
+            let seen = ask(caller, to, pod.namespace())?;
+            assert_eq!(seen, [to; 2], "{mode}, {}", caller.name());
+        }
+    }
+    node.namespace().sh(BACK)?;
+    for to in cluster.addresses(1) {
+        for caller in by_the_rule {
+            let seen = ask(caller, to, pod.namespace())?;
+            assert_eq!(seen, [to; 2], "{mode}, {}", caller.name());
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_host_port_is_reached_from_inside_in_mode_vxlan() -> Result<(), LabError> {
+    if !root_or_skip("a_host_port_is_reached_from_inside_in_mode_vxlan") {
+        return Ok(());
+    }
+    host_port_inside("vxlan")
+}
+
+#[test]
+fn a_host_port_is_reached_from_inside_where_pods_are_routed() -> Result<(), LabError> {
+    if !root_or_skip("a_host_port_is_reached_from_inside_where_pods_are_routed") {
+        return Ok(());
+    }
+    host_port_inside("routed")
 }

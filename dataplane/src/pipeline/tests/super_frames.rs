@@ -327,7 +327,7 @@ fn the_smaller_mtu_of_both_ends_counts() {
 }
 
 /// Fragmentation-needed from `B`, about a TCP packet of `len` bytes.
-fn frag_needed(len: u16, mtu: u16) -> Vec<u8> {
+fn frag_needed(from: u16, len: u16, mtu: u16) -> Vec<u8> {
     let mut quoted = Vec::new();
     PacketBuilder::ipv4(v4(A).octets(), v4(B).octets(), 63)
         .tcp(4000, 80, 1, 500)
@@ -336,8 +336,8 @@ fn frag_needed(len: u16, mtu: u16) -> Vec<u8> {
     quoted[2..4].copy_from_slice(&len.to_be_bytes());
     let mut packet = Vec::new();
     let [high, low] = mtu.to_be_bytes();
-    PacketBuilder::ethernet2(mac(B).0, GATEWAY_MAC.0)
-        .ipv4(v4(B).octets(), v4(A).octets(), 64)
+    PacketBuilder::ethernet2(mac(from).0, GATEWAY_MAC.0)
+        .ipv4(v4(from).octets(), v4(A).octets(), 64)
         .icmpv4_raw(3, 4, [0, 0, high, low])
         .write(&mut packet, &quoted)
         .unwrap();
@@ -347,7 +347,7 @@ fn frag_needed(len: u16, mtu: u16) -> Vec<u8> {
 #[test]
 fn a_pod_that_forwards_is_noticed() {
     let mut world = World::new();
-    let outcome = world.send(B, &frag_needed(40_000, 1450));
+    let outcome = world.send(B, &frag_needed(B, 40_000, 1450));
     assert_eq!(outcome.dropped(), Some(DropReason::SuperFrameRefused));
     let event = Event::Forwarder {
         port: PortId(B),
@@ -356,13 +356,26 @@ fn a_pod_that_forwards_is_noticed() {
     };
     assert_eq!(world.events.pop(), Ok(event));
     // A smaller path behind the pod is the sender's business all the same.
-    let outcome = world.send(B, &frag_needed(40_000, 1400));
+    let outcome = world.send(B, &frag_needed(B, 40_000, 1400));
     assert!(matches!(outcome.verdict, Verdict::Forward { .. }));
     assert!(world.events.pop().is_ok());
     // About a packet of the path's own size it is plain path MTU discovery.
-    let outcome = world.send(B, &frag_needed(1450, 1400));
+    let outcome = world.send(B, &frag_needed(B, 1450, 1400));
     assert!(matches!(outcome.verdict, Verdict::Forward { .. }));
     assert!(world.events.pop().is_err());
+}
+
+#[test]
+fn a_kernel_that_forwards_is_noticed() {
+    let mut world = World::new();
+    let outcome = world.send(HOST, &frag_needed(HOST, 40_000, 1450));
+    assert_eq!(outcome.dropped(), Some(DropReason::SuperFrameRefused));
+    let event = Event::Forwarder {
+        port: PortId(HOST),
+        mtu: 1450,
+        destination: v4(B).into(),
+    };
+    assert_eq!(world.events.pop(), Ok(event));
 }
 
 #[test]
