@@ -16,6 +16,8 @@ mod direct;
 
 use std::net::IpAddr;
 
+use zerocopy::FromBytes;
+
 use super::classify::{self, Decision, Ingress, RoutedKey};
 use super::parse::{Headers, Kind, Part};
 use super::pieces::Datagram;
@@ -25,11 +27,11 @@ use crate::drops::DropReason;
 use crate::frame::Batch;
 use crate::snapshot::{Destination, Role};
 use crate::tables::connection::{
-    Addresses, End, Exits, Found, Opening, Origin, Refused, Side, State, Tuple,
+    Addresses, End, Exits, Found, Opening, Origin, Refused, Side, Stamp, State, Tuple,
 };
 use crate::tables::flow::{Actions, Hint, Translation, UpperKey};
 use crate::types::PortId;
-use crate::wire::tcp::flags;
+use crate::wire::tcp::{self, TcpHeader, flags, option};
 use crate::wire::{icmpv4, icmpv6, protocol};
 
 /// How long a destination without a free port is not asked for again.
@@ -197,6 +199,24 @@ pub(super) fn tcp_flags(bytes: &[u8], headers: &Headers) -> u8 {
     }
 }
 
+/// How far the sender of a TCP packet has come with it.
+fn stamp(bytes: &[u8], headers: &Headers) -> Option<Stamp> {
+    if headers.protocol != protocol::TCP || headers.part != Part::Whole {
+        return None;
+    }
+    let segment = bytes.get(usize::from(headers.transport)..)?;
+    let (header, _) = TcpHeader::ref_from_prefix(segment).ok()?;
+    let payload = headers.transport_len().saturating_sub(header.header_len());
+    let fin = u32::from(header.flags & flags::FIN != 0);
+    let mut options = tcp::options(segment);
+    let clock = options.find(|(kind, _)| *kind == option::TIMESTAMPS);
+    let timestamp = clock.and_then(|(_, content)| content.first_chunk().copied());
+    Some(Stamp {
+        sequence: header.sequence.get().wrapping_add(payload as u32 + fin),
+        timestamp: timestamp.map(u32::from_be_bytes),
+    })
+}
+
 fn applies(round: &Round<'_>, destination: IpAddr) -> bool {
     let masquerade = &round.snapshot.masquerade;
     masquerade.is_on && !masquerade.excludes(destination)
@@ -230,7 +250,11 @@ fn outbound<K: RoutedKey>(
     let tuple = own_tuple::<K>(bytes, subject).ok_or(DropReason::MasqueradeUnsupported)?;
     let flags = tcp_flags(bytes, headers);
     let first = direct::begins(headers, K::IS_V6, flags);
-    let (found, age) = connect(round, &tuple, pod, (flags, first), lane)?;
+    let stamp = stamp(bytes, headers);
+    let (found, age) = connect(round, &tuple, pod, (flags, first, stamp), lane)?;
+    if let (State::TimeWait, Origin::Pod, Some(last)) = (found.state, found.origin, stamp) {
+        round.connections.note_last(found.id, last);
+    }
     let (old, new) = (found.original.source, found.reply.destination);
     let translation = match found.origin {
         Origin::Outside => Translation::none(found.id, found.side),
@@ -307,7 +331,7 @@ fn connect(
     round: &Round<'_>,
     tuple: &Tuple,
     pod: PortId,
-    (tcp_flags, first): (u8, Option<State>),
+    (tcp_flags, first, stamp): (u8, Option<State>, Option<Stamp>),
     lane: &mut Lane,
 ) -> Result<(Found, Age), DropReason> {
     let (connections, now_ms) = (round.connections, round.millis());
@@ -347,6 +371,7 @@ fn connect(
         original: *tuple,
         pod,
         state,
+        stamp,
     };
     let opened = connections.masquerade(&opening, &exits, now_ms);
     match opened {

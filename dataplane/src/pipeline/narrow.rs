@@ -30,7 +30,7 @@ use crate::wire::icmpv6::{self, Icmpv6Header};
 use crate::wire::ipv4::Ipv4Header;
 use crate::wire::ipv6::{self, Ipv6Header};
 use crate::wire::protocol;
-use crate::wire::tcp::flags;
+use crate::wire::tcp::{self, flags, option::MAX_SEGMENT_SIZE};
 
 /// Least time between two epochs that a lane begins, in milliseconds.
 const EPOCH_MS: u32 = 10;
@@ -228,22 +228,13 @@ pub(super) fn accepted<K: RoutedKey>(bytes: &[u8], headers: &Headers) -> Option<
         return None;
     }
     let transport = bytes.get(usize::from(headers.transport)..)?;
-    let end = usize::from(transport.get(12)? >> 4) * 4;
-    let mut options = transport.get(20..end)?;
-    loop {
-        let (&kind, rest) = options.split_first()?;
-        let len = match kind {
-            0 => return None,
-            1 => 1,
-            _ => usize::from(*rest.first()?).max(2),
-        };
-        if let (2, 4, &[_, _, high, low, ..]) = (kind, len, options) {
-            let fixed = if K::IS_V6 { 60 } else { 40 };
-            let mtu = u16::from_be_bytes([high, low]).saturating_add(fixed);
-            return Some(mtu.max(least_mtu(K::IS_V6)));
-        }
-        options = options.get(len..)?;
-    }
+    let said = tcp::options(transport).find(|(kind, _)| *kind == MAX_SEGMENT_SIZE)?;
+    let (_, &[high, low]) = said else {
+        return None;
+    };
+    let fixed = if K::IS_V6 { 60 } else { 40 };
+    let mtu = u16::from_be_bytes([high, low]).saturating_add(fixed);
+    Some(mtu.max(least_mtu(K::IS_V6)))
 }
 
 /// What fragmentation-needed or packet-too-big says that passes (RFC 1191, RFC

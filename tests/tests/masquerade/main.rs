@@ -8,8 +8,8 @@ mod paths;
 mod portmap;
 mod restart;
 
-use std::io::ErrorKind;
-use std::net::{IpAddr, UdpSocket};
+use std::io::{self, ErrorKind, Read};
+use std::net::{IpAddr, TcpListener, TcpStream, UdpSocket};
 use std::time::Duration;
 
 use outside::{FAR, Outside, refused};
@@ -119,5 +119,52 @@ fn ports_run_out_by_name_and_are_kept_from_the_node() -> Result<(), LabError> {
     let other = IpAddr::from([203, 0, 113, 1]);
     let whole = traffic::udp_echo(pod.namespace(), &outside.router, other, 3, 100)?;
     assert_eq!(whole, 3);
+    outside.nothing_leaked()
+}
+
+/// A server that closes first remembers each connection, and takes the next one
+/// from the same port only when it can tell it from that (RFC 6191). The pod's
+/// kernel begins to count anywhere.
+#[test]
+fn ports_serve_again_for_whom_the_server_believes() -> Result<(), LabError> {
+    if !root_or_skip("ports_serve_again_for_whom_the_server_believes") {
+        return Ok(());
+    }
+    const CONNECTIONS: usize = 600;
+    let outside = Outside::start("61000-61063")?;
+    let pod = Pod::attach(outside.node(), "web")?;
+    traffic::reach(pod.namespace(), FAR[0])?;
+    let listener = outside
+        .far
+        .enter(|| TcpListener::bind((FAR[0], 7)))?
+        .map_err(LabError::io("listen outside"))?;
+    let server = std::thread::spawn(move || -> io::Result<()> {
+        listener
+            .incoming()
+            .take(CONNECTIONS)
+            .try_for_each(|stream| stream.map(drop))
+    });
+    let ask = || -> io::Result<()> {
+        for _ in 0..CONNECTIONS {
+            let mut stream = TcpStream::connect((FAR[0], 7))?;
+            assert_eq!(stream.read(&mut [0])?, 0);
+        }
+        Ok(())
+    };
+    pod.namespace()
+        .enter(ask)?
+        .map_err(LabError::io("connect from the pod"))?;
+    let served = server.join().expect("the server ends");
+    served.map_err(LabError::io("serve outside"))?;
+    let count = |line: &str| {
+        outside
+            .far
+            .sh(line)
+            .map(|text| text.trim().parse::<usize>())
+    };
+    let remembered = count("ss -Htn state time-wait | wc -l")?;
+    assert!(remembered.is_ok_and(|ports| ports > 32));
+    let disbelieved = count("nstat -asz TcpExtPAWSTimewait | awk '/PAWS/ {print $2}'")?;
+    assert_eq!(disbelieved, Ok(0));
     outside.nothing_leaked()
 }

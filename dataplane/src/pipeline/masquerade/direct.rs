@@ -121,6 +121,7 @@ fn follow(
                 original: *tuple,
                 pod,
                 state,
+                stamp: None,
             };
             let opened = connections.track(&opening, through, now_ms);
             opened.map(|found| {

@@ -16,13 +16,18 @@
 //! 18 mtu         longest packet that the original sender may send; 0 unknown
 //! 19 check       of both tuples, for who finds the entry in a file
 //! 20 through     the node's port that it came by, + 1; 0 for others
+//! 21..23 last    how far its original sender came; 0 unknown
 //! ```
+//!
+//! Words without a use are 0, also in a file: one that gets a use in which 0
+//! says nothing leaves the layout as it is.
 //!
 //! Tuples are written while the version is even and the entry is one lane's
 //! alone; who reads them reads the version before and after. So an entry is
 //! whole at any instant at which the process may be killed.
 
 use super::share::Share;
+use super::stamp::Stamp;
 use super::state::{Origin, State};
 use super::tuple::{Address, End, Tuple};
 use super::words::{Memory, Words};
@@ -52,6 +57,7 @@ const PROTOCOL: usize = 17;
 const MTU: usize = 18;
 const CHECK: usize = 19;
 const THROUGH: usize = 20;
+const LAST: usize = 21;
 
 /// The entries.
 #[derive(Debug)]
@@ -235,11 +241,13 @@ impl Entries {
         self.set(entry, CLAIM, 0);
         self.set(entry, MTU, 0);
         self.set(entry, THROUGH, 0);
+        self.set(entry, LAST, 0);
+        self.set(entry, LAST + 1, 0);
     }
 
     /// Goes on with what another table had of the connection.
     pub(super) fn take_over(&self, entry: u32, other: &Entries, from: u32) {
-        for word in [SEEN, OPENED, PACKETS, MTU, THROUGH] {
+        for word in [SEEN, OPENED, PACKETS, MTU, THROUGH, LAST, LAST + 1] {
             self.set(entry, word, other.get(from, word));
         }
     }
@@ -261,6 +269,17 @@ impl Entries {
 
     pub(super) fn set_mtu(&self, entry: u32, mtu: u16) {
         self.set(entry, MTU, u64::from(mtu));
+    }
+
+    /// How far the original sender came, as far as that was noted.
+    pub(super) fn last(&self, entry: u32) -> Option<Stamp> {
+        Stamp::from_words([self.get(entry, LAST), self.get(entry, LAST + 1)])
+    }
+
+    pub(super) fn set_last(&self, entry: u32, last: Stamp) {
+        let [sequence, timestamp] = last.to_words();
+        self.set(entry, LAST, sequence);
+        self.set(entry, LAST + 1, timestamp);
     }
 
     pub(super) fn claim(&self, entry: u32) -> Option<u32> {

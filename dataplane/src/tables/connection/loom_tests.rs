@@ -31,6 +31,7 @@ fn open(table: &Connections, original: Tuple, reply: Tuple) -> Result<Found, Ref
         original,
         pod: PortId(0),
         state: State::Established,
+        stamp: None,
     };
     table.open(&opening, Origin::Pod, 1000, |entry, hash| {
         Ok(table.publish((entry, hash), &original, &reply, 1000))

@@ -45,6 +45,7 @@
 
 pub(crate) mod echoes;
 mod entry;
+mod exits;
 mod index;
 #[cfg(not(loom))]
 mod kept;
@@ -55,6 +56,7 @@ mod ports;
 mod record;
 mod shard;
 mod share;
+mod stamp;
 mod state;
 #[cfg(all(test, not(loom)))]
 mod tests;
@@ -67,15 +69,18 @@ use crate::types::PortId;
 use crate::wire::protocol;
 use echoes::Echoes;
 use entry::{Entries, Pair, WHEEL};
+use exits::Crowded;
+pub use exits::{Addresses, Exits};
 use index::{Cell, Index};
 #[cfg(not(loom))]
 pub use kept::{Kept, KeptError, Unusable};
-pub use opening::{Addresses, Exits, Opening, Refused};
+pub use opening::{Opening, Refused};
 use ports::Holders;
 pub use record::ConnectionRecord;
 use shard::{Shard, Shards};
 use share::Shares;
 
+pub use stamp::Stamp;
 pub use state::{Origin, Side, State};
 #[cfg(not(loom))]
 pub(super) use tuple::mix;
@@ -154,6 +159,7 @@ pub struct Connections {
     entries: Entries,
     shards: Shards,
     holders: Holders,
+    crowded: Crowded,
     echoes: Echoes,
     shares: Shares,
     #[cfg(not(loom))]
@@ -213,6 +219,7 @@ impl Connections {
             entries,
             shards: Shards::new(shard_count, size.per_shard as u32),
             holders: Holders::new(seed.rotate_left(32)),
+            crowded: Crowded::new(),
             echoes: Echoes::new(),
             shares: Shares::new(capacity),
             #[cfg(not(loom))]
@@ -369,6 +376,13 @@ impl Connections {
             self.entries.set_mtu(id.entry, mtu);
         }
         is_news
+    }
+
+    /// Notes how far the original sender of a connection that is over came.
+    pub fn note_last(&self, id: ConnectionId, last: Stamp) {
+        if self.entries.version(id.entry) as u32 == id.version {
+            self.entries.set_last(id.entry, last);
+        }
     }
 
     /// Longest packet that the original sender may send; 0 when unknown.

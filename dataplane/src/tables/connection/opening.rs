@@ -1,27 +1,18 @@
 //! Opening connections: an entry, the address and port that the answers come
-//! to, and the places in the index.
+//! to ([`super::exits`]), and the places in the index.
 
-use std::net::{Ipv4Addr, Ipv6Addr};
-use std::ops::RangeInclusive;
-
+use super::exits::Exits;
 use super::index::{Cell, NoCell};
 use super::shard::Shard;
 use super::share::Share;
+use super::stamp::Stamp;
 use super::state::{Origin, Side, State};
-use super::tuple::{Address, End, Tuple};
+use super::tuple::Tuple;
 use super::{ConnectionId, Connections, Found, GRACE_MS};
 use crate::types::PortId;
 
 /// Expendable entries that are looked at for one that may go.
 const VICTIMS: usize = 8;
-
-/// Ports that are tried for one connection when ends share ports. More than
-/// the range of the default configuration has.
-const TRIES: usize = 8192;
-
-/// Ports in use that are passed by before one is taken whose connection is
-/// over.
-const PASSED_BY: usize = 64;
 
 /// A connection to be opened.
 #[derive(Debug, Clone, Copy)]
@@ -32,40 +23,8 @@ pub struct Opening {
     pub pod: PortId,
     /// What it begins as.
     pub state: State,
-}
-
-/// Addresses and ports that masquerade may leave with.
-#[derive(Debug, Clone, Copy)]
-pub struct Exits<'a> {
-    /// The addresses.
-    pub addresses: Addresses<'a>,
-    /// The ports, and echo identifiers.
-    pub ports: &'a RangeInclusive<u16>,
-}
-
-/// Addresses of one family.
-#[derive(Debug, Clone, Copy)]
-pub enum Addresses<'a> {
-    /// IPv4.
-    V4(&'a [Ipv4Addr]),
-    /// IPv6.
-    V6(&'a [Ipv6Addr]),
-}
-
-impl Addresses<'_> {
-    fn len(&self) -> usize {
-        match self {
-            Addresses::V4(addresses) => addresses.len(),
-            Addresses::V6(addresses) => addresses.len(),
-        }
-    }
-
-    fn get(&self, index: usize) -> Address {
-        match self {
-            Addresses::V4(addresses) => Address::v4(addresses[index].octets()),
-            Addresses::V6(addresses) => Address::v6(addresses[index].octets()),
-        }
-    }
+    /// Where its sender begins to count, when it is TCP and known.
+    pub stamp: Option<Stamp>,
 }
 
 /// Why no connection was opened.
@@ -112,7 +71,7 @@ impl Connections {
             return Err(Refused::NoAddress);
         }
         self.open(opening, Origin::Pod, now_ms, |entry, hash| {
-            self.find_exit((entry, hash), &opening.original, exits, now_ms)
+            self.find_exit((entry, hash), opening, exits, now_ms)
         })
     }
 
@@ -194,78 +153,6 @@ impl Connections {
         let shard = self.shards.lock(self.shards.of(entry), &self.entries);
         shard.give(entry);
         refused
-    }
-
-    /// Tries exits until one is free: first the port that the end inside
-    /// holds or can hold, then any that is free towards this destination.
-    fn find_exit(
-        &self,
-        (entry, hash): (u32, u64),
-        original: &Tuple,
-        exits: &Exits<'_>,
-        now_ms: u64,
-    ) -> Result<Published, Refused> {
-        let count = exits.addresses.len();
-        let inside = original.source;
-        // An end's connections leave by one address (RFC 4787, REQ-2).
-        let home = match count {
-            1 => 0,
-            _ => End { port: 0, ..inside }.hash(0, self.seed) as usize,
-        };
-        let addresses = || (0..count).map(|step| exits.addresses.get((home + step) % count));
-        let reply = |address, port| Tuple {
-            source: original.destination,
-            destination: End { address, port },
-            protocol: original.protocol,
-        };
-        for address in addresses() {
-            let claim = self
-                .holders
-                .claim(original.protocol, inside, address, exits.ports);
-            let Some(claim) = claim else {
-                continue;
-            };
-            match self.publish((entry, hash), original, &reply(address, claim.port), now_ms) {
-                done @ Published::Done(..) => {
-                    self.entries.set_claim(entry, Some(claim.place));
-                    return Ok(done);
-                }
-                Published::ReplyTaken => self.holders.release(claim.place),
-                other => {
-                    self.holders.release(claim.place);
-                    return Ok(other);
-                }
-            }
-        }
-        let first = *exits.ports.start();
-        let range = usize::from(*exits.ports.end() - first) + 1;
-        let start = original.hash(self.seed.rotate_left(17)) as usize % range;
-        let mut over = None;
-        for address in addresses() {
-            for step in 0..range.min(TRIES) {
-                let port = first + ((start + step) % range) as u16;
-                let reply = reply(address, port);
-                let Some(holder) = self.find(&reply, now_ms) else {
-                    match self.publish((entry, hash), original, &reply, now_ms) {
-                        Published::ReplyTaken => continue,
-                        other => return Ok(other),
-                    }
-                };
-                if over.is_none() && holder.state.may_give_way() {
-                    over = Some((holder.id, reply));
-                }
-                if step >= PASSED_BY && over.is_some() {
-                    break;
-                }
-            }
-        }
-        if let Some((id, reply)) = over {
-            // The newcomer begins with a SYN, which a peer that still waits
-            // tells from the old connection (RFC 6191).
-            self.end(id);
-            return Ok(self.publish((entry, hash), original, &reply, now_ms));
-        }
-        Err(Refused::NoPort)
     }
 
     /// Makes the entry a connection, found by both tuples; `there` is the hash

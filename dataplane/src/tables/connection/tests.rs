@@ -49,6 +49,7 @@ fn open_as(
         original,
         pod: PortId(u16::from(original.source.address.octets_v4()[3])),
         state,
+        stamp: None,
     };
     let exits = Exits {
         addresses: Addresses::V4(&[EGRESS]),
@@ -108,6 +109,7 @@ fn ipv6_keys_work_alike() {
         original: tuple(TCP, address(1), address(2)),
         pod: PortId(1),
         state: State::SynSent,
+        stamp: None,
     };
     let exit = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 7);
     let exits = Exits {

@@ -3,6 +3,8 @@
 
 use std::collections::{HashMap, HashSet};
 
+use etherparse::{TcpHeader, TcpOptionElement};
+
 use super::*;
 use crate::pipeline::FlowCapacity;
 use crate::tables::connection::Connections;
@@ -219,4 +221,58 @@ fn a_port_that_is_used_again_is_the_new_ones_alone() {
         talk(&mut world, inside, [ACK, ACK]);
         talk(&mut world, inside, [FIN, ACK]);
     }
+}
+
+/// A TCP packet of a pod's `port` to the server, with its number and clock.
+fn stamped(port: u16, flags: u8, (sequence, clock): (u32, u32)) -> Vec<u8> {
+    let mut tcp = TcpHeader::new(port, 53, sequence, 1000);
+    tcp.syn = flags == SYN;
+    tcp.fin = flags == FIN;
+    tcp.ack = flags != SYN;
+    let nothing = TcpOptionElement::Noop;
+    let clock = TcpOptionElement::Timestamp(clock, 0);
+    tcp.set_options(&[nothing.clone(), nothing, clock]).unwrap();
+    let mut bytes = Vec::new();
+    let [from, to] = Leg::FromPod.ethernet();
+    PacketBuilder::ethernet2(from, to)
+        .ipv4(v4(A).octets(), SERVER.octets(), 60)
+        .tcp_header(tcp)
+        .write(&mut bytes, &[])
+        .unwrap();
+    bytes
+}
+
+/// Senders begin their numbers and clocks anywhere. A port whose connection is
+/// over goes to one whose SYN the server takes for a new one.
+#[test]
+fn a_port_that_is_used_again_goes_to_whom_the_server_believes() {
+    let mut world = world();
+    world.publish(|snapshot| {
+        let masquerade = Arc::make_mut(&mut snapshot.masquerade);
+        masquerade.ports = 61_000..=61_255;
+    });
+    let mut anywhere = (1u32..).map(|n| n.wrapping_mul(0x9e37_79b9));
+    let mut last: HashMap<u16, u32> = HashMap::new();
+    for inside in 10_000..14_000 {
+        let (number, clock) = (anywhere.next().unwrap(), anywhere.next().unwrap());
+        let send = |world: &mut World, flags: u8, later: u32| {
+            let at = (number.wrapping_add(later), clock.wrapping_add(later));
+            let out = world.send(A, &stamped(inside, flags, at));
+            assert!(out.dropped().is_none(), "{inside}: {out:?}");
+            u16::from_be_bytes([out.bytes[34], out.bytes[35]])
+        };
+        let outside = send(&mut world, SYN, 0);
+        let is_later = |last: &u32| (clock.wrapping_sub(*last) as i32) > 0;
+        let is_believed = last.get(&outside).is_none_or(is_later);
+        assert!(is_believed, "{inside} by {outside}: {clock}, {last:?}");
+        // The server closes first.
+        for (flags, later) in [(SYN | ACK, 1), (ACK, 2), (FIN, 3)] {
+            let answer = packet(Kind::Tcp(flags), Leg::FromWire, node(outside));
+            assert!(world.send(UPLINK, &answer).dropped().is_none());
+            assert_eq!(send(&mut world, ACK, later), outside);
+        }
+        send(&mut world, FIN, 4);
+        last.insert(outside, clock.wrapping_add(4));
+    }
+    assert!(last.len() > 240, "{}", last.len());
 }

@@ -35,6 +35,7 @@ fn open(table: &Connections, original: Tuple, now_ms: u64) -> Result<Found, Refu
             TCP => State::SynSent,
             _ => State::Unreplied,
         },
+        stamp: None,
     };
     let addresses = match original.source.address.is_v4() {
         true => Addresses::V4(&[Ipv4Addr::new(172, 31, 0, 1)]),
@@ -158,6 +159,7 @@ fn callers_of_pods_are_known_again() {
                 original,
                 pod: PortId(u16::from(pod)),
                 state: State::Unreplied,
+                stamp: None,
             };
             called.push(first.connections.track(&opening, THROUGH, now_ms).unwrap());
             open(&first.connections, tuple(UDP, pod, sport, 8), now_ms).unwrap();

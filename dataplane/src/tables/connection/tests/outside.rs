@@ -13,6 +13,7 @@ fn track(table: &Connections, original: Tuple, state: State) -> Result<Found, Re
         original,
         pod: PortId(u16::from(original.destination.address.octets_v4()[3])),
         state,
+        stamp: None,
     };
     table.track(&opening, None, NOW)
 }

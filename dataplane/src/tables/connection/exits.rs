@@ -1,0 +1,208 @@
+//! The address and port that a connection leaves with.
+//!
+//! An end inside has the port that it holds or can hold (`ports`), else any
+//! that is free towards its destination. When none is, one whose connection is
+//! over serves again: best one of which the peer can tell the newcomer's SYN
+//! from the old connection ([`Stamp::is_after`]), since it may remember that.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+use std::ops::RangeInclusive;
+
+use super::opening::{Opening, Published, Refused};
+use super::stamp::Stamp;
+use super::state::State;
+use super::tuple::{Address, End, Tuple};
+use super::words::Words;
+use super::{ConnectionId, Connections, Found};
+
+/// Ports that are tried for one connection when ends share ports. More than
+/// the range of the default configuration has.
+const TRIES: usize = 8192;
+
+/// Ports in use that are passed by before one is taken whose connection is
+/// over.
+const PASSED_BY: usize = 64;
+
+/// Destinations that are known to be crowded; more share.
+#[cfg(not(loom))]
+const CROWDED: usize = 64;
+#[cfg(loom)]
+const CROWDED: usize = 1;
+
+/// How long no ports in use are passed by towards a crowded one.
+const CROWDED_MS: u64 = 100;
+
+/// Addresses and ports that masquerade may leave with.
+#[derive(Debug, Clone, Copy)]
+pub struct Exits<'a> {
+    /// The addresses.
+    pub addresses: Addresses<'a>,
+    /// The ports, and echo identifiers.
+    pub ports: &'a RangeInclusive<u16>,
+}
+
+/// Addresses of one family.
+#[derive(Debug, Clone, Copy)]
+pub enum Addresses<'a> {
+    /// IPv4.
+    V4(&'a [Ipv4Addr]),
+    /// IPv6.
+    V6(&'a [Ipv6Addr]),
+}
+
+impl Addresses<'_> {
+    pub(super) fn len(&self) -> usize {
+        match self {
+            Addresses::V4(addresses) => addresses.len(),
+            Addresses::V6(addresses) => addresses.len(),
+        }
+    }
+
+    fn get(&self, index: usize) -> Address {
+        match self {
+            Addresses::V4(addresses) => Address::v4(addresses[index].octets()),
+            Addresses::V6(addresses) => Address::v6(addresses[index].octets()),
+        }
+    }
+}
+
+/// Destinations towards which hardly a port is free, as the times until when
+/// that is believed. They publish nothing, so every access is relaxed.
+#[derive(Debug)]
+pub(super) struct Crowded(Words);
+
+impl Crowded {
+    pub(super) fn new() -> Crowded {
+        Crowded(Words::new(CROWDED))
+    }
+
+    fn has(&self, place: usize, now_ms: u64) -> bool {
+        self.0.get(place) > now_ms
+    }
+
+    fn note(&self, place: usize, now_ms: u64) {
+        self.0.set(place, now_ms + CROWDED_MS);
+    }
+}
+
+/// A port in use whose connection is over.
+struct Over {
+    id: ConnectionId,
+    reply: Tuple,
+    is_told_apart: bool,
+}
+
+impl Connections {
+    /// Tries exits until one is free: first the port that the end inside
+    /// holds or can hold, then any that is free towards this destination.
+    pub(super) fn find_exit(
+        &self,
+        new: (u32, u64),
+        opening: &Opening,
+        exits: &Exits<'_>,
+        now_ms: u64,
+    ) -> Result<Published, Refused> {
+        let original = &opening.original;
+        let count = exits.addresses.len();
+        let inside = original.source;
+        // An end's connections leave by one address (RFC 4787, REQ-2).
+        let home = match count {
+            1 => 0,
+            _ => End { port: 0, ..inside }.hash(0, self.seed) as usize,
+        };
+        let addresses = || (0..count).map(|step| exits.addresses.get((home + step) % count));
+        for address in addresses() {
+            let protocol = original.protocol;
+            let claim = self.holders.claim(protocol, inside, address, exits.ports);
+            let Some(claim) = claim else {
+                continue;
+            };
+            let reply = answers(original, address, claim.port);
+            match self.publish(new, original, &reply, now_ms) {
+                done @ Published::Done(..) => {
+                    self.entries.set_claim(new.0, Some(claim.place));
+                    return Ok(done);
+                }
+                Published::ReplyTaken => self.holders.release(claim.place),
+                other => {
+                    self.holders.release(claim.place);
+                    return Ok(other);
+                }
+            }
+        }
+        let mut over = None;
+        for address in addresses() {
+            let exit = (address, exits.ports);
+            if let Some(free) = self.share_exit(new, opening, exit, (&mut over, now_ms)) {
+                return Ok(free);
+            }
+        }
+        let over = over.ok_or(Refused::NoPort)?;
+        self.end(over.id);
+        Ok(self.publish(new, original, &over.reply, now_ms))
+    }
+
+    /// Tries ports of an address one after the other; `None` when it finds none
+    /// that is free, and what it found instead in `over`.
+    fn share_exit(
+        &self,
+        new: (u32, u64),
+        opening: &Opening,
+        (address, ports): (Address, &RangeInclusive<u16>),
+        (over, now_ms): (&mut Option<Over>, u64),
+    ) -> Option<Published> {
+        let original = &opening.original;
+        let first = *ports.start();
+        let range = usize::from(*ports.end() - first) + 1;
+        let start = original.hash(self.seed.rotate_left(17)) as usize % range;
+        let place = original.destination.hash(original.protocol, self.seed) as usize % CROWDED;
+        let is_crowded = self.crowded.has(place, now_ms);
+        for step in 0..range.min(TRIES) {
+            let port = first + ((start + step) % range) as u16;
+            let reply = answers(original, address, port);
+            let Some(holder) = self.find(&reply, now_ms) else {
+                match self.publish(new, original, &reply, now_ms) {
+                    Published::ReplyTaken => continue,
+                    other => return Some(other),
+                }
+            };
+            let is_found = over.as_ref().is_some_and(|over| over.is_told_apart);
+            if !is_found && holder.state.may_give_way() {
+                let is_told_apart = self.is_told_apart(&holder, opening.stamp);
+                if is_told_apart || over.is_none() {
+                    *over = Some(Over {
+                        id: holder.id,
+                        reply,
+                        is_told_apart,
+                    });
+                }
+            }
+            match over {
+                Some(over) if over.is_told_apart && is_crowded => break,
+                Some(_) if step >= PASSED_BY => {
+                    self.crowded.note(place, now_ms);
+                    break;
+                }
+                Some(_) | None => {}
+            }
+        }
+        None
+    }
+
+    /// Whether a peer that still waits tells a new connection from the one
+    /// that is over (RFC 6191). After a reset nobody waits.
+    fn is_told_apart(&self, over: &Found, new: Option<Stamp>) -> bool {
+        let is_waited_for = over.state == State::TimeWait;
+        let last = self.entries.last(over.id.entry);
+        !is_waited_for || new.zip(last).is_some_and(|(new, last)| new.is_after(last))
+    }
+}
+
+/// The tuple of the answers that come to an exit.
+fn answers(original: &Tuple, address: Address, port: u16) -> Tuple {
+    Tuple {
+        source: original.destination,
+        destination: End { address, port },
+        protocol: original.protocol,
+    }
+}
