@@ -2,6 +2,7 @@
 //! 64 KiB, whatever becomes of the program that leads there, of the agent and
 //! of the pods.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -138,15 +139,13 @@ fn a_pod_may_go_as_soon_as_it_came() -> Result<()> {
     Ok(())
 }
 
-/// Packets of pods that the node lost. What the kernel itself says on a link
-/// is nobody's loss.
-fn lost(node: &Node) -> Result<u64> {
+/// Packets of pods that the node lost, by reason. What the kernel itself says
+/// on a link is nobody's loss.
+fn lost(node: &Node) -> Result<BTreeMap<String, u64>> {
     let quiet = ["multicast", "neighbor_ignored", "port_removed"];
-    let drops = node.drops()?;
-    let counted = drops
-        .iter()
-        .filter(|(reason, _)| !quiet.contains(&&***reason));
-    Ok(counted.map(|(_, count)| count).sum())
+    let mut drops = node.drops()?;
+    drops.retain(|reason, count| *count > 0 && !quiet.contains(&&**reason));
+    Ok(drops.into_iter().collect())
 }
 
 /// A connection changes its way with its first long packet. What came by the
@@ -183,7 +182,7 @@ fn streams_keep_their_order_on_two_lanes() -> Result<()> {
         let disorder = undisturbed.unwrap_or_else(|| {
             Err(LabError::unexpected(
                 "streams",
-                "some were lost in each round",
+                format!("some were lost in each round: {:?}", lost(&node)),
             ))
         })?;
         assert_eq!(disorder, 0, "packets out of order at {address}");
