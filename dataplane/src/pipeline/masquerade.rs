@@ -252,7 +252,8 @@ fn outbound<K: RoutedKey>(
     let first = direct::begins(headers, K::IS_V6, flags);
     let stamp = stamp(bytes, headers);
     let (found, age) = connect(round, &tuple, pod, (flags, first, stamp), lane)?;
-    if let (State::TimeWait, Origin::Pod, Some(last)) = (found.state, found.origin, stamp) {
+    let is_over = found.state.may_give_way() && flags & tcp::flags::RST == 0;
+    if let (true, Origin::Pod, Some(last)) = (is_over, found.origin, stamp) {
         round.connections.note_last(found.id, last);
     }
     let (old, new) = (found.original.source, found.reply.destination);
@@ -390,7 +391,7 @@ fn refusal(refused: Refused) -> DropReason {
         Refused::TableFull => DropReason::ConnectionTableFull,
         Refused::PodLimit => DropReason::ConnectionLimit,
         Refused::NoAddress => DropReason::NoMasqueradeAddress,
-        Refused::NoPort => DropReason::NoMasqueradePort,
+        Refused::NoPort | Refused::NoFreePort => DropReason::NoMasqueradePort,
     }
 }
 

@@ -2,8 +2,9 @@
 //!
 //! An end inside has the port that it holds or can hold (`ports`), else any
 //! that is free towards its destination. When none is, one whose connection is
-//! over serves again: best one of which the peer can tell the newcomer's SYN
-//! from the old connection ([`Stamp::is_after`]), since it may remember that.
+//! over serves again: best one that has been quiet, and of which the peer can
+//! tell the newcomer's SYN from the old connection ([`Stamp::is_after`]), since
+//! it may remember that.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
@@ -31,6 +32,10 @@ const CROWDED: usize = 1;
 
 /// How long no ports in use are passed by towards a crowded one.
 const CROWDED_MS: u64 = 100;
+
+/// How long a peer's last words are under way: a round trip around the world
+/// is rarely longer.
+const UNDER_WAY_MS: u64 = 100;
 
 /// Addresses and ports that masquerade may leave with.
 #[derive(Debug, Clone, Copy)]
@@ -89,7 +94,20 @@ impl Crowded {
 struct Over {
     id: ConnectionId,
     reply: Tuple,
-    is_told_apart: bool,
+    fit: Fit,
+}
+
+/// How well such a port fits, worst first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Fit {
+    /// The peer, which may remember the connection, would not believe the
+    /// newcomer.
+    Disbelieved,
+    /// The peer's last words to the old connection may be under way, and would
+    /// come to the newcomer.
+    Fresh,
+    /// Nothing is in the way.
+    Good,
 }
 
 impl Connections {
@@ -138,6 +156,11 @@ impl Connections {
             }
         }
         let over = over.ok_or(Refused::NoPort)?;
+        // What is left of a connection begins none for its peer, and it would
+        // be forgotten what that remembers.
+        if opening.state == State::PickedUp {
+            return Err(Refused::NoFreePort);
+        }
         self.end(over.id);
         Ok(self.publish(new, original, &over.reply, now_ms))
     }
@@ -166,19 +189,16 @@ impl Connections {
                     other => return Some(other),
                 }
             };
-            let is_found = over.as_ref().is_some_and(|over| over.is_told_apart);
-            if !is_found && holder.state.may_give_way() {
-                let is_told_apart = self.is_told_apart(&holder, opening.stamp);
-                if is_told_apart || over.is_none() {
-                    *over = Some(Over {
-                        id: holder.id,
-                        reply,
-                        is_told_apart,
-                    });
+            let best = over.as_ref().map(|over| over.fit);
+            if best != Some(Fit::Good) && holder.state.may_give_way() {
+                let fit = self.fit(&holder, opening.stamp, now_ms);
+                if Some(fit) > best {
+                    let id = holder.id;
+                    *over = Some(Over { id, reply, fit });
                 }
             }
             match over {
-                Some(over) if over.is_told_apart && is_crowded => break,
+                Some(over) if over.fit == Fit::Good && is_crowded => break,
                 Some(_) if step >= PASSED_BY => {
                     self.crowded.note(place, now_ms);
                     break;
@@ -189,12 +209,19 @@ impl Connections {
         None
     }
 
-    /// Whether a peer that still waits tells a new connection from the one
-    /// that is over (RFC 6191). After a reset nobody waits.
-    fn is_told_apart(&self, over: &Found, new: Option<Stamp>) -> bool {
-        let is_waited_for = over.state == State::TimeWait;
-        let last = self.entries.last(over.id.entry);
-        !is_waited_for || new.zip(last).is_some_and(|(new, last)| new.is_after(last))
+    /// How well the port of a connection that is over fits a new one. After a
+    /// mere reset nobody waits (RFC 6191).
+    fn fit(&self, over: &Found, new: Option<Stamp>, now_ms: u64) -> Fit {
+        let is_believed = match self.entries.last(over.id.entry) {
+            Some(last) => new.is_some_and(|new| new.is_after(last)),
+            None => over.state != State::TimeWait,
+        };
+        let quiet_ms = now_ms.saturating_sub(self.entries.seen_ms(over.id.entry));
+        match (is_believed, quiet_ms > UNDER_WAY_MS) {
+            (false, _) => Fit::Disbelieved,
+            (true, false) => Fit::Fresh,
+            (true, true) => Fit::Good,
+        }
     }
 }
 

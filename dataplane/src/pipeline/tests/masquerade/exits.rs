@@ -228,6 +228,7 @@ fn stamped(port: u16, flags: u8, (sequence, clock): (u32, u32)) -> Vec<u8> {
     let mut tcp = TcpHeader::new(port, 53, sequence, 1000);
     tcp.syn = flags == SYN;
     tcp.fin = flags == FIN;
+    tcp.rst = flags == RST;
     tcp.ack = flags != SYN;
     let nothing = TcpOptionElement::Noop;
     let clock = TcpOptionElement::Timestamp(clock, 0);
@@ -275,4 +276,36 @@ fn a_port_that_is_used_again_goes_to_whom_the_server_believes() {
         last.insert(outside, clock.wrapping_add(4));
     }
     assert!(last.len() > 240, "{}", last.len());
+}
+
+/// A late packet of a connection whose port serves another takes no port, so
+/// that what servers remember is not forgotten.
+#[test]
+fn what_is_left_of_a_connection_takes_no_port_from_one_that_is_over() {
+    let mut world = world();
+    world.publish(|snapshot| {
+        let masquerade = Arc::make_mut(&mut snapshot.masquerade);
+        masquerade.ports = 61_000..=61_000;
+    });
+    let send = |world: &mut World, inside, flags, clock| {
+        let out = world.send(A, &stamped(inside, flags, (clock, clock)));
+        out.dropped()
+    };
+    for (inside, clock) in [(40_000, 1000), (40_001, 2000)] {
+        assert_eq!(send(&mut world, inside, SYN, clock), None);
+        for flags in [SYN | ACK, FIN] {
+            let answer = packet(Kind::Tcp(flags), Leg::FromWire, node(61_000));
+            assert!(world.send(UPLINK, &answer).dropped().is_none());
+            assert_eq!(send(&mut world, inside, ACK, clock), None);
+        }
+        assert_eq!(send(&mut world, inside, FIN, clock + 1), None);
+    }
+    // The first one's FIN again, and what begins.
+    let refused = Some(DropReason::NoMasqueradePort);
+    assert_eq!(send(&mut world, 40_000, FIN, 1001), refused);
+    assert_eq!(
+        send(&mut world, 40_000, RST, 1001),
+        Some(DropReason::NoConnection)
+    );
+    assert_eq!(send(&mut world, 40_002, SYN, 3000), None);
 }
