@@ -2,7 +2,7 @@
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 CARGO ?= cargo
 
-.PHONY: all demo test soak loom bench readme-table bpf fmt fmt-check lint doc packages bench-packages root
+.PHONY: all demo test soak loom fuzz bench readme-table bpf fmt fmt-check lint doc packages bench-packages root
 
 all: | packages
 	$(CARGO) build --release --workspace
@@ -29,6 +29,28 @@ soak: root | packages
 loom: | packages
 	RUSTFLAGS="--cfg loom" CARGO_TARGET_DIR=target/loom \
 		$(CARGO) test -p spinlane-dataplane --lib loom_
+
+# Strangers' bytes for so many seconds each, led by what they reach. What is
+# found stays in fuzz/corpus-found, what fails in fuzz/crash-*. The compiler's
+# own pass counts the edges, so that the pinned one does.
+FUZZ_SECONDS ?= 60
+FUZZ_TARGETS ?= parse process configuration capture_filter manifests cni
+fuzz: export RUSTFLAGS = --cfg fuzzing -Cdebug-assertions -Cpasses=sancov-module \
+	-Cllvm-args=-sanitizer-coverage-level=4 \
+	-Cllvm-args=-sanitizer-coverage-inline-8bit-counters \
+	-Cllvm-args=-sanitizer-coverage-pc-table \
+	-Cllvm-args=-sanitizer-coverage-trace-compares
+fuzz:
+	@.ci/packages fuzz
+	@.ci/cargo
+	@cd fuzz && host=$$($(CARGO) -vV | sed -n 's/^host: //p') && \
+	$(CARGO) build --release --target $$host $(FUZZ_TARGETS:%=--bin %) && \
+	for target in $(FUZZ_TARGETS); do \
+		mkdir -p corpus-found/$$target && \
+		target/$$host/release/$$target -max_total_time=$(FUZZ_SECONDS) -timeout=20 \
+			-print_final_stats=1 -artifact_prefix=crash-$$target- \
+			corpus-found/$$target corpus/$$target || exit 1; \
+	done
 
 # The standard comparison on this machine, kept in perf/results. `make
 # readme-table` prints the newest one's table as it stands in README.md.

@@ -1,5 +1,4 @@
 //! Filter expressions over strangers' packets.
-//! `cargo +nightly fuzz run capture_filter`
 #![no_main]
 
 use spinlane_control::capture::Filter;

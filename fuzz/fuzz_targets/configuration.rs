@@ -1,4 +1,4 @@
-//! Files that people write: `cargo +nightly fuzz run configuration`.
+//! Configuration files.
 #![no_main]
 
 use spinlane_control::config::{Config, Environment};

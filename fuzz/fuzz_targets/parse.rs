@@ -1,4 +1,4 @@
-//! Headers of strangers: `cargo +nightly fuzz run parse`.
+//! Headers of strangers.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

@@ -1,4 +1,4 @@
-//! A batch of strangers' packets: `cargo +nightly fuzz run process`.
+//! A batch of strangers' packets.
 #![no_main]
 
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {

@@ -3,6 +3,8 @@
 //! An input of [`process_packets`] is a run of packets, each a byte for its
 //! port, two for its length, and its bytes; the last one may be cut short.
 
+use std::cell::Cell;
+
 use super::FlowCapacity;
 use super::parse::{self, Parsed};
 use super::plain::Ingress;
@@ -38,6 +40,11 @@ pub fn parse_bytes(data: &[u8]) {
     assert_eq!(sum.checksum(), checksum::checksum(data));
 }
 
+thread_local! {
+    /// Its memory serves the next input, too.
+    static WORLD: Cell<Option<World>> = const { Cell::new(None) };
+}
+
 /// A lane of its own, one batch.
 pub fn process_packets(data: &[u8]) {
     let few = FlowCapacity {
@@ -45,8 +52,10 @@ pub fn process_packets(data: &[u8]) {
         v6: 64,
         l2: 64,
     };
-    let mut world = World::with_capacity(few);
+    let mut world = WORLD.take().unwrap_or_else(|| World::with_capacity(few));
+    world.begin_again(few);
     process_in(&mut world, data);
+    WORLD.set(Some(world));
 }
 
 /// One batch in a lane that has seen others.

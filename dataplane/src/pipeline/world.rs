@@ -277,6 +277,29 @@ pub(super) struct World {
     pub(super) now: Nanos,
 }
 
+const BEGINNING: Nanos = Nanos(1_000_000_000_000);
+
+/// A lane's state, its counters, and where its events come out.
+fn lane(
+    capacity: FlowCapacity,
+    connections: &Arc<Connections>,
+) -> (
+    LaneState,
+    Arc<crossbeam::utils::CachePadded<LaneCounters>>,
+    rtrb::Consumer<Event>,
+) {
+    let counters = Arc::new(LaneCounters::new());
+    let (producer, events) = rtrb::RingBuffer::new(64);
+    let state = LaneState::new(
+        LaneId(0),
+        Arc::clone(&counters),
+        producer,
+        capacity,
+        Arc::clone(connections),
+    );
+    (state, counters, events)
+}
+
 impl World {
     pub(super) fn new() -> World {
         let capacity = FlowCapacity {
@@ -293,25 +316,26 @@ impl World {
 
     pub(super) fn with_connections(capacity: FlowCapacity, connections: Connections) -> World {
         let (umem, pool) = in_memory(1024).unwrap();
-        let counters = Arc::new(LaneCounters::new());
-        let (producer, events) = rtrb::RingBuffer::new(64);
         let connections = Arc::new(connections);
+        let (state, counters, events) = lane(capacity, &connections);
         World {
             umem,
             pool,
             snapshot: snapshot(),
-            state: LaneState::new(
-                LaneId(0),
-                Arc::clone(&counters),
-                producer,
-                capacity,
-                Arc::clone(&connections),
-            ),
+            state,
             connections,
             counters,
             events,
-            now: Nanos(1_000_000_000_000),
+            now: BEGINNING,
         }
+    }
+
+    /// Forgets everything but its memory, whose pages cost the most.
+    pub(super) fn begin_again(&mut self, capacity: FlowCapacity) {
+        self.connections = Arc::new(Connections::new(1 << 10, 1));
+        (self.state, self.counters, self.events) = lane(capacity, &self.connections);
+        self.snapshot = snapshot();
+        self.now = BEGINNING;
     }
 
     /// A node with an uplink.
