@@ -5,8 +5,7 @@
 //! stack runs beside the lane. It costs a hash and a queue for each packet.
 //! Floods of short packets pay that dearly, so theirs is taken off: on the way
 //! in as long as the lane keeps up, on the way out where the CPUs that it goes
-//! to have no time left. There bulk TCP's is, too, and after a while that of
-//! many conversations, if the lane has time.
+//! to have no time left. There bulk TCP's is, too, if the lane has time.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -25,15 +24,6 @@ const FLOOD_OUT: f64 = 100_000.0;
 /// placing, whatever the packets' length.
 const STREAM_OUT: f64 = 50_000_000.0;
 
-/// Packets a second either way from which on conversations are a load worth
-/// placing: four connections that are made one after the other have some fifty
-/// thousand, the acknowledgements of a stream fewer.
-const TALK: f64 = 20_000.0;
-
-/// Looks in a row that find the others' CPUs without time before conversations
-/// leave them.
-const PRESSED: u32 = 3;
-
 /// Bytes of a packet, on the average, up to which packets are short.
 const SHORT: f64 = 1600.0;
 
@@ -47,13 +37,6 @@ const PATIENCE: u32 = 3;
 /// idle at least.
 const NO_TIME: f64 = 0.1;
 const TIME: f64 = 0.3;
-
-/// The same of those that have it for conversations: the protocol stacks are
-/// half a lane's work then, and should not come back to leave again.
-const PLENTY: f64 = 0.5;
-
-/// How many times as many packets one way make no conversation.
-const ONE_SIDED: f64 = 4.0;
 
 /// How busy a lane is at most that takes the protocol stack of a pod with bulk
 /// TCP on.
@@ -115,34 +98,6 @@ pub struct Balance {
     last: HashMap<PortId, PortStats>,
     last_busy_nanos: Vec<u64>,
     flooded: HashMap<(PortId, Way), Flooded>,
-    /// Looks in a row that found the others' CPUs without time.
-    pressed: u32,
-}
-
-/// What CPUs have left.
-#[derive(Debug, Clone, Copy)]
-struct Left {
-    /// How busy the lanes are.
-    busy: f64,
-    /// How idle the others are, where that is known.
-    idle: Option<f64>,
-    /// The others have had no time for a while.
-    is_pressed: bool,
-}
-
-impl Left {
-    fn others_have_none(self) -> bool {
-        self.idle.is_some_and(|idle| idle < NO_TIME)
-    }
-
-    fn others_have(self, share: f64) -> bool {
-        self.idle.is_some_and(|idle| idle > share)
-    }
-
-    /// Whether conversations had better leave the others.
-    fn suits_lanes(self) -> bool {
-        self.is_pressed && self.busy < LANE_HAS_TIME
-    }
 }
 
 /// What a look may ask for, where it matters.
@@ -172,19 +127,13 @@ impl Rate {
         self.packets >= from && self.length <= SHORT
     }
 
-    fn is_answered_by(self, other: Rate) -> bool {
-        self.packets <= other.packets * ONE_SIDED
-    }
-
-    fn is_stream(self, share: f64) -> bool {
-        self.packets * self.length >= STREAM_OUT * share
-    }
-
     /// Whether it is worth a look; `share` is how much of that is enough.
     fn counts(self, way: Way, share: f64) -> bool {
         match way {
-            Way::In => self.is_flood(TALK * share),
-            Way::Out => self.packets >= TALK * share || self.is_stream(share),
+            Way::In => self.is_flood(FLOOD_IN * share),
+            Way::Out => {
+                self.is_flood(FLOOD_OUT * share) || self.packets * self.length >= STREAM_OUT * share
+            }
         }
     }
 }
@@ -200,8 +149,8 @@ impl Flooded {
         self.losing > 1
     }
 
-    /// Whether the way in is for steering in spite of all else.
-    fn has_to_be_steered(&mut self, lost: u64, received: u64) -> bool {
+    /// Whether the way in is for steering in spite of the flood.
+    fn suits_steering(&mut self, lost: u64, received: u64) -> bool {
         let is_losing = self.is_losing(lost, received);
         if !self.is_on {
             if is_losing {
@@ -219,26 +168,15 @@ impl Flooded {
     }
 }
 
-/// Whether the way in is steered, which `was_on` or not.
-fn suits_steering(was_on: bool, rate: Rate, left: Left) -> bool {
+/// Whether the way out of a flood or a stream is for the others' CPUs, where it
+/// `was_on` them or not.
+fn suits_others(was_on: bool, rate: Rate, busy: f64, idle: &impl Fn() -> Option<f64>) -> bool {
     match was_on {
-        true => !rate.is_flood(FLOOD_IN) && !left.suits_lanes(),
-        false => !rate.is_flood(FLOOD_IN * EBB) && left.others_have(PLENTY),
-    }
-}
-
-/// Whether the way out is for the others' CPUs, where it `was_on` them or not;
-/// `answers` is what comes back.
-fn suits_others(was_on: bool, rate: Rate, answers: Rate, left: Left) -> bool {
-    let (is_flood, is_stream) = (rate.is_flood(FLOOD_OUT), rate.is_stream(1.0));
-    match was_on {
-        true if is_flood => !left.others_have_none(),
-        true if is_stream => !(left.busy < LANE_HAS_TIME && left.others_have_none()),
-        true => !left.suits_lanes(),
-        false if is_stream || is_flood && !rate.is_answered_by(answers) => {
-            left.busy > LANE_HAS_NONE && left.others_have(TIME)
+        true => {
+            let could_leave = rate.is_flood(FLOOD_OUT) || busy < LANE_HAS_TIME;
+            !(could_leave && idle().is_some_and(|idle| idle < NO_TIME))
         }
-        false => left.others_have(PLENTY),
+        false => busy > LANE_HAS_NONE && idle().is_some_and(|idle| idle > TIME),
     }
 }
 
@@ -250,7 +188,7 @@ impl Balance {
         span: Duration,
         asked: &Asked<impl Fn() -> Option<f64>, impl Fn(PortId) -> u64>,
     ) -> Vec<Change> {
-        let left = self.left(&traffic.busy_nanos, span, (asked.idle)());
+        let busy = self.lane_share(&traffic.busy_nanos, span);
         let mut changes = Vec::new();
         let mut seen = HashMap::with_capacity(traffic.ports.len());
         for (port, stats) in traffic.ports {
@@ -280,16 +218,11 @@ impl Balance {
                     false => flooded.quiet + 1,
                 };
                 let is_over = flooded.quiet >= PATIENCE;
-                flooded.is_on = match way {
-                    _ if is_over => true,
-                    // A lull decides nothing.
-                    _ if flooded.quiet > 0 => was_on,
-                    Way::In => {
-                        flooded.has_to_be_steered((asked.lost)(port), received)
-                            || suits_steering(was_on, rate, left)
-                    }
-                    Way::Out => suits_others(was_on, rate, rate_in, left),
-                };
+                flooded.is_on = is_over
+                    || match way {
+                        Way::In => flooded.suits_steering((asked.lost)(port), received),
+                        Way::Out => suits_others(was_on, rate, busy, &asked.idle),
+                    };
                 match is_over {
                     true => self.flooded.remove(&(port, way)),
                     false => self.flooded.insert((port, way), flooded),
@@ -307,20 +240,6 @@ impl Balance {
         self.flooded.retain(|(port, _), _| seen.contains_key(port));
         self.last = seen;
         changes
-    }
-
-    fn left(&mut self, busy_nanos: &[u64], span: Duration, idle: Option<f64>) -> Left {
-        let mut left = Left {
-            busy: self.lane_share(busy_nanos, span),
-            idle,
-            is_pressed: false,
-        };
-        self.pressed = match left.others_have_none() {
-            true => self.pressed.saturating_add(1),
-            false => 0,
-        };
-        left.is_pressed = self.pressed >= PRESSED;
-        left
     }
 
     /// Share of the time that the lanes had packets in hand.
@@ -420,53 +339,6 @@ mod tests {
             );
             // A flood that long packets are part of.
             assert_eq!(seen.after((40_000, 9_000), (0, 0), 1.0, Some(0.0)), []);
-        }
-    }
-
-    #[test]
-    fn many_conversations_leave_cpus_without_time() {
-        let (mut seen, talk) = (Seen::new(), (5_000, 66));
-        let mut look = |busy, idle| seen.after(talk, talk, busy, Some(idle));
-        assert_eq!(look(0.5, 0.3), []);
-        for _ in 1..PRESSED {
-            assert_eq!(look(0.5, 0.0), [], "that may pass");
-        }
-        assert_eq!(look(0.5, 0.0), [(Way::In, false), (Way::Out, false)]);
-        // What they left is no reason to come back.
-        for idle in [0.3, 0.0, 0.5] {
-            assert_eq!(look(0.95, idle), []);
-        }
-        assert_eq!(look(0.5, 0.7), [(Way::In, true), (Way::Out, true)]);
-    }
-
-    #[test]
-    fn fast_conversations_do_not_come_and_go() {
-        let (mut seen, talk) = (Seen::new(), (12_000, 66));
-        let mut look = |busy, idle| seen.after(talk, talk, busy, Some(idle));
-        assert_eq!(look(0.5, 0.0), [(Way::Out, false)], "a flood by its rate");
-        for _ in 0..10 {
-            assert_eq!(look(1.0, 0.4), [], "they would leave again");
-        }
-    }
-
-    #[test]
-    fn conversations_stay_where_no_lane_has_time() {
-        let (mut seen, talk) = (Seen::new(), (5_000, 66));
-        for _ in 0..10 {
-            assert_eq!(seen.after(talk, talk, 0.9, Some(0.0)), []);
-        }
-    }
-
-    #[test]
-    fn few_conversations_and_long_packets_stay_steered() {
-        let mut seen = Seen::new();
-        for _ in 0..10 {
-            assert_eq!(seen.after((1_900, 66), (1_900, 66), 0.2, Some(0.0)), []);
-            // Bulk TCP, and what acknowledges it.
-            assert_eq!(
-                seen.after((2_000, 200_000), (1_900, 66), 0.5, Some(0.0)),
-                []
-            );
         }
     }
 
