@@ -37,6 +37,10 @@ const CROWDED_MS: u64 = 100;
 /// is rarely longer.
 const UNDER_WAY_MS: u64 = 100;
 
+/// How long a reset may turn out to be forged, because both ends go on (as
+/// long as `nf_conntrack_tcp_timeout_close`).
+const RESET_MS: u64 = 10_000;
+
 /// Addresses and ports that masquerade may leave with.
 #[derive(Debug, Clone, Copy)]
 pub struct Exits<'a> {
@@ -104,7 +108,7 @@ enum Fit {
     /// newcomer.
     Disbelieved,
     /// The peer's last words to the old connection may be under way, and would
-    /// come to the newcomer.
+    /// come to the newcomer; or it was reset, and may go on all the same.
     Fresh,
     /// Nothing is in the way.
     Good,
@@ -162,7 +166,11 @@ impl Connections {
             return Err(Refused::NoFreePort);
         }
         self.end(over.id);
-        Ok(self.publish(new, original, &over.reply, now_ms))
+        match self.publish(new, original, &over.reply, now_ms) {
+            // Another lane was faster.
+            Published::ReplyTaken => Err(Refused::NoFreePort),
+            other => Ok(other),
+        }
     }
 
     /// Tries ports of an address one after the other; `None` when it finds none
@@ -217,7 +225,11 @@ impl Connections {
             None => over.state != State::TimeWait,
         };
         let quiet_ms = now_ms.saturating_sub(self.entries.seen_ms(over.id.entry));
-        match (is_believed, quiet_ms > UNDER_WAY_MS) {
+        let long = match over.state {
+            State::Reset => RESET_MS,
+            _ => UNDER_WAY_MS,
+        };
+        match (is_believed, quiet_ms > long) {
             (false, _) => Fit::Disbelieved,
             (true, false) => Fit::Fresh,
             (true, true) => Fit::Good,

@@ -38,7 +38,8 @@ pub enum Refused {
     /// No port is free towards this destination; or the pod talks to the very
     /// end that begins outside, translated.
     NoPort,
-    /// Ports are left only for who begins with a SYN.
+    /// Ports are left only for who begins with a SYN, or another lane took
+    /// the one that was left.
     NoFreePort,
     /// There is no address of the family to leave with.
     NoAddress,

@@ -215,6 +215,62 @@ fn ports_of_connections_that_are_over_are_used_again() {
     assert_eq!(open(2100), Err(Refused::NoPort));
 }
 
+/// Which of the ports in use, each with a connection that is over, a newcomer
+/// gets: those are 61 000 on, told by state, time of the last packet, and the
+/// number that the peer remembers.
+#[test]
+fn the_port_that_fits_best_is_used_again() {
+    use State::{Reset, TimeWait};
+    const OLD: u64 = NOW - 150;
+    const VERY_OLD: u64 = NOW - 10_001;
+    let cases = [
+        (
+            "quiet",
+            vec![(TimeWait, NOW - 50, 1), (TimeWait, OLD, 1)],
+            1,
+        ),
+        ("believed", vec![(TimeWait, NOW, 1), (TimeWait, OLD, 9)], 0),
+        ("any", vec![(TimeWait, OLD, 9)], 0),
+        ("may go on", vec![(Reset, OLD, 1), (TimeWait, OLD, 1)], 1),
+        ("is over", vec![(TimeWait, OLD, 9), (Reset, VERY_OLD, 1)], 1),
+    ];
+    for (name, over, expect) in cases {
+        let table = Connections::new(256, 1);
+        let range = |count: usize| 61_000..=60_999 + count as u16;
+        let ids: Vec<_> = (0..)
+            .zip(&over)
+            .map(|(place, (state, seen, number))| {
+                let original = numbered(2, 4000 + place, 1, 80);
+                let ports = 61_000 + place..=61_000 + place;
+                let opened = open_as(&table, original, *state, ports, *seen).unwrap();
+                let last = Stamp {
+                    sequence: *number,
+                    timestamp: None,
+                };
+                table.note_last(opened.id, last);
+                opened.id
+            })
+            .collect();
+        let opening = Opening {
+            original: numbered(3, 5000, 1, 80),
+            pod: PortId(3),
+            state: State::SynSent,
+            stamp: Some(Stamp {
+                sequence: 5,
+                timestamp: None,
+            }),
+        };
+        let exits = Exits {
+            addresses: Addresses::V4(&[EGRESS]),
+            ports: &range(over.len()),
+        };
+        let opened = table.masquerade(&opening, &exits, NOW).unwrap();
+        assert_eq!(opened.reply.destination.port, 61_000 + expect, "{name}");
+        let gone = ids.iter().filter(|id| !table.end(**id)).count();
+        assert_eq!(gone, 1, "{name}");
+    }
+}
+
 #[test]
 fn one_pod_cannot_fill_the_table() {
     let table = Connections::new(256, 1);
