@@ -112,9 +112,8 @@ pub struct Inventory {
     pub ids: PortIds,
     /// The host port.
     pub host: Option<BoundHost>,
-    /// To what length in bytes super-frames to the host are to be cut, since its
-    /// kernel was seen to forward them.
-    pub host_forwards: Option<u32>,
+    /// Whether the node's kernel was seen to forward super-frames.
+    pub host_forwards: bool,
     /// Addresses that the kernel holds.
     pub local: BTreeSet<IpAddr>,
     /// Other nodes and the ways to them.
@@ -332,9 +331,9 @@ impl Inventory {
                 mac: host.mac,
                 mtu: setup.path_mtu,
                 // There the kernel may pass it on, and needs to know where to cut.
-                super_frames: setup.offloads && shared.is_none() && self.host_forwards.is_none(),
+                super_frames: setup.offloads && shared.is_none() && !self.host_forwards,
                 device_mtu: setup.device_mtu(),
-                segment_mtu: setup.path_mtu.min(self.host_forwards.unwrap_or(u32::MAX)),
+                segment_mtu: setup.path_mtu,
             }),
             uplink: self.surroundings.uplink,
             local: self.local.clone(),

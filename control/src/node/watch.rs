@@ -312,23 +312,20 @@ impl Core {
         }
     }
 
-    /// The node's kernel forwards for others; as for a pod.
-    fn segment_for_kernel(&self, segment_mtu: u32, destination: &std::net::IpAddr) {
+    /// The node's kernel forwards for others: from now on it is told where to
+    /// cut what it gets. A path that takes less its senders find out themselves,
+    /// as it is not everybody's.
+    fn segment_for_kernel(&self, destination: &std::net::IpAddr) {
         {
             let mut inventory = self.inventory();
-            if inventory
-                .host_forwards
-                .is_some_and(|mtu| mtu <= segment_mtu)
-            {
+            if std::mem::replace(&mut inventory.host_forwards, true) {
                 return;
             }
-            inventory.host_forwards = Some(segment_mtu);
             inventory.touch();
         }
         self.publish();
         tracing::info!(
             %destination,
-            segment_mtu,
             "the node's kernel forwards for pods: super-frames to it are marked for cutting from now on; nothing needs doing"
         );
     }
@@ -336,12 +333,12 @@ impl Core {
     /// A pod forwards for others: from now on it is told where to cut what it
     /// gets.
     fn segment_for_forwarder(&self, port: PortId, quoted: u32, destination: &std::net::IpAddr) {
-        // An absurd quote must not shred its traffic.
-        let floor = if destination.is_ipv6() { 1280 } else { 576 };
         let host = self.inventory().host;
         if host.is_some_and(|host| host.port.id == port) {
-            return self.segment_for_kernel(quoted.max(floor), destination);
+            return self.segment_for_kernel(destination);
         }
+        // An absurd quote must not shred its traffic.
+        let floor = if destination.is_ipv6() { 1280 } else { 576 };
         let endpoint = {
             let mut inventory = self.inventory();
             let attachment = inventory

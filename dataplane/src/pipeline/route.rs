@@ -13,7 +13,7 @@ use super::{Answer, Lane, Round, narrow};
 use crate::drops::DropReason;
 use crate::event::Event;
 use crate::frame::{Batch, TxChecksum, Verdict};
-use crate::snapshot::Role;
+use crate::snapshot::{Destination, Role};
 use crate::tables::flow::Actions;
 use crate::types::PortId;
 use crate::wire::ethernet::EtherType;
@@ -145,8 +145,9 @@ fn fit<K: RoutedKey>(
 
 /// Notices a pod, or the node's kernel, that forwards for others: it answers
 /// fragmentation-needed to a super-frame that the switch delivered, which the
-/// path itself never carries. Its sender must not hear of it, unless the quoted MTU is below
-/// what the segments will have.
+/// path itself never carries. Its sender must not hear of it, unless the quoted
+/// MTU is below what the segments will have. What the kernel only passes on,
+/// anybody may have sent: it speaks for itself by an address of the node.
 pub(super) fn notice_forwarder<K: RoutedKey>(
     round: &Round<'_>,
     batch: &Batch,
@@ -157,6 +158,10 @@ pub(super) fn notice_forwarder<K: RoutedKey>(
 ) -> Option<DropReason> {
     let port = round.snapshot.port(batch.packets()[index].in_port)?;
     if !matches!(port.role, Role::Pod | Role::Host) || headers.part != Part::Whole {
+        return None;
+    }
+    let is_passed_on = || round.snapshot.host(key.source()) != Some(Destination::Host(port.id));
+    if port.role == Role::Host && is_passed_on() {
         return None;
     }
     let bytes = round.umem.bytes(batch.head(index));

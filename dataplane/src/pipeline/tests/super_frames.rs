@@ -1,5 +1,7 @@
 //! Super-frames: delivered whole, cut into segments, or refused.
 
+use std::net::{Ipv4Addr, Ipv6Addr};
+
 use etherparse::{IpNumber, Ipv4Extensions, NetSlice, PacketBuilder, SlicedPacket, TransportSlice};
 use proptest::prelude::*;
 
@@ -326,8 +328,13 @@ fn the_smaller_mtu_of_both_ends_counts() {
     );
 }
 
-/// Fragmentation-needed from `B`, about a TCP packet of `len` bytes.
+/// Fragmentation-needed from a port, about a TCP packet of `len` bytes.
 fn frag_needed(from: u16, len: u16, mtu: u16) -> Vec<u8> {
+    frag_needed_by(from, v4(from), (len, mtu))
+}
+
+/// The same by any address.
+fn frag_needed_by(from: u16, source: Ipv4Addr, (len, mtu): (u16, u16)) -> Vec<u8> {
     let mut quoted = Vec::new();
     PacketBuilder::ipv4(v4(A).octets(), v4(B).octets(), 63)
         .tcp(4000, 80, 1, 500)
@@ -337,7 +344,7 @@ fn frag_needed(from: u16, len: u16, mtu: u16) -> Vec<u8> {
     let mut packet = Vec::new();
     let [high, low] = mtu.to_be_bytes();
     PacketBuilder::ethernet2(mac(from).0, GATEWAY_MAC.0)
-        .ipv4(v4(from).octets(), v4(A).octets(), 64)
+        .ipv4(source.octets(), v4(A).octets(), 64)
         .icmpv4_raw(3, 4, [0, 0, high, low])
         .write(&mut packet, &quoted)
         .unwrap();
@@ -378,27 +385,53 @@ fn a_kernel_that_forwards_is_noticed() {
     assert_eq!(world.events.pop(), Ok(event));
 }
 
-#[test]
-fn a_pod_that_forwards_ipv6_is_noticed() {
-    let mut world = World::new();
+/// Packet-too-big from a port by any address.
+fn too_big_by(from: u16, source: Ipv6Addr, (len, mtu): (u16, u32)) -> Vec<u8> {
     let mut quoted = Vec::new();
     PacketBuilder::ipv6(v6(A).octets(), v6(B).octets(), 63)
         .tcp(4000, 80, 1, 500)
         .write(&mut quoted, &[])
         .unwrap();
-    quoted[4..6].copy_from_slice(&30_000u16.to_be_bytes());
+    quoted[4..6].copy_from_slice(&(len - 40).to_be_bytes());
     let mut packet = Vec::new();
-    PacketBuilder::ethernet2(mac(B).0, GATEWAY_MAC.0)
-        .ipv6(v6(B).octets(), v6(A).octets(), 64)
-        .icmpv6_raw(2, 0, 1450u32.to_be_bytes())
+    PacketBuilder::ethernet2(mac(from).0, GATEWAY_MAC.0)
+        .ipv6(source.octets(), v6(A).octets(), 64)
+        .icmpv6_raw(2, 0, mtu.to_be_bytes())
         .write(&mut packet, &quoted)
         .unwrap();
-    let outcome = world.send(B, &packet);
-    assert_eq!(outcome.dropped(), Some(DropReason::SuperFrameRefused));
-    assert!(matches!(
-        world.events.pop(),
-        Ok(Event::Forwarder { mtu: 1450, .. })
-    ));
+    packet
+}
+
+#[test]
+fn one_that_forwards_ipv6_is_noticed() {
+    for port in [B, HOST] {
+        let mut world = World::new();
+        let outcome = world.send(port, &too_big_by(port, v6(port), (30_040, 1450)));
+        assert_eq!(outcome.dropped(), Some(DropReason::SuperFrameRefused));
+        assert!(matches!(
+            world.events.pop(),
+            Ok(Event::Forwarder { mtu: 1450, .. })
+        ));
+    }
+}
+
+#[test]
+fn what_the_kernel_passes_on_does_not_say_that_it_forwards() {
+    let (by_v4, by_v6) = (
+        Ipv4Addr::new(198, 51, 100, 7),
+        "2001:db8::7".parse().unwrap(),
+    );
+    let mut world = World::new();
+    for packet in [
+        frag_needed_by(HOST, by_v4, (65_000, 0)),
+        frag_needed_by(HOST, by_v4, (65_000, 1500)),
+        too_big_by(HOST, by_v6, (65_000, 0)),
+        too_big_by(HOST, by_v6, (65_000, 1500)),
+    ] {
+        let outcome = world.send(HOST, &packet);
+        assert!(matches!(outcome.verdict, Verdict::Forward { .. }));
+        assert!(world.events.pop().is_err());
+    }
 }
 
 #[test]
