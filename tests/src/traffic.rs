@@ -85,6 +85,18 @@ pub fn counter(namespace: &Namespace, name: &str) -> Result<u64> {
     number.ok_or_else(|| LabError::unexpected(format!("nstat {name}"), text))
 }
 
+/// Bytes and packets that a namespace received so far by its `eth0`.
+///
+/// # Errors
+/// When it has no such device.
+pub fn received(namespace: &Namespace) -> Result<(u64, u64)> {
+    let text = namespace.run(&["grep", "eth0:", "/proc/self/net/dev"])?;
+    let mut words = text.split_whitespace().skip(1);
+    let mut number = || words.next().and_then(|word| word.parse().ok());
+    let both = number().zip(number());
+    both.ok_or_else(|| LabError::unexpected("the counters of eth0", text))
+}
+
 /// [`ping`] with more options (`-s 1400`, `-I eth1`…).
 ///
 /// # Errors

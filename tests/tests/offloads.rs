@@ -127,15 +127,6 @@ fn behind(pod: &Pod) -> Result<Namespace> {
     Ok(inner)
 }
 
-/// Bytes and packets that a namespace received so far by its `eth0`.
-fn received(namespace: &Namespace) -> Result<(u64, u64)> {
-    let text = namespace.run(&["grep", "eth0:", "/proc/self/net/dev"])?;
-    let mut words = text.split_whitespace().skip(1);
-    let mut number = || words.next().and_then(|word| word.parse().ok());
-    let both = number().zip(number());
-    both.ok_or_else(|| LabError::unexpected("the counters of eth0", text))
-}
-
 #[test]
 fn a_pod_that_forwards_for_others_is_detected() -> Result<()> {
     if !root_or_skip("a_pod_that_forwards_for_others_is_detected") {
@@ -159,10 +150,10 @@ fn a_pod_that_forwards_for_others_is_detected() -> Result<()> {
     assert!(server_port.is_some_and(|port| port.super_frames));
     // What comes to it in super-frames it passes on in super-frames.
     egress::led(server.namespace(), "eth0")?;
-    let before = received(&inner)?;
+    let before = traffic::received(&inner)?;
     let options = ["-R", "-t", "2"];
     probe::iperf3(&inner, server.namespace(), server.v4()?, &options)?;
-    let after = received(&inner)?;
+    let after = traffic::received(&inner)?;
     let (bytes, packets) = (after.0 - before.0, after.1 - before.1);
     assert!(
         bytes / packets > 3 * 1500,

@@ -10,7 +10,7 @@ use crate::frame::Batch;
 use crate::lane::emit::{Emitter, MAX_WHOLE, Tunnel};
 use crate::pipeline::datagrams::{self, Taken};
 use crate::pipeline::gather::SuperFrame;
-use crate::pipeline::portions::Portions;
+use crate::pipeline::portions::{self, Portions};
 use crate::types::PortId;
 use crate::umem::Umem;
 use crate::uplink_way::{UplinkWay, tcp_mark};
@@ -199,7 +199,8 @@ impl Emitter<'_> {
 
     /// As [`Emitter::send_portions`], to a pod that forwards. The device that
     /// its kernel passes a packet on by takes a portion whole; what is longer
-    /// the kernel would cut before.
+    /// the kernel would cut before. The node's kernel gets portions of what its
+    /// port takes nothing of whole, too.
     fn portions_to_pod(
         &mut self,
         batch: &Batch,
@@ -208,7 +209,7 @@ impl Emitter<'_> {
         mtu: u32,
     ) -> Option<Portioned> {
         let (umem, len) = (self.umem, batch.packets()[index].len);
-        if !self.device_takes(out, len) {
+        if !self.device_takes(out, len.min(portions::LONGEST as u32)) {
             return None;
         }
         let port = self.ports.get(out)?;

@@ -12,7 +12,7 @@ use crate::umem::Umem;
 
 /// Longest frame that devices cut (`GSO_LEGACY_MAX_SIZE`,
 /// include/linux/netdevice.h; `gso_features_check`, net/core/dev.c).
-const LONGEST: usize = u16::MAX as usize;
+pub(crate) const LONGEST: usize = u16::MAX as usize;
 
 /// Bytes of payload at most, as TCP sends them: whoever forwards a portion has
 /// room for headers of its own (`MAX_TCP_HEADER`, include/net/tcp.h).

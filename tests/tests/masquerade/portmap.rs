@@ -7,7 +7,9 @@ use std::path::Path;
 
 use serde_json::json;
 use spinlane_tests::cluster::Families;
-use spinlane_tests::{Cluster, LabError, Namespace, Node, PATIENCE, Pod, root_or_skip, traffic};
+use spinlane_tests::{
+    Cluster, LabError, Namespace, Node, PATIENCE, Pod, egress, root_or_skip, traffic, wait_for,
+};
 
 use super::outside::{FAR, Outside};
 
@@ -48,17 +50,30 @@ fn portmap(node: &Namespace, pod: &Pod, command: &str) -> Result<(), LabError> {
 /// Asks a server in the pod by the node's port, by TCP and by UDP. Whom the
 /// server saw.
 fn ask(from: &Namespace, node: IpAddr, pod: &Namespace) -> Result<[IpAddr; 2], LabError> {
+    ask_much(from, node, pod, BYTES)
+}
+
+/// The same with that many bytes by TCP each way.
+fn ask_much(
+    from: &Namespace,
+    node: IpAddr,
+    pod: &Namespace,
+    bytes: usize,
+) -> Result<[IpAddr; 2], LabError> {
     let failed = LabError::io(format!("ask {node} port {HOST_PORT} from {}", from.name()));
     let any = SocketAddr::from((Ipv6Addr::UNSPECIFIED, POD_PORT));
+    // A process that is being started elsewhere holds the last call's sockets
+    // until it runs its program.
+    let (tcp, udp) = wait_for("the pod's port to be free", PATIENCE, || {
+        let bind = || TcpListener::bind(any).and_then(|tcp| Ok((tcp, UdpSocket::bind(any)?)));
+        pod.enter(bind).ok()?.ok()
+    })?;
     let exchange = || -> std::io::Result<[IpAddr; 2]> {
-        let (tcp, udp) = pod
-            .enter(|| TcpListener::bind(any).and_then(|tcp| Ok((tcp, UdpSocket::bind(any)?))))
-            .map_err(std::io::Error::other)??;
         udp.set_read_timeout(Some(PATIENCE))?;
         let serving = std::thread::spawn(move || -> std::io::Result<[IpAddr; 2]> {
             let (mut stream, by_tcp) = tcp.accept()?;
-            stream.read_exact(&mut vec![0; BYTES])?;
-            stream.write_all(&vec![1; BYTES])?;
+            stream.read_exact(&mut vec![0; bytes])?;
+            stream.write_all(&vec![1; bytes])?;
             let (_, by_udp) = udp.recv_from(&mut [0; 16])?;
             udp.send_to(b"answer", by_udp)?;
             Ok([by_tcp, by_udp].map(|seen| seen.ip().to_canonical()))
@@ -66,8 +81,8 @@ fn ask(from: &Namespace, node: IpAddr, pod: &Namespace) -> Result<[IpAddr; 2], L
         let asking = || -> std::io::Result<()> {
             let mut stream = TcpStream::connect_timeout(&(node, HOST_PORT).into(), PATIENCE)?;
             stream.set_read_timeout(Some(PATIENCE))?;
-            stream.write_all(&vec![1; BYTES])?;
-            stream.read_exact(&mut vec![0; BYTES])?;
+            stream.write_all(&vec![1; bytes])?;
+            stream.read_exact(&mut vec![0; bytes])?;
             let socket = UdpSocket::bind((node_family(node), 0))?;
             socket.set_read_timeout(Some(PATIENCE))?;
             socket.connect((node, HOST_PORT))?;
@@ -163,6 +178,18 @@ fn host_port_inside(mode: &str) -> Result<(), LabError> {
             let seen = ask(caller, to, pod.namespace())?;
             assert_eq!(seen, [to; 2], "{mode}, {}", caller.name());
         }
+    }
+    // What comes to the kernel in super-frames it passes on in super-frames.
+    egress::led(neighbour.namespace(), "eth0")?;
+    for to in cluster.addresses(1) {
+        let before = traffic::received(pod.namespace())?;
+        ask_much(neighbour.namespace(), to, pod.namespace(), 50 * BYTES)?;
+        let after = traffic::received(pod.namespace())?;
+        let (bytes, packets) = (after.0 - before.0, after.1 - before.1);
+        assert!(
+            bytes / packets > 3 * 1500,
+            "behind the host port {bytes} bytes came in {packets} packets"
+        );
     }
     Ok(())
 }

@@ -15,6 +15,10 @@ const CWR: u8 = 0x80;
 /// Cuts a portion as the kernel does (`tcp_gso_segment`, net/ipv4/tcp_offload.c).
 fn cut(portion: &[u8], (payload, most): (usize, usize), is_v6: bool) -> Vec<Vec<u8>> {
     assert!(portion.len() < 65_536, "devices take no longer one");
+    assert!(
+        portion.len() - payload <= most.max(65_215),
+        "no room for headers on the way"
+    );
     let tcp = if is_v6 { 54 } else { 34 };
     let word = |bytes: &[u8], at: usize| u16::from_be_bytes([bytes[at], bytes[at + 1]]);
     let addresses = if is_v6 { 22..54 } else { 26..34 };
