@@ -16,6 +16,8 @@ use crate::subject::{Pod, ROUND_TRIP_PORT};
 const REQUEST_BYTES: usize = 16;
 /// After this a datagram counts as lost.
 const LOSS: Duration = Duration::from_millis(200);
+/// How much longer the first answer is waited for.
+const FIRST_ANSWER: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(50);
 /// Longest round trip that the histogram keeps.
 const LONGEST_NS: u64 = 10_000_000_000;
@@ -110,7 +112,7 @@ pub fn round_trips(
         if histogram.is_empty() {
             return Err(MeasureError::Unreachable {
                 what: "an answer",
-                seconds: run.duration.as_secs(),
+                seconds: (run.warm_up + run.duration + FIRST_ANSWER).as_secs(),
             });
         }
         Ok(RoundTripResult::of(histogram, lost))
@@ -189,7 +191,13 @@ fn ask(
         .map_err(|error| io::Error::other(error.to_string()))?;
     let mut lost = 0;
     let began = Instant::now();
-    while !end() && began.elapsed() < run.warm_up + run.duration {
+    let enough = run.warm_up + run.duration;
+    // One loss is no verdict on a short run.
+    let goes_on = |histogram: &Histogram<u64>| match began.elapsed() {
+        elapsed if elapsed < enough => true,
+        elapsed => histogram.is_empty() && elapsed < enough + FIRST_ANSWER,
+    };
+    while !end() && goes_on(&histogram) {
         let asked = Instant::now();
         let answered = client.exchange()?;
         if began.elapsed() < run.warm_up {
