@@ -365,11 +365,7 @@ impl Emitter<'_> {
         if bulk.send(pieces, offload).is_err() {
             return false;
         }
-        port.counters.tx_packets.add(1);
-        port.counters
-            .tx_bytes
-            .add(u64::from(batch.packets()[index].len));
-        self.counters.tx_packets.add(1);
+        self.count_sent(out, 1, u64::from(batch.packets()[index].len));
         true
     }
 

@@ -99,7 +99,7 @@ impl Emitter<'_> {
         }
     }
 
-    fn count_sent(&mut self, out: PortId, packets: usize, bytes: u64) {
+    pub(super) fn count_sent(&mut self, out: PortId, packets: usize, bytes: u64) {
         if let Some(port) = self.ports.get(out) {
             port.counters.tx_packets.add(packets as u64);
             port.counters.tx_bytes.add(bytes);
@@ -221,19 +221,20 @@ impl Emitter<'_> {
         }
         prefetch(umem, batch, index);
         let offload = *portions.offload();
-        loop {
+        let (mut packets, mut bytes) = (0, 0);
+        let done = loop {
             let from = portions.sent();
             let Some(portion) = portions.next(self.together) else {
-                return Some(Portioned::Gone(Ok(())));
+                break Portioned::Gone(Ok(()));
             };
             if bulk.send(portion.pieces(), &offload).is_err() {
-                return Some(Portioned::Rest(from));
+                break Portioned::Rest(from);
             }
-            let bytes = portion.len() as u64;
-            port.counters.tx_packets.add(1);
-            port.counters.tx_bytes.add(bytes);
-            self.counters.tx_packets.add(1);
-        }
+            packets += 1;
+            bytes += portion.len() as u64;
+        };
+        self.count_sent(out, packets, bytes);
+        Some(done)
     }
 
     fn count_parts(&mut self, out: PortId, sent: &Sent) -> Result<(), DropReason> {
