@@ -20,6 +20,11 @@ const DATAGRAMS: usize = 41;
 /// Bursts of which one at least comes to the lane at once.
 const BURSTS: usize = 20;
 
+/// Ports that tshark has no dissector for: it would find the bytes of another
+/// protocol malformed.
+const SENDER_PORT: u16 = 40_000;
+const RECEIVER_PORT: u16 = 40_001;
+
 /// What arrived in one call: the length of its datagrams, when the socket
 /// asked to get several at once, and the bytes.
 type Message = (Option<usize>, Vec<u8>);
@@ -34,7 +39,7 @@ fn payload() -> Vec<u8> {
 fn burst(from: &Pod, to: &Pod, address: IpAddr, together: bool) -> Result<Vec<Message>> {
     let receiver = to
         .namespace()
-        .enter(|| UdpSocket::bind(SocketAddr::new(address, 0)))?
+        .enter(|| UdpSocket::bind(SocketAddr::new(address, RECEIVER_PORT)))?
         .map_err(LabError::io("bind the receiver"))?;
     let target = receiver
         .local_addr()
@@ -52,7 +57,7 @@ fn burst(from: &Pod, to: &Pod, address: IpAddr, together: bool) -> Result<Vec<Me
                 IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
                 IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
             };
-            let sender = UdpSocket::bind(SocketAddr::new(any, 0))?;
+            let sender = UdpSocket::bind(SocketAddr::new(any, SENDER_PORT))?;
             sender.connect(target)?;
             setsockopt(&sender, UdpGsoSegment, &(DATAGRAM_BYTES as i32))?;
             sender.send(&payload()).map(drop)
