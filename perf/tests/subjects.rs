@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use spinlane_perf::measure::MeasureError;
 use spinlane_perf::scenario::{Run, Scenario};
 use spinlane_perf::stop::Stop;
-use spinlane_perf::subject::{Kind, Topology};
+use spinlane_perf::subject::{Kind, Subject, Topology};
 use spinlane_tests::root_or_skip;
 
 const RUN: Run = Run {
@@ -79,5 +79,23 @@ fn pods_reach_each_other_through_every_subject() {
         subject.pause();
         subject.resume();
         subject.reach().unwrap();
+        if kind.topology() == Topology::Outside {
+            connections_are_forgotten_at_both_ends(subject.as_mut());
+        }
     }
+}
+
+/// A host outside remembers for a minute what it closed first; not any more when
+/// the switch has forgotten it.
+fn connections_are_forgotten_at_both_ends(subject: &mut dyn Subject) {
+    let over = |subject: &dyn Subject| {
+        let [_, host] = subject.pods();
+        let list = ["ss", "-Htan", "state", "time-wait"];
+        host.namespace.run(&list).unwrap().lines().count()
+    };
+    let crr = Scenario::Crr.measure(subject, &RUN, &Stop::new());
+    assert!(crr.unwrap().value > 0.0);
+    assert!(over(subject) > 0);
+    subject.forget_connections().unwrap();
+    assert_eq!(over(subject), 0);
 }

@@ -202,9 +202,8 @@ fn measure(
 ) -> Result<Sample, MeasureError> {
     let speeds = core_speeds();
     subject.resume();
-    let opens = scenario.opens_connections(subject.kind());
     let mut measured = || {
-        if opens {
+        if scenario.fills_connections() {
             subject.forget_connections()?;
         }
         if !subject.pids().is_empty() {

@@ -245,12 +245,11 @@ impl Scenario {
         }
     }
 
-    /// Whether it counts new connections, so that a subject which follows them
-    /// has to forget earlier ones first.
+    /// Whether it counts how fast a table of connections fills, so that a
+    /// subject which has one has to forget earlier ones first.
     #[must_use]
-    pub fn opens_connections(self, kind: Kind) -> bool {
-        kind.topology() == Topology::Outside
-            && matches!(self, Scenario::NewUdp | Scenario::NewTcp | Scenario::Crr)
+    pub fn fills_connections(self) -> bool {
+        matches!(self, Scenario::NewUdp | Scenario::NewTcp)
     }
 
     /// How long it takes, about, to do it to a subject.
@@ -264,10 +263,12 @@ impl Scenario {
         }
     }
 
-    /// Does it to a subject that is set up and not paused.
+    /// Does it to a subject that is set up and not paused, until `stop` at the
+    /// longest.
     ///
     /// # Errors
-    /// When the subject does not carry the traffic, or `stop` ended it.
+    /// When the subject does not carry the traffic, or `stop` ended it before
+    /// there was a figure.
     pub fn measure(
         self,
         subject: &dyn Subject,
@@ -403,6 +404,14 @@ mod tests {
     use clap::ValueEnum;
 
     use super::*;
+
+    /// A node does not forget between connections, so `crr` does not either.
+    #[test]
+    fn only_bursts_begin_with_an_empty_table() {
+        let fill = Scenario::value_variants().iter();
+        let fill: Vec<_> = fill.filter(|s| s.fills_connections()).collect();
+        assert_eq!(fill, [&Scenario::NewUdp, &Scenario::NewTcp]);
+    }
 
     #[test]
     fn names_are_those_of_the_command_line_and_of_documents() {

@@ -77,3 +77,12 @@ pub(super) fn forget(node: &Namespace) -> Result<(), MeasureError> {
     node.run(&["conntrack", "-F"])?;
     Ok(())
 }
+
+/// Has a host outside forget the connections that it closed first (`TIME_WAIT`,
+/// for a minute). A switch which has just forgotten them does not know which
+/// ports those went by, and gives them to others that the host then takes for
+/// the old ones.
+pub(super) fn forget_outside(host: &Namespace) -> Result<(), MeasureError> {
+    host.run(&["ss", "--kill", "--tcp", "state", "time-wait"])?;
+    Ok(())
+}

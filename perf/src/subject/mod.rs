@@ -154,7 +154,8 @@ pub trait Subject {
     /// What a reader has to know of the way it was run, in order.
     fn settings(&self) -> &[(String, String)];
 
-    /// Forgets the connections that it follows, as if just set up.
+    /// Forgets the connections that it follows, as if just set up; who is outside
+    /// forgets them, too.
     ///
     /// # Errors
     /// When a step fails.

@@ -191,7 +191,10 @@ impl Subject for Peer {
 
     fn forget_connections(&mut self) -> Result<(), MeasureError> {
         match self.kind {
-            Kind::NftMasquerade => masquerade::forget(&self.nodes[0]),
+            Kind::NftMasquerade => {
+                masquerade::forget(&self.nodes[0])?;
+                masquerade::forget_outside(&self.pods[1].namespace)
+            }
             _ => Ok(()),
         }
     }

@@ -312,8 +312,12 @@ impl Subject for Spinlane {
 
     fn forget_connections(&mut self) -> Result<(), MeasureError> {
         match &mut self.nodes {
-            Nodes::One(node) => forget(node),
-            Nodes::Two(cluster) => cluster.nodes_mut().iter_mut().try_for_each(forget),
+            Nodes::One(node) => forget(node)?,
+            Nodes::Two(cluster) => cluster.nodes_mut().iter_mut().try_for_each(forget)?,
+        }
+        match &self.outside {
+            Some(host) => masquerade::forget_outside(&host.namespace),
+            None => Ok(()),
         }
     }
 
