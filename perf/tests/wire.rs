@@ -561,8 +561,10 @@ fn datagrams_count_as_segments() {
         let stamps = sink.stamps().unwrap();
         let whole = (stamps.order.received, stamps.in_super_frames);
         // 64 segments a send, ten sends, and one of ten segments.
-        let expected = if segmentation { (0, 650) } else { (650, 0) };
+        let expected = (650, if segmentation { 650 } else { 0 });
         assert_eq!(whole, expected, "segmentation {segmentation}");
+        assert_eq!((stamps.order.lost, stamps.unstamped), (0, 0), "{stamps:?}");
+        assert_eq!(stamps.latency.unwrap().count, 650);
     }
 }
 

@@ -13,6 +13,8 @@ pub(crate) const SKB_LEN: i16 = 0;
 pub(crate) const SKB_PROTOCOL: i16 = 16;
 /// `struct __sk_buff`: segments that it will be cut into.
 pub(crate) const SKB_GSO_SEGS: i16 = 164;
+/// `struct __sk_buff`: bytes of payload of each.
+pub(crate) const SKB_GSO_SIZE: i16 = 176;
 
 pub(crate) const XDP_ABORTED: i32 = 0;
 pub(crate) const XDP_DROP: i32 = 1;

@@ -88,7 +88,7 @@ pub struct Stamps {
     pub latency: Option<Latency>,
     /// Packets without a stamp.
     pub unstamped: u64,
-    /// Packets that came in super-frames, whose stamps only a socket sees.
+    /// Packets that came in super-frames, among all others.
     pub in_super_frames: u64,
     /// Packets of more flows than are tracked.
     pub untracked: u64,

@@ -11,8 +11,8 @@ use crate::bpf::assembly::{
     R8, R9, R10, Register, Width,
 };
 use crate::bpf::context::{
-    ETHERTYPE_V4, ETHERTYPE_V6, SKB_GSO_SEGS, SKB_LEN, TCX_DROP, TCX_NEXT, XDP_DATA, XDP_DATA_END,
-    XDP_DROP, XDP_PASS, look_up, word,
+    ETHERTYPE_V4, ETHERTYPE_V6, SKB_GSO_SEGS, SKB_GSO_SIZE, SKB_LEN, TCX_DROP, TCX_NEXT, XDP_DATA,
+    XDP_DATA_END, XDP_DROP, XDP_PASS, look_up, word,
 };
 use crate::packet::{FLOW_BITS, MAGIC, Protocol, STAMP_BYTES};
 use crate::sink::Filter;
@@ -66,6 +66,9 @@ pub(crate) struct Tracking {
     pub(crate) blank: i32,
 }
 
+/// Segments of a packet that are looked at: as many as a lane puts together and
+/// the oldest kernels make of one send. The verifier walks through all of them.
+const MAX_SEGMENTS: i32 = 64;
 /// Tries of a compare-and-exchange.
 const TRIES: usize = 4;
 
@@ -84,6 +87,12 @@ const STAMP: i16 = -106;
 const STAMP_STREAM: i16 = STAMP + 2;
 const STAMP_SEQUENCE: i16 = STAMP + 6;
 const STAMP_TIME: i16 = STAMP + 10;
+/// Where the payload of a segment begins, how far the next one is, how many
+/// there are, how many were looked at.
+const AT: i16 = -120;
+const STEP: i16 = -128;
+const SEGMENTS: i16 = -136;
+const TURN: i16 = -144;
 
 /// The program; `counters` is a per-CPU map.
 pub(crate) fn code(hook: Hook, filter: &Filter, counters: i32, look: Look) -> Vec<Instruction> {
@@ -233,15 +242,14 @@ impl Writer<'_> {
         }
     }
 
-    /// Reads the stamp: latency, then the flow's order.
+    /// Reads the stamp of each segment: latency, then the flow's order.
     fn track(&mut self, maps: Tracking) {
         let done = self.done;
-        let [unstamped, untracked, single] = std::array::from_fn(|_| self.program.label());
-        let program = &mut *self.program;
-        program.jump_if(R8, Condition::Equal, 1, single);
-        add_to(program, R9, SUPER_FRAMES, R8);
-        program.jump_to(done);
-        program.place(single);
+        let [unstamped, untracked, segment, next] = std::array::from_fn(|_| self.program.label());
+        self.done = next;
+        self.begin_segments();
+        self.program.place(segment);
+        self.program.load(Width::Double, R7, R10, AT);
         self.load_stamp(unstamped);
         self.measure_latency();
         self.find_flow(maps, untracked);
@@ -251,8 +259,56 @@ impl Writer<'_> {
             program.place(label);
             program.set(R1, 1);
             add_to(program, R9, counter, R1);
-            program.jump_to(done);
+            program.jump_to(next);
         }
+        program.place(next);
+        self.done = done;
+        self.next_segment(segment);
+    }
+
+    /// What is gone through: `r8` segments, the payload of the first one at
+    /// `r7`, each as far behind the one before as the packet says.
+    fn begin_segments(&mut self) {
+        let program = &mut *self.program;
+        program.store(Width::Double, R7, R10, AT);
+        if self.hook == Hook::Xdp {
+            return; // it sees no segments
+        }
+        let single = program.label();
+        program.store(Width::Double, R8, R10, SEGMENTS);
+        program.store_value(Width::Double, 0, R10, TURN);
+        program.load(Width::Word, R1, R6, SKB_GSO_SIZE);
+        program.store(Width::Double, R1, R10, STEP);
+        program.jump_if(R8, Condition::Equal, 1, single);
+        add_to(program, R9, SUPER_FRAMES, R8);
+        program.place(single);
+    }
+
+    /// Goes to the next segment, if there is one. Those beyond the most that
+    /// are looked at count as untracked.
+    fn next_segment(&mut self, segment: Label) {
+        let done = self.done;
+        let program = &mut *self.program;
+        if self.hook == Hook::Xdp {
+            program.jump_to(done);
+            return;
+        }
+        let enough = program.label();
+        program.load(Width::Double, R1, R10, TURN);
+        program.add(R1, 1);
+        program.store(Width::Double, R1, R10, TURN);
+        program.load(Width::Double, R2, R10, SEGMENTS);
+        program.jump_if_register(R1, Condition::AtLeast, R2, done);
+        program.jump_if(R1, Condition::AtLeast, MAX_SEGMENTS, enough);
+        program.load(Width::Double, R7, R10, AT);
+        program.load(Width::Double, R2, R10, STEP);
+        program.add_register(R7, R2);
+        program.store(Width::Double, R7, R10, AT);
+        program.jump_to(segment);
+        program.place(enough);
+        program.compute_register(Operation::Subtract, R2, R1);
+        add_to(program, R9, UNTRACKED, R2);
+        program.jump_to(done);
     }
 
     fn load_stamp(&mut self, unstamped: Label) {
