@@ -45,20 +45,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
             warn_of_other_work()?;
             let counts = [arguments.pods, arguments.calls, arguments.parallel].map(usize::from);
             let result = node::cni(counts, &stop)?;
-            print(&arguments.output, &result, &result.text())?;
+            show_measured(&arguments.output, &result, &result.text(), &stop)?;
         }
         Command::Idle(arguments) => {
             let result = node::idle(arguments.pods.into(), arguments.seconds, &stop)?;
-            print(&arguments.output, &result, &result.text())?;
+            show_measured(&arguments.output, &result, &result.text(), &stop)?;
         }
         Command::Memory(arguments) => {
             let result = node::memory(arguments.pods.into(), &stop)?;
-            print(&arguments.output, &result, &result.text())?;
+            show_measured(&arguments.output, &result, &result.text(), &stop)?;
         }
         Command::Lifecycle(arguments) => {
             warn_of_other_work()?;
             let result = node::lifecycle(arguments.pods.into(), arguments.rounds.into(), &stop)?;
-            print(&arguments.output, &result, &result.text())?;
+            show_measured(&arguments.output, &result, &result.text(), &stop)?;
         }
         Command::Micro(arguments) => return measure_micro(&arguments, &stop),
         Command::Demo(arguments) => {
@@ -78,7 +78,56 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Prints a result, as JSON too where that was asked for.
+/// Version of the documents that have none of their own. Fields may be added
+/// under the same version.
+const SCHEMA_VERSION: u32 = 1;
+
+/// A result as a JSON document.
+#[derive(Debug, Serialize)]
+struct Document<'r, R> {
+    schema_version: u32,
+    /// Whether it was measured to the end.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    complete: Option<bool>,
+    #[serde(flatten)]
+    result: &'r R,
+}
+
+/// Prints a result in a document of its own.
+pub(crate) fn show(
+    output: &Output,
+    result: &impl Serialize,
+    text: &str,
+) -> Result<(), MeasureError> {
+    let document = Document {
+        schema_version: SCHEMA_VERSION,
+        complete: None,
+        result,
+    };
+    print(output, &document, text)
+}
+
+/// Prints what was measured, marked as partial when `stop` ended it early.
+pub(crate) fn show_measured(
+    output: &Output,
+    result: &impl Serialize,
+    text: &str,
+    stop: &Stop,
+) -> Result<(), MeasureError> {
+    let complete = !stop.is_set();
+    let document = Document {
+        schema_version: SCHEMA_VERSION,
+        complete: Some(complete),
+        result,
+    };
+    print(output, &document, text)?;
+    match complete {
+        true => Ok(()),
+        false => Err(MeasureError::Partial),
+    }
+}
+
+/// Prints a document that says its version itself.
 pub(crate) fn print(
     output: &Output,
     result: &impl Serialize,
@@ -170,11 +219,11 @@ fn stamps_text(stamps: &Stamps) -> String {
     }
     for (count, what) in [
         (stamps.unstamped, "had no stamp"),
+        (stamps.in_super_frames, "came in super-frames"),
         (
-            stamps.in_super_frames,
-            "came in super-frames, whose stamps only a socket sees",
+            stamps.untracked,
+            "were of more flows, or segments of one super-frame, than are tracked",
         ),
-        (stamps.untracked, "were of more flows than are tracked"),
         (order.too_late, "came too late to tell whether again"),
     ] {
         if count > 0 {
@@ -209,6 +258,9 @@ fn measure_micro(arguments: &args::Micro, stop: &Stop) -> Result<ExitCode, Measu
     };
     let result = micro::run(&plan, stop)?;
     print(&arguments.output, &result, &result.text())?;
+    if !result.is_complete() {
+        return Err(MeasureError::Partial);
+    }
     match arguments.enforce && result.misses_a_bar() {
         true => Ok(ExitCode::FAILURE),
         false => Ok(ExitCode::SUCCESS),

@@ -22,7 +22,7 @@ use spinlane_perf::subject::Kind;
 use spinlane_perf::terminal::{say, warn};
 
 use crate::args::{Measured, Output, Reports, put};
-use crate::commands::{print, run_of};
+use crate::commands::{print, run_of, show};
 
 /// Who takes part when only scenarios are named.
 const SUBJECTS: [Kind; 4] = [
@@ -48,8 +48,6 @@ const MICRO: micro::Plan = micro::Plan {
 };
 /// What that takes, about.
 const MICRO_TIME: Duration = Duration::from_secs(30);
-/// Exit status after Ctrl-C.
-const INTERRUPTED: u8 = 130;
 
 /// `compare`.
 #[derive(Debug, Args)]
@@ -134,7 +132,10 @@ pub(crate) fn compare(arguments: &Compare, stop: &Stop) -> Result<ExitCode, Meas
     };
     if is_standard && comparison.complete {
         match micro::run(&MICRO, stop) {
-            Ok(micro) => comparison.micro = Some(micro),
+            Ok(micro) => {
+                comparison.complete = micro.is_complete();
+                comparison.micro = Some(micro);
+            }
             Err(MeasureError::Interrupted) => comparison.complete = false,
             // What took minutes is kept.
             Err(error) => warn(&format!(
@@ -149,8 +150,7 @@ pub(crate) fn compare(arguments: &Compare, stop: &Stop) -> Result<ExitCode, Meas
         &text::comparison(&comparison),
     )?;
     if !comparison.complete {
-        warn("interrupted; this is what was measured until then, everything is removed");
-        return Ok(ExitCode::from(INTERRUPTED));
+        return Err(MeasureError::Partial);
     }
     Ok(match arguments.enforce && comparison.misses_a_bar() {
         true => ExitCode::FAILURE,
@@ -222,7 +222,7 @@ pub(crate) fn baseline(arguments: &BaselineFiles) -> Result<ExitCode, MeasureErr
         &Comparison::read(&arguments.before)?,
         &Comparison::read(&arguments.after)?,
     );
-    print(&arguments.output, &baseline, &text::baseline(&baseline))?;
+    show(&arguments.output, &baseline, &text::baseline(&baseline))?;
     Ok(match baseline.is_worse() {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,

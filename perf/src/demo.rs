@@ -5,6 +5,7 @@
 //! and small packets run through the switch and, in turns, through a Linux
 //! bridge. Everything is gone afterwards, also after Ctrl-C.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use comfy_table::Cell;
@@ -36,12 +37,12 @@ pub fn run(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureE
     say("Spinlane: a node, two pods and a Linux bridge beside it, all in namespaces of")?;
     say("their own. Nothing of it touches this machine's network.\n")?;
     show(pairs, duration, stop)?;
-    // Every value that stood for a namespace or a process is gone by now.
-    match left_behind() {
-        0 => say("\nEverything is removed: no namespaces, no processes, no files.")?,
-        left => say(&format!(
-            "\n{left} namespaces are still there; see `ip netns`."
-        ))?,
+    // Every value that stood for a namespace or a process is gone by now; the
+    // lab's own directory and watcher are not.
+    spinlane_tests::finish();
+    match &left_behind()[..] {
+        [] => say("\nEverything is removed: no namespaces, no processes, no files.")?,
+        left => say(&format!("\nStill there: {}", left.join(", ")))?,
     }
     Ok(())
 }
@@ -242,15 +243,23 @@ fn grouped(number: u64) -> String {
     text
 }
 
-/// Namespaces of this process that still have a name.
-fn left_behind() -> usize {
-    let prefix = format!("sl{}-", std::process::id());
-    std::fs::read_dir("/run/netns").map_or(0, |entries| {
-        entries
-            .flatten()
-            .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-            .count()
-    })
+/// Namespaces and files of this process that still have a name.
+fn left_behind() -> Vec<String> {
+    let pid = std::process::id();
+    let places = [
+        (PathBuf::from("/run/netns"), format!("sl{pid}-")),
+        (std::env::temp_dir(), format!("spinlane-lab-{pid}")),
+    ];
+    let mut left = Vec::new();
+    for (dir, prefix) in places {
+        let entries = std::fs::read_dir(dir).into_iter().flatten().flatten();
+        left.extend(
+            entries
+                .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
+                .map(|entry| entry.path().display().to_string()),
+        );
+    }
+    left
 }
 
 #[cfg(test)]

@@ -11,10 +11,16 @@ use clap::Parser;
 
 use spinlane_perf::measure::MeasureError;
 use spinlane_perf::micro::allocations::Counting;
+use spinlane_perf::stop;
 use spinlane_perf::terminal::warn;
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
+
+/// Exit status after Ctrl-C.
+const INTERRUPTED: u8 = 130;
+/// Exit status for arguments that cannot be.
+const WRONG_USAGE: u8 = 2;
 
 fn main() -> ExitCode {
     let arguments = match args::Arguments::try_parse() {
@@ -22,19 +28,33 @@ fn main() -> ExitCode {
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => {
             warn(&format!("spinlane-perf: {}", one_line(&error.to_string())));
-            return ExitCode::from(2);
+            return ExitCode::from(WRONG_USAGE);
         }
     };
-    let caught = spinlane_perf::stop::catch_signals();
-    let result = caught
+    let result = stop::catch_signals()
         .map_err(spinlane_perf::measure::io_error("catching signals"))
         .and_then(|()| commands::run(arguments));
+    // Every value is gone by now; this waits for what goes after them.
+    spinlane_tests::finish();
     match result {
         Ok(code) => code,
         Err(MeasureError::Unread) => ExitCode::SUCCESS,
+        Err(MeasureError::Partial) => {
+            warn("interrupted; this is what was measured until then, everything is removed");
+            ExitCode::from(INTERRUPTED)
+        }
         Err(MeasureError::Interrupted) => {
             warn("interrupted; everything is removed");
-            ExitCode::from(130)
+            ExitCode::from(INTERRUPTED)
+        }
+        // A terminal's Ctrl-C also ends the programs that something waits for.
+        Err(error) if stop::interrupted() => {
+            warn(&format!("interrupted ({error}); everything is removed"));
+            ExitCode::from(INTERRUPTED)
+        }
+        Err(error @ (MeasureError::Usage { .. } | MeasureError::Packet(_))) => {
+            warn(&format!("spinlane-perf: {error}"));
+            ExitCode::from(WRONG_USAGE)
         }
         Err(error) => {
             warn(&format!("spinlane-perf: {error}"));

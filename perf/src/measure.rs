@@ -51,15 +51,26 @@ pub enum MeasureError {
         /// What is wrong with it.
         detail: String,
     },
+    /// Arguments that do not go together.
+    #[error("{what}: {detail}")]
+    Usage {
+        /// The argument.
+        what: String,
+        /// Why it cannot be so, and what to do.
+        detail: String,
+    },
     /// A thread of ours panicked.
     #[error("a measuring thread panicked; its message is above")]
     Panicked,
     /// Nobody reads the result.
     #[error("standard output was closed")]
     Unread,
-    /// Ctrl-C.
+    /// Ctrl-C, before there was a result.
     #[error("interrupted")]
     Interrupted,
+    /// Ctrl-C; the result up to then was given out.
+    #[error("interrupted; the result is partial")]
+    Partial,
 }
 
 /// A maker of [`MeasureError::Io`] for `map_err`.

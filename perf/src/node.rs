@@ -12,11 +12,13 @@ use spinlane_tests::{Namespace, Node, NodeConfig, Pod};
 
 use crate::cpu;
 use crate::measure::{MeasureError, io_error};
-use crate::progress::Progress;
+use crate::progress::{Progress, Timed};
 use crate::stop::Stop;
 
 /// Time for what attaching left behind to settle.
 const SETTLE: Duration = Duration::from_secs(2);
+/// Seconds below which the kernel's clock ticks say nothing of idleness.
+const SHORTEST_LOOK: f64 = 1.0;
 
 fn start_node() -> Result<Node, MeasureError> {
     Ok(Node::start(&NodeConfig::new("perf"))?)
@@ -132,10 +134,10 @@ impl CniResult {
 }
 
 /// Times ADD and DEL pairs on a node: so many pods that are attached, so many
-/// pairs, so many of them at the same time.
+/// pairs, so many of them at the same time; until `stop` at the longest.
 ///
 /// # Errors
-/// When a call fails, or on Ctrl-C.
+/// When a call fails, or `stop` came before the first pair was done.
 pub fn cni([pods, calls, parallel]: [usize; 3], stop: &Stop) -> Result<CniResult, MeasureError> {
     let node = start_node()?;
     let progress = Progress::start((pods + calls) as u64);
@@ -150,10 +152,14 @@ pub fn cni([pods, calls, parallel]: [usize; 3], stop: &Stop) -> Result<CniResult
                 return Ok(times);
             }
             if stop.is_set() {
-                return Err(MeasureError::Interrupted);
+                return Ok(times);
             }
             progress.says(&format!("measuring call {}", number + 1));
-            times.push(cycle_pod(&node, &format!("measured{number}"))?);
+            match cycle_pod(&node, &format!("measured{number}")) {
+                // A terminal's Ctrl-C also ends the plugin.
+                Err(_) if stop.is_set() => {}
+                cycled => times.push(cycled?),
+            }
             progress.step();
         }
     };
@@ -165,6 +171,9 @@ pub fn cni([pods, calls, parallel]: [usize; 3], stop: &Stop) -> Result<CniResult
         }
         Ok::<_, MeasureError>(times)
     })?;
+    if times.is_empty() {
+        return Err(MeasureError::Interrupted);
+    }
     let of = |which: usize| times.iter().map(|pair| pair[which]).collect::<Vec<_>>();
     Ok(CniResult {
         pods,
@@ -219,25 +228,27 @@ impl IdleResult {
     }
 }
 
-/// Watches an agent whose pods are silent.
+/// Watches an agent whose pods are silent, until `stop` at the longest.
 ///
 /// # Errors
-/// When a pod cannot be attached, or on Ctrl-C.
+/// When a pod cannot be attached, or `stop` came before a second was watched.
 pub fn idle(pods: usize, duration: Duration, stop: &Stop) -> Result<IdleResult, MeasureError> {
     let node = start_node()?;
-    let progress = Progress::start(pods as u64 + 1);
+    let progress = Progress::start(pods as u64);
     let _pods = attach(&node, bare_pods(pods, stop)?, &progress, stop)?;
-    progress.says("watching");
+    drop(progress);
+    let _timed = Timed::start("watching", SETTLE * 2 + duration);
     let pid = agent_pid(&node)?;
     let used = || cpu::process_seconds(pid).map_err(io_error("reading CPU times"));
     if !stop.sleep(SETTLE * 2) {
         return Err(MeasureError::Interrupted);
     }
     let (began, first) = (Instant::now(), used()?);
-    if !stop.sleep(duration) {
+    let whole = stop.sleep(duration);
+    let seconds = began.elapsed().as_secs_f64();
+    if !whole && seconds < SHORTEST_LOOK {
         return Err(MeasureError::Interrupted);
     }
-    let seconds = began.elapsed().as_secs_f64();
     Ok(IdleResult {
         pods,
         seconds,
@@ -352,18 +363,21 @@ impl LifecycleResult {
     }
 }
 
-/// Stops and starts an agent with `pods` pods.
+/// Stops and starts an agent with `pods` pods, until `stop` at the longest.
 ///
 /// # Errors
-/// When the agent does not leave or come, or on Ctrl-C.
+/// When the agent does not leave or come, or `stop` came before the first time.
 pub fn lifecycle(pods: usize, rounds: usize, stop: &Stop) -> Result<LifecycleResult, MeasureError> {
     let mut node = start_node()?;
     let progress = Progress::start((pods + rounds) as u64);
     let attached = attach(&node, bare_pods(pods, stop)?, &progress, stop)?;
     let (mut stop_s, mut start_s) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
-        if stop.is_set() {
+        if stop.is_set() && start_s.is_empty() {
             return Err(MeasureError::Interrupted);
+        }
+        if stop.is_set() {
+            break;
         }
         progress.says(&format!("stop and start {round}"));
         let (status, took) = node.stop()?;
@@ -378,7 +392,9 @@ pub fn lifecycle(pods: usize, rounds: usize, stop: &Stop) -> Result<LifecycleRes
         start_s.push(node.ready_after().as_secs_f64());
         progress.step();
     }
-    if let [first, .., last] = &attached[..] {
+    if let [first, .., last] = &attached[..]
+        && !stop.is_set()
+    {
         still_reach(first.namespace(), last)?;
     }
     Ok(LifecycleResult {

@@ -38,6 +38,8 @@ pub struct Bulk {
 pub struct BulkResult {
     /// Bits a second that the receiver read.
     pub bits_per_second: f64,
+    /// Seconds that were measured.
+    pub seconds: f64,
     /// Segments sent again, over all streams (`tcpi_total_retrans`).
     pub retransmits: u64,
     /// Reordering events that the senders noticed (`tcpi_reord_seen`).
@@ -47,10 +49,10 @@ pub struct BulkResult {
     pub spurious: u64,
 }
 
-/// Runs the streams from `from` to `to`.
+/// Runs the streams from `from` to `to`, until `stop` at the longest.
 ///
 /// # Errors
-/// When a connection fails, or `stop` ended it early.
+/// When a connection fails, or `stop` ended it before anything was measured.
 pub fn bulk(
     from: &Pod<'_>,
     to: &Pod<'_>,
@@ -89,6 +91,7 @@ pub fn bulk(
         over.set();
         let mut result = BulkResult {
             bits_per_second: bytes as f64 * 8.0 / seconds,
+            seconds,
             retransmits: 0,
             reordering: 0,
             spurious: 0,
@@ -99,10 +102,9 @@ pub fn bulk(
             result.reordering += u64::from(info.tcpi_reord_seen);
             result.spurious += u64::from(info.tcpi_dsack_dups);
         }
-        if whole {
-            Ok(result)
-        } else {
-            Err(MeasureError::Interrupted)
+        match bytes {
+            0 if !whole => Err(MeasureError::Interrupted),
+            _ => Ok(result),
         }
     })
 }

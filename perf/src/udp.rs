@@ -46,8 +46,6 @@ pub struct UdpStream {
 /// What the receiver saw.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct UdpResult {
-    /// Version of the document.
-    pub schema_version: u32,
     /// Datagrams that the sender handed to its kernel.
     pub offered_packets: u64,
     /// Seconds that it took.
@@ -105,7 +103,7 @@ pub fn udp(
             .join()
             .map_err(|_| MeasureError::Panicked)?
             .map_err(io_error("receiving UDP"))?;
-        if stop.is_set() {
+        if stop.is_set() && sink.count().packets == 0 {
             return Err(MeasureError::Interrupted);
         }
         result(&sink, sent)
@@ -161,7 +159,6 @@ fn result(sink: &SocketSink, sent: Sent) -> Result<UdpResult, MeasureError> {
     order.lost = sent.packets.saturating_sub(order.received);
     let seconds = sent.seconds.max(1e-9);
     Ok(UdpResult {
-        schema_version: 1,
         offered_packets: sent.packets,
         seconds: sent.seconds,
         packets_per_second: order.received as f64 / seconds,

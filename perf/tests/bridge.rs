@@ -165,6 +165,104 @@ fn a_reader_that_leaves_is_no_failure() {
     }
 }
 
+/// What is measured by itself, for longer than anybody waits; interrupted, it
+/// leaves what was measured until then.
+#[test]
+fn ctrl_c_leaves_what_one_switch_gave() {
+    if !root_or_skip("ctrl_c_leaves_what_one_switch_gave") {
+        return;
+    }
+    let bridge = ["--subject", "linux-bridge", "--seconds", "600"];
+    for (command, figure, begins) in [
+        (&["tcp"][..], "bits_per_second", "TCP"),
+        (&["rr"], "p50_us", "round trips"),
+        (&["crr"], "value", "TCP connections"),
+        (&["churn", "--pods"], "add_mean_ms", "pods"),
+        (&["udp", "--rate", "1000"], "packets_per_second", "UDP"),
+    ] {
+        let mut child = perf(command)
+            .args(bridge)
+            .args(["-o", "json"])
+            .stdout(std::process::Stdio::piped())
+            .stderr(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
+        assert!(
+            told.any(|line| line.unwrap().contains(begins)),
+            "{command:?}"
+        );
+        std::thread::sleep(Duration::from_secs(2));
+        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT).unwrap();
+        let rest: Vec<String> = told.map(Result::unwrap).collect();
+        let output = child.wait_with_output().unwrap();
+        assert_eq!(output.status.code(), Some(130), "{rest:?}");
+        assert!(rest.last().unwrap().contains("until then"), "{rest:?}");
+        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+        assert_eq!(result["schema_version"], 1, "{result}");
+        assert_eq!(result["complete"], false, "{result}");
+        let found = result.get(figure).unwrap_or(&result["details"][figure]);
+        assert!(found.as_f64().unwrap() > 1.0, "{result}");
+        assert_eq!(namespaces_of(pid), 0);
+        let lab = std::env::temp_dir().join(format!("spinlane-lab-{pid}"));
+        assert!(!lab.exists());
+    }
+}
+
+#[test]
+fn what_does_not_go_together_is_wrong_usage() {
+    let bad = [
+        &["pktgen", "--dst", "10.0.0.1", "--gso"][..],
+        &[
+            "pktgen",
+            "--dst",
+            "10.0.0.1",
+            "--size",
+            "64:1,9000:1",
+            "--dst-mac",
+            "02:00:00:00:00:01",
+            "--dev",
+            "lo",
+        ],
+        &["pktgen", "--dst", "10.0.0.1", "--dev", "lo"],
+        &["pktgen", "--dst", "10.0.0.1", "--rounds", "2"],
+        &["pktgen", "--dst", "10.0.0.1", "--vxlan-port", "4790"],
+        &[
+            "pktgen",
+            "--engine",
+            "socket",
+            "--dst",
+            "10.0.0.1",
+            "--dst-mac",
+            "02:00:00:00:00:01",
+        ],
+        &[
+            "pktgen",
+            "--engine",
+            "socket",
+            "--dst",
+            "127.0.0.1",
+            "--protocol",
+            "icmp-echo",
+        ],
+        &["pktgen", "--engine", "xdp", "--replay", "none.pcap"],
+        &["pktgen", "--replay", "none.pcap", "--dport", "7"],
+        &["sink", "--socket", "--port", "9-10"],
+        &["micro", "--only", "tea"],
+    ];
+    for arguments in bad {
+        let output = perf(arguments).output().unwrap();
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
+        assert!(
+            error.starts_with("spinlane-perf: ") || error.contains("leaves"),
+            "{error}"
+        );
+        assert_eq!(output.stdout, b"", "{arguments:?}");
+    }
+}
+
 #[test]
 fn ctrl_c_removes_everything() {
     if !root_or_skip("ctrl_c_removes_everything") {

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 use assert_cmd::cargo::CommandCargoExt;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use spinlane_tests::{root_or_skip, wait_for};
+use spinlane_tests::root_or_skip;
 
 /// The program that users call, from where this one is.
 fn spinlane() -> PathBuf {
@@ -79,13 +79,33 @@ fn interrupted_at(words: &str) {
     kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT).unwrap();
     said.extend(listening.iter());
     assert_eq!(child.wait().unwrap().code(), Some(130), "{said:?}");
+    nothing_is_left_of(pid);
+}
+
+/// Namespaces, files, processes: who watches over the lab has left, too.
+fn nothing_is_left_of(pid: u32) {
     assert_eq!(of_lab("/run/netns", pid), BTreeSet::new());
-    // Who watches over the lab takes its directory away and leaves.
-    wait_for("the end of the lab", spinlane_tests::PATIENCE, || {
-        let is_gone = of_lab(std::env::temp_dir(), pid).is_empty() && processes_of(pid).is_empty();
-        is_gone.then_some(())
-    })
-    .unwrap();
+    assert_eq!(of_lab(std::env::temp_dir(), pid), BTreeSet::new());
+    assert_eq!(processes_of(pid), Vec::<String>::new());
+}
+
+#[test]
+fn everything_is_removed_when_it_says_so() {
+    if !root_or_skip("everything_is_removed_when_it_says_so") {
+        return;
+    }
+    let mut child = Command::new(spinlane())
+        .args(["demo", "--pairs", "1", "--seconds", "0.2"])
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let pid = child.id();
+    let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+    let said = lines.find(|line| line.as_ref().unwrap().starts_with("Everything is removed"));
+    nothing_is_left_of(pid);
+    assert!(said.is_some(), "it never said so");
+    assert!(child.wait().unwrap().success());
 }
 
 #[test]

@@ -40,6 +40,7 @@ pub use pod::{Attached, Pod};
 pub use process::Process;
 pub use programs::{lab_dir, program};
 pub use site::Site;
+pub use watch::finish;
 
 use std::io::Write;
 use std::time::{Duration, Instant};

@@ -56,3 +56,17 @@ pub(crate) fn start() -> Result<()> {
     *watcher = Some(child);
     Ok(())
 }
+
+/// Has the watcher take away what is left of this process's lab, and waits
+/// until it has: from then on nothing of it is there, not even the watcher.
+/// For who says so; without it the same happens a moment after the process.
+pub fn finish() {
+    let watcher = WATCHER
+        .lock()
+        .unwrap_or_else(std::sync::PoisonError::into_inner)
+        .take();
+    if let Some(mut child) = watcher {
+        // Waiting closes its standard input first, which is what it waits for.
+        let _ = child.wait();
+    }
+}

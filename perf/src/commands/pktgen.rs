@@ -18,11 +18,12 @@ use spinlane_perf::packet::{
     AddressRange, MAX_FRAME_BYTES, Mac, PortRange, Protocol, Sizes, Template, Traffic, Tunnel,
     VXLAN_PORT,
 };
+use spinlane_perf::progress::Timed;
 use spinlane_perf::report;
 use spinlane_perf::stop::Stop;
 use spinlane_perf::terminal;
 
-use super::{device, enter, print};
+use super::{device, enter, show, show_measured};
 use crate::args::{Output, seconds};
 
 /// Flows that ranges make by themselves, without `--flows`.
@@ -66,9 +67,9 @@ pub(crate) struct Pktgen {
     /// Device to send from (engines xdp and afxdp)
     #[arg(long, default_value = "eth0")]
     dev: String,
-    /// How packets are made; recordings are sent by afxdp
-    #[arg(long, value_enum, default_value = "xdp")]
-    engine: Engine,
+    /// How packets are made: xdp, but recordings are sent by afxdp
+    #[arg(long, value_enum)]
+    engine: Option<Engine>,
     #[command(flatten)]
     fields: Fields,
     #[command(flatten)]
@@ -150,7 +151,7 @@ struct TunnelFields {
     #[arg(long, value_name = "MAC", requires = "vxlan")]
     outer_dst_mac: Option<Mac>,
     /// UDP port of the tunnel
-    #[arg(long, value_name = "PORT", default_value_t = VXLAN_PORT)]
+    #[arg(long, value_name = "PORT", default_value_t = VXLAN_PORT, requires = "vxlan")]
     vxlan_port: u16,
 }
 
@@ -159,13 +160,16 @@ struct TunnelFields {
 struct Replay {
     /// Send the packets of a pcap or pcapng file as they are, at their own
     /// pace, or at --rate
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["src", "dst", "sport", "flows", "vxlan", "gso", "src_mac", "dst_mac", "no_stamps"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = [
+        "src", "dst", "sport", "dport", "protocol", "size", "flows", "vxlan", "gso",
+        "src_mac", "dst_mac", "no_stamps"])]
     replay: Option<PathBuf>,
     /// Times its own pace; 0 for as fast as it goes
     #[arg(long, value_name = "FACTOR", requires = "replay", conflicts_with = "rate", value_parser = speed)]
     speed: Option<f64>,
     /// How often
-    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 1, requires = "replay",
+          value_parser = clap::value_parser!(u64).range(1..))]
     rounds: u64,
 }
 
@@ -179,7 +183,6 @@ fn speed(text: &str) -> Result<f64, String> {
 /// What was offered. A rate is what a sink counts.
 #[derive(Debug, Serialize)]
 struct Offered {
-    schema_version: u32,
     engine: &'static str,
     offered_packets: u64,
     offered_per_second: f64,
@@ -189,8 +192,43 @@ struct Offered {
     device_packets: u64,
 }
 
+impl Pktgen {
+    /// The chosen engine, or the one for what is to be sent.
+    fn engine(&self) -> Engine {
+        let own = match self.replay.replay {
+            Some(_) => Engine::Afxdp,
+            None => Engine::Xdp,
+        };
+        self.engine.unwrap_or(own)
+    }
+
+    /// Refuses what the chosen engine would pass over in silence.
+    fn check(&self) -> Result<(), MeasureError> {
+        let engine = self.engine();
+        if self.replay.replay.is_some() && engine != Engine::Afxdp {
+            let what = format!("--engine {}", engine.name());
+            return Err(wrong(what, "only --engine afxdp sends recordings"));
+        }
+        if self.gso && engine != Engine::Socket {
+            return Err(wrong("--gso", "only --engine socket has it"));
+        }
+        let macs = [
+            ("--src-mac", self.fields.src_mac),
+            ("--dst-mac", self.fields.dst_mac),
+        ];
+        match macs.iter().find(|(_, mac)| mac.is_some()) {
+            Some((what, _)) if engine == Engine::Socket => Err(wrong(
+                *what,
+                "sockets leave Ethernet addresses to the kernel; choose --engine xdp or afxdp",
+            )),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Sends, and says what was offered.
 pub(crate) fn run(arguments: &Pktgen, stop: &Stop) -> Result<(), MeasureError> {
+    arguments.check()?;
     enter(arguments.netns.as_deref())?;
     if let Some(core) = arguments.core {
         cpu::pin(core).map_err(io_error(format!("--core {core}")))?;
@@ -201,10 +239,7 @@ pub(crate) fn run(arguments: &Pktgen, stop: &Stop) -> Result<(), MeasureError> {
         rate: arguments.rate,
         ..Limit::default()
     };
-    let engine = match arguments.replay.replay {
-        Some(_) => Engine::Afxdp,
-        None => arguments.engine,
-    };
+    let engine = arguments.engine();
     if engine != Engine::Socket {
         device(&arguments.dev)?;
     }
@@ -217,13 +252,22 @@ pub(crate) fn run(arguments: &Pktgen, stop: &Stop) -> Result<(), MeasureError> {
                 .speed
                 .or(limit.rate.is_none().then_some(1.0));
             let speed = own_pace.filter(|speed| *speed > 0.0);
+            let rounds = arguments.replay.rounds;
+            let own = speed.map(|speed| {
+                let whole = recording.length_ns() as f64 * rounds as f64;
+                Duration::from_secs_f64(whole / 1e9 / speed)
+            });
+            let packets = recording.packets().len() as u64 * rounds;
+            let _timed = timed(&limit, Some(packets), own);
             let mut generator = AfXdpGenerator::new(device(&arguments.dev)?)?;
-            generator.replay(&recording, speed, arguments.replay.rounds, (limit, stop))?
+            generator.replay(&recording, speed, rounds, (limit, stop))?
         }
-        None => generate(arguments, limit, stop)?,
+        None => {
+            let _timed = timed(&limit, None, None);
+            generate(arguments, limit, stop)?
+        }
     };
     let offered = Offered {
-        schema_version: 1,
         engine: engine.name(),
         offered_packets: sent.packets,
         offered_per_second: sent.packets as f64 / sent.seconds.max(1e-9),
@@ -239,7 +283,23 @@ pub(crate) fn run(arguments: &Pktgen, stop: &Stop) -> Result<(), MeasureError> {
             arguments.dev, offered.device_packets, sent.packets
         ));
     }
-    print(&arguments.output, &offered, &offered.text())
+    let text = offered.text();
+    match arguments.seconds.is_some() || arguments.count.is_some() {
+        true => show_measured(&arguments.output, &offered, &text, stop),
+        // Without an end of its own it has run until it was told to end.
+        false => show(&arguments.output, &offered, &text),
+    }
+}
+
+/// A bar over what takes a known time: that of `limit`, at most so many
+/// packets, at most `own`.
+fn timed(limit: &Limit, packets: Option<u64>, own: Option<Duration>) -> Timed {
+    let count = [limit.count, packets].into_iter().flatten().min();
+    let paced = count
+        .zip(limit.rate)
+        .map(|(count, rate)| Duration::from_secs_f64(count as f64 / rate as f64));
+    let known = [limit.duration, paced, own].into_iter().flatten().min();
+    Timed::start("sending", known.unwrap_or_default())
 }
 
 /// Packets that a device of the namespace which the thread is in has sent.
@@ -271,15 +331,10 @@ impl Offered {
 }
 
 fn generate(arguments: &Pktgen, limit: Limit, stop: &Stop) -> Result<Sent, MeasureError> {
-    if arguments.gso && arguments.engine != Engine::Socket {
-        return Err(wrong("--gso", "only --engine socket has it"));
-    }
-    if arguments.replay.speed.is_some() {
-        return Err(wrong("--speed", "only --replay has a pace of its own"));
-    }
     let traffic = traffic(arguments)?;
-    let template = Template::new(&traffic, arguments.engine.largest_frame())?;
-    match arguments.engine {
+    let engine = arguments.engine();
+    let template = Template::new(&traffic, engine.largest_frame())?;
+    match engine {
         Engine::Xdp => XdpGenerator::new(device(&arguments.dev)?, &template)?.run(limit, stop),
         Engine::Afxdp => AfXdpGenerator::new(device(&arguments.dev)?)?.run(&template, limit, stop),
         Engine::Socket => {
@@ -294,7 +349,7 @@ fn generate(arguments: &Pktgen, limit: Limit, stop: &Stop) -> Result<Sent, Measu
 }
 
 fn wrong(what: impl Into<String>, detail: impl Into<String>) -> MeasureError {
-    MeasureError::Unexpected {
+    MeasureError::Usage {
         what: what.into(),
         detail: detail.into(),
     }
@@ -307,7 +362,7 @@ fn traffic(arguments: &Pktgen) -> Result<Traffic, MeasureError> {
         .dst
         .ok_or_else(|| wrong("pktgen", "give --dst or --replay"))?;
     let own = Own::of(&arguments.dev)?;
-    let socket = arguments.engine == Engine::Socket;
+    let socket = arguments.engine() == Engine::Socket;
     let source = match fields.src {
         Some(source) => source,
         // A socket's address is the kernel's choice; only its family counts.
@@ -319,7 +374,7 @@ fn traffic(arguments: &Pktgen) -> Result<Traffic, MeasureError> {
     } else {
         let next_hop = fields.dst_mac.ok_or_else(|| {
             wrong(
-                format!("pktgen --engine {}", arguments.engine.name()),
+                format!("pktgen --engine {}", arguments.engine().name()),
                 "give --dst-mac, the next hop's Ethernet address (ip neigh shows it)",
             )
         })?;

@@ -106,7 +106,7 @@ pub(crate) fn run(arguments: &Rfc2544, stop: &Stop) -> Result<(), MeasureError> 
         .write(|| report::markdown(&result), || page::page(&result))?;
     print(&arguments.output, &result, &report::text(&result))?;
     if stop.is_set() {
-        return Err(MeasureError::Interrupted);
+        return Err(MeasureError::Partial);
     }
     match result.cases.iter().find_map(|case| case.failure.as_ref()) {
         Some(failure) => Err(MeasureError::Unexpected {

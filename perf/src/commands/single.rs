@@ -9,13 +9,12 @@ use spinlane_perf::scenario::{PER_CPU_SECOND, Sample, Scenario};
 use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::{Kind, SERVICES};
 
-use super::{print, run_of};
+use super::{run_of, show_measured};
 use crate::args::{self, Measured, Output};
 
 /// What came of it; this is the JSON document.
 #[derive(Debug, Serialize)]
 struct Single {
-    schema_version: u32,
     subject: &'static str,
     scenario: Scenario,
     unit: &'static str,
@@ -50,7 +49,7 @@ fn measure(
     stop: &Stop,
 ) -> Result<(), MeasureError> {
     if !scenario.suits(kind) {
-        return Err(MeasureError::Unexpected {
+        return Err(MeasureError::Usage {
             what: format!("--subject {}", kind.name()),
             detail: format!("{} cannot be measured there", scenario.name()),
         });
@@ -59,13 +58,12 @@ fn measure(
     let run = run_of(measured);
     let _timed = Timed::start(scenario.title(), scenario.takes(&run));
     let result = Single {
-        schema_version: 1,
         subject: kind.name(),
         scenario,
         unit: scenario.unit(),
         sample: scenario.measure(subject.as_ref(), &run, stop)?,
     };
-    print(output, &result, &result.text())
+    show_measured(output, &result, &result.text(), stop)
 }
 
 impl Single {

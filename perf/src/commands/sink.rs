@@ -10,6 +10,7 @@ use clap::Args;
 use serde::Serialize;
 use spinlane_perf::measure::{MeasureError, io_error};
 use spinlane_perf::packet::{PortRange, Protocol};
+use spinlane_perf::progress::Timed;
 use spinlane_perf::report;
 use spinlane_perf::sink::socket::SocketSink;
 use spinlane_perf::sink::tracking::TrackingSink;
@@ -17,7 +18,7 @@ use spinlane_perf::sink::{Count, Filter, Hook, Rate, Stamps};
 use spinlane_perf::stop::Stop;
 use spinlane_perf::terminal::say;
 
-use super::{device, enter, print};
+use super::{device, enter, show};
 use crate::args::{Output, seconds};
 
 /// `sink`.
@@ -61,7 +62,6 @@ pub(crate) struct Sink {
 /// What a sink saw in all.
 #[derive(Debug, Serialize)]
 struct Seen {
-    schema_version: u32,
     #[serde(flatten)]
     rate: Rate,
     #[serde(flatten)]
@@ -112,25 +112,28 @@ pub(crate) fn run(arguments: &Sink, stop: &Stop) -> Result<(), MeasureError> {
         let ifindex = device(&arguments.dev)?;
         Place::Kernel(Box::new(TrackingSink::attach(ifindex, hook, &filter)?))
     };
+    // Text has its lines.
+    let silent = arguments.seconds.filter(|_| arguments.output.is_json());
+    let timed = Timed::start("counting", silent.unwrap_or_default());
     let rate = watch(arguments, stop, &place)?;
+    drop(timed);
     let (mut stamps, jitter_us) = place.stamps()?;
     if let Some(expected) = arguments.expect {
         stamps.order.lost = expected.saturating_sub(stamps.order.received);
     }
     let seen = Seen {
-        schema_version: 1,
         rate,
         loss_ratio: stamps.order.loss_ratio(),
         reordered_ratio: stamps.order.reordered_ratio(),
         stamps,
         jitter_us,
     };
-    print(&arguments.output, &seen, &seen.text())
+    show(&arguments.output, &seen, &seen.text())
 }
 
 fn listen(ports: PortRange, over: &Stop) -> Result<Arc<SocketSink>, MeasureError> {
     if ports.count() > 1 {
-        return Err(MeasureError::Unexpected {
+        return Err(MeasureError::Usage {
             what: format!("--port {ports}"),
             detail: "a socket takes one port; leave out --socket to count a range".to_owned(),
         });

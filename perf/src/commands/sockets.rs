@@ -10,7 +10,7 @@ use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::{SENDER_CORE, SERVICES};
 use spinlane_perf::tcp::{Bulk, bulk};
 
-use super::{print, run_of};
+use super::{run_of, show_measured};
 use crate::args;
 
 /// Bulk TCP.
@@ -39,7 +39,7 @@ pub(super) fn tcp(arguments: &args::Tcp, stop: &Stop) -> Result<(), MeasureError
         result.spurious,
         result.reordering,
     );
-    print(&arguments.output, &result, &text)
+    show_measured(&arguments.output, &result, &text, stop)
 }
 
 /// What `rr` gives.
@@ -95,5 +95,5 @@ pub(super) fn rr(arguments: &args::Rr, stop: &Stop) -> Result<(), MeasureError> 
         let carried = report::quantity(carried, "packets/s");
         text.push_str(&format!("; beside them {carried} arrived"));
     }
-    print(&arguments.output, &answered, &text)
+    show_measured(&arguments.output, &answered, &text, stop)
 }

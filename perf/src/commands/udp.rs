@@ -5,13 +5,14 @@ use std::time::Duration;
 use clap::Args;
 use spinlane_perf::measure::MeasureError;
 use spinlane_perf::packet::Sizes;
+use spinlane_perf::progress::Timed;
 use spinlane_perf::report;
 use spinlane_perf::sink::Stamps;
 use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::{Kind, SENDER_CORE, SERVICES};
 use spinlane_perf::udp::{UdpResult, UdpStream, udp};
 
-use super::{print, stamps_text};
+use super::{show_measured, stamps_text};
 use crate::args::{Output, seconds};
 
 /// `udp`.
@@ -59,9 +60,10 @@ pub(crate) fn run(arguments: &Udp, stop: &Stop) -> Result<(), MeasureError> {
         sender_core: arguments.pin_sockets.then_some(SENDER_CORE),
         v6: arguments.v6,
     };
+    let _timed = Timed::start("UDP", stream.duration);
     let result = udp(&from, &to, &stream, stop)?;
     let text = text(arguments.subject.name(), &result);
-    print(&arguments.output, &result, &text)
+    show_measured(&arguments.output, &result, &text, stop)
 }
 
 fn text(subject: &str, result: &UdpResult) -> String {

@@ -58,7 +58,7 @@ pub(super) fn of(subject: &dyn Subject, run: &Run, stop: &Stop) -> Result<Sample
             client.join().map_err(|_| MeasureError::Panicked)??;
         }
         match count {
-            _ if !whole => Err(MeasureError::Interrupted),
+            0 if !whole => Err(MeasureError::Interrupted),
             0 => Err(MeasureError::Unreachable {
                 what: "a TCP connection",
                 seconds: run.duration.as_secs(),

@@ -184,7 +184,7 @@ fn sink_counted(
             .details
             .insert("offered_per_second".to_owned(), offered);
         match rate.packets {
-            _ if !whole => Err(MeasureError::Interrupted),
+            0 if !whole => Err(MeasureError::Interrupted),
             0 => Err(MeasureError::Unreachable {
                 what: "a frame at the sink",
                 seconds: began.elapsed().as_secs(),

@@ -16,10 +16,17 @@ pub(super) fn of(subject: &dyn Subject, run: &Run, stop: &Stop) -> Result<Sample
     let (mut adding, mut removing) = (Duration::ZERO, Duration::ZERO);
     let mut count = 0u32;
     while began.elapsed() < run.duration || count == 0 {
-        if stop.is_set() {
+        if stop.is_set() && count == 0 {
             return Err(MeasureError::Interrupted);
         }
-        let [added, removed] = subject.cycle_pod()?;
+        if stop.is_set() {
+            break;
+        }
+        let [added, removed] = match subject.cycle_pod() {
+            // A terminal's Ctrl-C also ends the plugin.
+            Err(_) if stop.is_set() => continue,
+            cycled => cycled?,
+        };
         adding += added;
         removing += removed;
         count += 1;
