@@ -5,11 +5,12 @@
 //! stands whether each interval holds the other run's median, which is what
 //! two runs of the same thing are expected to do.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::Serialize;
 
 use crate::compare::document::{Comparison, Verdict};
+use crate::micro::Micro;
 use crate::scenario::{Better, Scenario};
 use crate::stats::Median;
 
@@ -32,8 +33,8 @@ pub enum Change {
 /// One figure in both runs.
 #[derive(Debug, Clone, PartialEq, Serialize)]
 pub struct Line {
-    /// Of which scenario.
-    pub scenario: Scenario,
+    /// Of which scenario, or `micro`: the packet logic by itself.
+    pub scenario: &'static str,
     /// What it is, for a reader.
     pub title: String,
     /// Whose figure it is.
@@ -99,7 +100,7 @@ impl Baseline {
                 .filter(|(key, _)| left.contains_key(key))
                 .map(|(key, second)| line(key.0, None, Some(second))),
         );
-        lines.retain(|line| line.before.is_some() || line.after.is_some());
+        lines.extend(packet_logic([before, after]));
         Baseline {
             before: before.commit.clone(),
             after: after.commit.clone(),
@@ -128,25 +129,55 @@ impl Baseline {
     }
 }
 
+/// The bars of the packet logic by itself, whose figures are cycles.
+fn packet_logic(runs: [&Comparison; 2]) -> Vec<Line> {
+    let [before, after] = runs.map(|run| -> BTreeMap<(&str, &str), Median> {
+        let bars = run.micro.iter().flat_map(Micro::bars);
+        bars.map(|(of, to, median, ..)| ((of, to), *median))
+            .collect()
+    });
+    let names: BTreeSet<_> = before.keys().chain(after.keys()).copied().collect();
+    names
+        .into_iter()
+        .map(|(of, to)| {
+            let medians = [&before, &after].map(|bars| bars.get(&(of, to)).copied());
+            let (change, agrees) = compared(medians, Better::Lower);
+            Line {
+                scenario: "micro",
+                title: "cycles of a packet".to_owned(),
+                subject: of.to_owned(),
+                peer: Some(to.to_owned()),
+                before: medians[0],
+                after: medians[1],
+                change,
+                agrees,
+            }
+        })
+        .collect()
+}
+
+/// What became of a figure, and whether the runs agree about it.
+fn compared([before, after]: [Option<Median>; 2], better: Better) -> (Change, bool) {
+    match (before, after) {
+        (Some(first), Some(second)) => (change(&first, &second, better), agree(&first, &second)),
+        (None, _) => (Change::New, false),
+        (_, None) => (Change::Gone, false),
+    }
+}
+
 fn line(scenario: Scenario, before: Option<&Verdict>, after: Option<&Verdict>) -> Line {
     let named = before.or(after);
     let text = |field: fn(&Verdict) -> String| named.map(field).unwrap_or_default();
-    let medians = (before.map(|v| v.median), after.map(|v| v.median));
-    let (change, agrees) = match (medians, named) {
-        ((Some(first), Some(second)), Some(verdict)) => (
-            change(&first, &second, verdict.better),
-            agree(&first, &second),
-        ),
-        ((None, _), _) => (Change::New, false),
-        _ => (Change::Gone, false),
-    };
+    let medians = [before, after].map(|verdict| verdict.map(|verdict| verdict.median));
+    let better = named.map_or(Better::Higher, |verdict| verdict.better);
+    let (change, agrees) = compared(medians, better);
     Line {
-        scenario,
+        scenario: scenario.name(),
         title: text(|verdict| verdict.title.clone()),
         subject: text(|verdict| verdict.subject.clone()),
         peer: named.and_then(|verdict| verdict.peer.clone()),
-        before: medians.0,
-        after: medians.1,
+        before: medians[0],
+        after: medians[1],
         change,
         agrees,
     }

@@ -23,6 +23,7 @@ use crate::compare::machine::Machine;
 use crate::cpu;
 use crate::measure::{MeasureError, io_error};
 use crate::progress::Progress;
+use crate::report::Word;
 use crate::stats::{Median, ratios};
 use crate::stop::Stop;
 use crate::subject::LANE_CORE;
@@ -66,7 +67,11 @@ pub struct Micro {
     started_at_s: u64,
     machine: Machine,
     core: usize,
+    /// Samples of each case.
     rounds: usize,
+    /// Whether these are all; `false` after Ctrl-C.
+    #[serde(default = "yes")]
+    complete: bool,
     /// Rate of the time-stamp counter, whose ticks are the cycles here.
     tsc_hz: f64,
     /// How instructions were counted, or why not.
@@ -77,6 +82,11 @@ pub struct Micro {
     cases: Vec<Row>,
     peer: Peer,
     ratios: Vec<Ratio>,
+}
+
+/// Documents of before there was a word for it are complete.
+fn yes() -> bool {
+    true
 }
 
 /// One case's figures.
@@ -114,15 +124,23 @@ struct Ratio {
     to: String,
     median: Median,
     at_most: f64,
-    pass: bool,
+    /// Whether the interval is below; too few rounds say nothing.
+    pass: Option<bool>,
 }
 
 impl Micro {
-    /// Its bars: what of, to what, measured, at most, and whether it is met.
-    pub(crate) fn bars(&self) -> impl Iterator<Item = (&str, &str, &Median, f64, bool)> {
-        self.ratios
-            .iter()
-            .map(|r| (r.of.as_str(), r.to.as_str(), &r.median, r.at_most, r.pass))
+    /// Its bars: what of, to what, measured, at most, and what that comes to.
+    pub(crate) fn bars(&self) -> impl Iterator<Item = (&str, &str, &Median, f64, Word)> {
+        self.ratios.iter().map(|ratio| {
+            let (of, to) = (ratio.of.as_str(), ratio.to.as_str());
+            (
+                of,
+                to,
+                &ratio.median,
+                ratio.at_most,
+                Word::judged(ratio.pass),
+            )
+        })
     }
 
     /// Every case: its name, what it is counted by, and cycles and time of one.
@@ -143,10 +161,16 @@ impl Micro {
         table::text(self)
     }
 
+    /// Whether every sample was taken; `false` after Ctrl-C.
+    #[must_use]
+    pub fn is_complete(&self) -> bool {
+        self.complete
+    }
+
     /// Whether a ratio is beyond its bar.
     #[must_use]
     pub fn misses_a_bar(&self) -> bool {
-        self.ratios.iter().any(|ratio| !ratio.pass)
+        self.ratios.iter().any(|ratio| ratio.pass == Some(false))
     }
 }
 
@@ -155,18 +179,20 @@ fn steps(plan: &Plan, cases: usize) -> u64 {
     (cases + plan.rounds + if plan.with_instructions { cases } else { 0 }) as u64
 }
 
-/// Measures.
+/// Measures, until `stop` at the longest: the rounds that were whole by then
+/// are the result.
 ///
 /// # Errors
 /// When a case does not do what it is about, memory is allocated for a
-/// packet, or the machine refuses something. A missing peer is no error.
+/// packet, or the machine refuses something; when `stop` came before the first
+/// round was over. A missing peer is no error.
 pub fn run(plan: &Plan, stop: &Stop) -> Result<Micro, MeasureError> {
     let chosen: Vec<Case> = cases()
         .into_iter()
         .filter(|case| case.name().contains(&plan.only))
         .collect();
     if chosen.is_empty() {
-        return Err(MeasureError::Unexpected {
+        return Err(MeasureError::Usage {
             what: format!("micro --only {}", plan.only),
             detail: format!("no case is named so; {} is one", cases()[0].name()),
         });
@@ -185,18 +211,21 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<Micro, MeasureError> {
         progress.step();
         check(stop)?;
     }
-    for round in 0..plan.rounds {
+    let mut rounds = 0;
+    'rounds: for round in 0..plan.rounds {
         progress.says(&format!("round {} of {}", round + 1, plan.rounds));
         for (bench, samples) in &mut benches {
             let ticks = (SAMPLE.as_secs_f64() * clock.hz) as u64;
             let sample = bench.sample(ticks, clock.overhead)?;
             samples.push(sample.ticks as f64 / sample.units.max(1) as f64);
-            check(stop)?;
+            if stop.is_set() {
+                break 'rounds;
+            }
         }
         match ovs.as_mut().map(|ovs| ovs.sample(PEER_SAMPLE, stop)) {
             None => {}
             Some(Ok(sample)) => peer.samples.push(sample),
-            Some(Err(MeasureError::Interrupted)) => return Err(MeasureError::Interrupted),
+            Some(Err(_)) if stop.is_set() => break 'rounds,
             Some(Err(error)) => {
                 peer.missing = Some(error.to_string());
                 peer.samples.clear();
@@ -204,6 +233,10 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<Micro, MeasureError> {
             }
         }
         progress.step();
+        rounds += 1;
+    }
+    if rounds == 0 {
+        return Err(MeasureError::Interrupted);
     }
     drop(ovs);
     peer.cycles = Median::of(&peer.samples);
@@ -212,15 +245,18 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<Micro, MeasureError> {
         false => Counter::Nobody("not asked for".to_owned()),
     };
     let mut rows = Vec::new();
-    for (case, (bench, samples)) in chosen.iter().zip(benches) {
+    for (case, (bench, mut samples)) in chosen.iter().zip(benches) {
+        samples.truncate(rounds); // of whole rounds
         let mut row = row(case, &bench, samples, &clock)?;
-        if plan.with_instructions {
+        if plan.with_instructions && !stop.is_set() {
             progress.says(&format!("counting instructions of {}", row.name));
-            row.instructions = counted(case, &counter)?;
+            row.instructions = match counted(case, &counter) {
+                Err(_) if stop.is_set() => None,
+                counted => counted?,
+            };
             progress.step();
         }
         rows.push(row);
-        check(stop)?;
     }
     let ratios = bars(&rows, &peer);
     Ok(Micro {
@@ -228,7 +264,8 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<Micro, MeasureError> {
         started_at_s: started.map_or(0, |time| time.as_secs()),
         machine,
         core,
-        rounds: plan.rounds,
+        rounds,
+        complete: !stop.is_set(),
         tsc_hz: clock.hz,
         instructions: counter.method(),
         allocations: (allocations::count() > 0).then_some(0),
@@ -330,7 +367,7 @@ fn bars(rows: &[Row], peer: &Peer) -> Vec<Ratio> {
                     to: to.to_owned(),
                     median,
                     at_most,
-                    pass: median.interval.1 <= at_most,
+                    pass: median.is_certain().then_some(median.interval.1 <= at_most),
                 });
             }
         };
@@ -343,4 +380,49 @@ fn bars(rows: &[Row], peer: &Peer) -> Vec<Ratio> {
         }
     }
     bars
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(work: Work, samples: Vec<f64>) -> Row {
+        let case = Case {
+            work,
+            v6: false,
+            flows: 1,
+            batch: 32,
+        };
+        Row {
+            name: case.name(),
+            case,
+            unit: work.unit().to_owned(),
+            cycles: Median::of(&samples).unwrap(),
+            ns: 0.0,
+            instructions: None,
+            hit_share: None,
+            samples,
+        }
+    }
+
+    #[test]
+    fn a_bar_is_judged_by_enough_rounds_and_its_worse_end() {
+        let peer = Peer {
+            name: ovs_dpdk::NAME.to_owned(),
+            missing: Some("not asked for".to_owned()),
+            cycles: None,
+            settings: Vec::new(),
+            samples: Vec::new(),
+        };
+        for (wrapped, pass) in [
+            (vec![9.0; 5], None),
+            (vec![10.0, 10.0, 10.0, 13.0, 10.0, 10.0], Some(true)),
+            (vec![10.0, 10.0, 10.0, 15.0, 10.0, 10.0], Some(false)),
+        ] {
+            let one = row(Work::L3Hit, vec![10.0; wrapped.len()]);
+            let bars = bars(&[one, row(Work::VxlanOut, wrapped)], &peer);
+            let [bar] = &bars[..] else { panic!("{bars:?}") };
+            assert_eq!((bar.at_most, bar.pass), (ENCAPSULATED_BAR, pass));
+        }
+    }
 }

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use comfy_table::Cell;
 
 use super::Micro;
+use super::work::ENDLESS;
 use crate::report::{busy_elsewhere, figure, table};
 
 pub(super) fn text(micro: &Micro) -> String {
@@ -19,6 +20,9 @@ pub(super) fn text(micro: &Micro) -> String {
         micro.tsc_hz / 1e9,
         micro.rounds,
     );
+    if !micro.complete {
+        let _ = writeln!(text, "Interrupted: rounds or instructions are missing.");
+    }
     let _ = writeln!(text, "instructions: {}", micro.instructions);
     let allocations = match micro.allocations {
         Some(count) => count.to_string(),
@@ -57,7 +61,7 @@ fn cases(micro: &Micro) -> comfy_table::Table {
     for row in &micro.cases {
         let case = row.case;
         let flows = match case.flows {
-            u32::MAX => "all new".to_owned(),
+            ENDLESS => "all new".to_owned(),
             flows => flows.to_string(),
         };
         let (low, high) = row.cycles.interval;
@@ -105,15 +109,15 @@ pub(super) fn peer(micro: &Micro) -> String {
 
 fn ratios(micro: &Micro) -> comfy_table::Table {
     let mut table = table(["cycles of", "to", "median", "95 % interval", "bar", ""].map(Cell::new));
-    for ratio in &micro.ratios {
-        let (low, high) = ratio.median.interval;
+    for (of, to, median, at_most, word) in micro.bars() {
+        let (low, high) = median.interval;
         table.add_row(vec![
-            Cell::new(&ratio.of),
-            Cell::new(&ratio.to),
-            figure(format!("{:.2}", ratio.median.value)),
+            Cell::new(of),
+            Cell::new(to),
+            figure(format!("{:.2}", median.value)),
             figure(format!("{low:.2} – {high:.2}")),
-            figure(format!("≤ {}", ratio.at_most)),
-            Cell::new(if ratio.pass { "met" } else { "missed" }),
+            figure(format!("≤ {at_most}")),
+            Cell::new(word.text()),
         ]);
     }
     table

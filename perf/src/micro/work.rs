@@ -17,6 +17,8 @@ const ROUNDS: u32 = 50;
 const WARM_UP: u64 = 20_000;
 /// Flows of a case that decides each packet anew.
 const CLASSIFIED_FLOWS: u32 = 1024;
+/// As many flows as there are packets.
+pub(super) const ENDLESS: u32 = u32::MAX;
 /// Bytes that are summed: the payload of a full segment.
 const SUMMED: usize = 1448;
 
@@ -98,7 +100,7 @@ pub struct Case {
     pub v6: bool,
     /// Packets in a call.
     pub batch: usize,
-    /// Flows that take turns.
+    /// Flows that take turns; the most there can be where each packet has one.
     pub flows: u32,
 }
 
@@ -110,7 +112,10 @@ impl Case {
             "{}/{}/{}-flows/batch-{}",
             self.work.name(),
             if self.v6 { "ipv6" } else { "ipv4" },
-            self.flows,
+            match self.flows {
+                ENDLESS => "new".to_owned(),
+                flows => flows.to_string(),
+            },
             self.batch
         )
     }
@@ -144,7 +149,7 @@ pub fn cases() -> Vec<Case> {
     for v6 in [false, true] {
         add(Work::L3Partial, v6, 32, 1);
         add(Work::Classify, v6, 32, CLASSIFIED_FLOWS);
-        add(Work::Churn, v6, 32, u32::MAX);
+        add(Work::Churn, v6, 32, ENDLESS);
         add(Work::VxlanOut, v6, 32, 1);
         add(Work::VxlanIn, v6, 32, 1);
         add(Work::Masquerade, v6, 32, 1);

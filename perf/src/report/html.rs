@@ -377,8 +377,8 @@ fn ratios(comparison: &Comparison) -> String {
 /// The packet logic by itself: a card for each bar, then cycles of every case.
 fn packet_logic(micro: &Micro) -> String {
     let mut html = String::from("<h2>The packet logic by itself</h2>\n<div class=\"grid3\">");
-    for (of, to, median, at_most, is_met) in micro.bars() {
-        let word = if is_met { Word::Met } else { Word::Missed }.text();
+    for (of, to, median, at_most, word) in micro.bars() {
+        let word = word.text();
         let _ = write!(
             html,
             "<div class=\"bar {word}\"><small>cycles of {} / {}</small><b>{:.2}</b>\

@@ -132,10 +132,9 @@ fn packet_logic(micro: &Micro) -> String {
         cell(&micro.peer_text())
     );
     text.push_str("| cycles of | to | bar | measured | |\n|---|---|---|---|---|\n");
-    for (of, to, median, at_most, is_met) in micro.bars() {
+    for (of, to, median, at_most, word) in micro.bars() {
         let measured = interval(median, |value| format!("{value:.2}"));
-        let word = if is_met { Word::Met } else { Word::Missed }.text();
-        let value = median.value;
+        let (value, word) = (median.value, word.text());
         let _ = writeln!(
             text,
             "| {of} | {to} | ≤ {at_most} | {value:.2} ({measured}) | {word} |"

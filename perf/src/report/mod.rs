@@ -78,7 +78,7 @@ fn bar_text(verdict: &Verdict) -> String {
 
 /// What a verdict comes to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Word {
+pub(crate) enum Word {
     Met,
     Missed,
     Ahead,
@@ -104,7 +104,16 @@ impl Word {
         }
     }
 
-    fn text(self) -> &'static str {
+    /// What is said of a bar alone.
+    pub(crate) fn judged(pass: Option<bool>) -> Word {
+        match pass {
+            Some(true) => Word::Met,
+            Some(false) => Word::Missed,
+            None => Word::Open,
+        }
+    }
+
+    pub(crate) fn text(self) -> &'static str {
         match self {
             Word::Met => "met",
             Word::Missed => "missed",
