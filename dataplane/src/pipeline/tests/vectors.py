@@ -202,6 +202,8 @@ def answers():
 
     line("echo of the gateway", A, E() / IP(src=v4(A), dst=GW4, id=3, ttl=1) / ICMP(id=5, seq=6) / b"abc",
          "reply", Ether(src=GW_MAC, dst=mac(A)) / IP(src=GW4, dst=v4(A), id=3, ttl=64) / ICMP(type=0, id=5, seq=6) / b"abc")
+    line("echo of the gateway, nothing but zeros", A, E() / IP(src=v4(A), dst=GW4) / ICMP() / bytes(6),
+         "reply", Ether(src=GW_MAC, dst=mac(A)) / IP(src=GW4, dst=v4(A)) / ICMP(type=0) / bytes(6))
     line("echo of the gateway, short and padded", A, bytes(E() / IP(src=v4(A), dst=GW4) / ICMP(id=5)) + bytes(18),
          "reply", Ether(src=GW_MAC, dst=mac(A)) / IP(src=GW4, dst=v4(A)) / ICMP(type=0, id=5))
     line("echo of the gateway over v6", A, E() / IPv6(src=v6(A), dst=GW6, hlim=9) / ICMPv6EchoRequest(id=1, seq=2, data=b"abcde"),
