@@ -376,6 +376,15 @@ fn check_looks_at_the_uplink_that_the_configuration_names() -> Result<()> {
             assert_eq!(state, "ok", "{name}: {detail}");
         }
         assert!(item(&report, "MTU")?.1.contains("leaves 1450 bytes"));
+        // Tried in earnest, one after the other.
+        for name in [
+            "AF_XDP, generic mode",
+            "AF_XDP, native mode",
+            "programs at tc",
+        ] {
+            let (state, detail) = item(&report, name)?;
+            assert_eq!(state, "ok", "{name}: {detail}");
+        }
     }
     let node = &cluster.nodes()[0];
     node.namespace().sh(

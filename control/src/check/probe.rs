@@ -13,7 +13,7 @@ use spinlane_dataplane::types::{MacAddr, PortId};
 use super::{Item, State, item};
 use crate::config::allowed_cores;
 use crate::node::link::{self, Veth};
-use crate::node::netlink::Netlink;
+use crate::node::netlink::{Netlink, delete_link};
 use crate::node::netns::{self, Sysfs};
 use crate::node::steering;
 
@@ -51,7 +51,7 @@ fn probe() -> Vec<Item> {
     if let Ok(ifindex) = ifindex {
         items.push(steering_item());
         items.extend(modes(ifindex));
-        items.push(layer_2(ifindex));
+        items.push(layer_2());
     }
     items
 }
@@ -76,6 +76,12 @@ fn veth() -> Result<u32, String> {
         used_queues: 1,
     };
     link::create(&mut netlink, veth, std::os::fd::AsFd::as_fd(&own)).map_err(|e| e.to_string())
+}
+
+fn remove_veth() -> Result<(), String> {
+    let mut netlink = Netlink::open().map_err(|e| e.to_string())?;
+    let removed = netlink.request(delete_link(HOST_END));
+    removed.map(drop).map_err(|e| e.to_string())
 }
 
 fn steering_item() -> Item {
@@ -133,9 +139,11 @@ fn modes(ifindex: u32) -> [Item; 2] {
     [generic, native]
 }
 
-/// The host's end as an uplink whose network pods share.
-fn layer_2(ifindex: u32) -> Item {
-    let bridged = engine(XdpChoice::Auto).and_then(|engine| {
+/// The host's end of another pair as an uplink whose network pods share: a
+/// port's program stays on the one that was a port.
+fn layer_2() -> Item {
+    let bridged = remove_veth().and_then(|()| veth()).and_then(|ifindex| {
+        let engine = engine(XdpChoice::Auto)?;
         let attached = engine.attach_uplink(UplinkSpec {
             port: port(ifindex),
             queues: 1,
