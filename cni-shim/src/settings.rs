@@ -7,7 +7,8 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 
-use rscni_plugin::types::{Dns, NetConf};
+use rscni_plugin::types::{Dns, GcAttachment, NetConf};
+use serde::Deserialize;
 use serde_json::Value;
 use spinlane_api::cni::Attachment;
 
@@ -141,27 +142,34 @@ pub fn dns(config: &NetConf) -> Option<Dns> {
 /// The attachments that GC must keep.
 ///
 /// A null list means that none is valid, as libcni writes an empty one; an
-/// absent list says nothing, and nothing is deleted on a guess.
+/// absent list says nothing, and nothing is deleted on a guess. The first text
+/// of the specification's version 1.1.0 called the key `cni.dev/attachments`;
+/// a runtime that follows it is understood, too.
 ///
 /// # Errors
 /// [`Error::Config`] when the key is absent.
 pub fn valid_attachments(config: &NetConf, document: &Value) -> Result<Vec<Attachment>, Error> {
     const KEY: &str = "cni.dev/valid-attachments";
-    if document.get(KEY).is_none() {
-        return Err(Error::Config(format!(
-            "{KEY} is missing: GC cannot know what to keep"
-        )));
-    }
-    Ok(config
-        .valid_attachments
-        .iter()
-        .flatten()
-        .map(|attachment| Attachment {
-            network: config.name.clone(),
-            container_id: attachment.container_id.clone(),
-            ifname: attachment.ifname.clone(),
-        })
-        .collect())
+    const FIRST_KEY: &str = "cni.dev/attachments";
+    let listed = match (document.get(KEY), document.get(FIRST_KEY)) {
+        (Some(_), _) => config.valid_attachments.clone(),
+        (None, Some(list)) => Deserialize::deserialize(list)
+            .map_err(|error| Error::Config(format!("{FIRST_KEY} is {list}: {error}")))?,
+        (None, None) => {
+            return Err(Error::Config(format!(
+                "{KEY} is missing: GC cannot know what to keep"
+            )));
+        }
+    };
+    let kept = listed.into_iter().flatten().map(|listed: GcAttachment| {
+        let network = config.name.clone();
+        Attachment {
+            network,
+            container_id: listed.container_id,
+            ifname: listed.ifname,
+        }
+    });
+    Ok(kept.collect())
 }
 
 fn text(keys: &HashMap<String, Value>, key: &str) -> Result<Option<String>, Error> {
@@ -386,6 +394,17 @@ mod tests {
             (json!({}), None),
             (json!({"cni.dev/valid-attachments": null}), Some(0)),
             (json!({"cni.dev/valid-attachments": []}), Some(0)),
+            (json!({"cni.dev/attachments": null}), Some(0)),
+            (json!({"cni.dev/attachments": "all"}), None),
+            (
+                json!({"cni.dev/attachments": [{"containerID": "c", "ifname": "eth0"}]}),
+                Some(1),
+            ),
+            (
+                json!({"cni.dev/valid-attachments": [],
+                    "cni.dev/attachments": [{"containerID": "c", "ifname": "eth0"}]}),
+                Some(0),
+            ),
             (
                 json!({"cni.dev/valid-attachments": [{"containerID": "c", "ifname": "eth0"}]}),
                 Some(1),
