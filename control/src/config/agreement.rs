@@ -33,8 +33,23 @@ pub(super) fn agree(config: &Config, document: &Document<'_>) -> Checked<()> {
             network.mode.name()
         )));
     }
+    agree_on_vnis(config, document)?;
     agree_on_shared_segment(config, document)?;
     agree_on_mtu(config, document)
+}
+
+/// A VNI says which network a packet of the overlay is of.
+fn agree_on_vnis(config: &Config, document: &Document<'_>) -> Checked<()> {
+    let Some(routed) = config.network.overlay_vni() else {
+        return Ok(());
+    };
+    let mut segments = config.segments.iter();
+    match segments.position(|segment| segment.vni == Some(routed)) {
+        None => Ok(()),
+        Some(index) => Err(at!(document, "segments", index, "vni").complain(format!(
+            "{routed} is network.vni, the pod network's own: give one of them another"
+        ))),
+    }
 }
 
 /// What mode `l2` needs: an uplink, and pods and gateways in its networks.

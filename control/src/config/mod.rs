@@ -253,16 +253,20 @@ impl Network {
         }
     }
 
+    /// The pod network's VNI, where it has an overlay.
+    pub fn overlay_vni(&self) -> Option<u32> {
+        let has_overlay = match self.mode {
+            Mode::Vxlan => true,
+            Mode::Routed => self.cross_subnet,
+            Mode::L2 => false,
+        };
+        has_overlay.then_some(self.vni)
+    }
+
     /// Why a range cannot be one of a node's pods, whose addresses are these.
     pub fn refuses_pods(&self, cidr: &IpNet, addresses: &[IpAddr]) -> Option<String> {
-        if cidr.max_prefix_len() - cidr.prefix_len() < 2 {
-            return Some(format!(
-                "{cidr} has no room for a gateway and pods: give at least a /{}",
-                cidr.max_prefix_len() - 2
-            ));
-        }
-        if !is_routable(cidr.network()) || !is_routable(cidr.broadcast()) {
-            return Some(format!("{cidr} is no range that pods can use"));
+        if let Some(why) = serves_no_pods(cidr) {
+            return Some(why);
         }
         if let Some(service) = self.service_cidrs.iter().find(|s| overlap(s, cidr)) {
             return Some(format!(
@@ -301,6 +305,18 @@ impl Network {
             )
         })
     }
+}
+
+/// Why no pod could have an address of a range.
+fn serves_no_pods(cidr: &IpNet) -> Option<String> {
+    if cidr.max_prefix_len() - cidr.prefix_len() < 2 {
+        return Some(format!(
+            "{cidr} has no room for a gateway and pods: give at least a /{}",
+            cidr.max_prefix_len() - 2
+        ));
+    }
+    let is_usable = is_routable(cidr.network()) && is_routable(cidr.broadcast());
+    (!is_usable).then(|| format!("{cidr} is no range that pods can use"))
 }
 
 /// `network.mode`

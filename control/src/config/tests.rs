@@ -425,6 +425,18 @@ fn errors_name_the_line_and_the_way_out() {
             "t.toml:6: segments[1].vni: two segments have VNI 3: give each one of its own",
         ),
         (
+            "[[segments]]\nname = 'a'\n[[segments]]\nname = 'b'\nvni = 1",
+            "t.toml:5: segments[1].vni: 1 is network.vni, the pod network's own: give one of them another",
+        ),
+        (
+            "network.vni = 7\nnetwork.mode = 'routed'\nnetwork.cross-subnet = true\n[[segments]]\nname = 'a'\nvni = 7",
+            "t.toml:6: segments[0].vni: 7 is network.vni, the pod network's own: give one of them another",
+        ),
+        (
+            "[[segments]]\nname = 'a'\ncidrs = ['10.50.0.0/31']",
+            "t.toml:3: segments[0].cidrs: 10.50.0.0/31 has no room for a gateway and pods: give at least a /30",
+        ),
+        (
             "[[segments]]\nname = 'a'\nstatic = [{mac = '01:00:5e:00:00:01', port = 'p'}]",
             "t.toml:3: segments[0].static[0]: 01:00:5e:00:00:01 is no station's address: a group or zero",
         ),
@@ -486,6 +498,9 @@ fn keys_without_effect_draw_one_warning_each() {
     let config = parsed(shared).unwrap();
     assert_eq!(config.warnings(), [""; 0]);
     assert!(config.segments()[0].guard, "by default");
+    // Without an overlay of its own the pod network leaves the number to segments.
+    let routed = "network.mode = 'routed'\n[[segments]]\nname = 'a'\nvni = 1";
+    assert!(parsed(routed).is_ok());
     let quiet = "node.uplink = 'none'\nnode.pod-cidrs = ['10.244.1.0/24']\nnetwork.mode = 'routed'\n\
                  network.mtu = 1500\nlanes.poll = 'busy'\nmetrics.listen = 'none'\nsegments = [{name = 'a'}]";
     assert_eq!(parsed(quiet).unwrap().warnings(), [""; 0]);

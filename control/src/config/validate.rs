@@ -17,6 +17,7 @@ use super::raw::{RawConfig, RawLanes, RawMetrics, RawNetwork, RawNode, RawSegmen
 use super::{
     Config, Environment, Interface, Lanes, Metrics, Mode, Mtu, Network, Node, Offloads, PollMode,
     PortRange, SHARED_SEGMENT, Segment, Source, Station, StationPlace, Uplink, XdpMode,
+    serves_no_pods,
 };
 
 /// Frames of 4 KiB with `lanes.frames = "auto"`: 64 MiB.
@@ -508,13 +509,15 @@ fn segment(
         }
         stations.push(station);
     }
+    let at = at!(document, "segments", index, "cidrs");
+    let cidrs = cidrs(raw.cidrs.as_deref(), at)?;
+    if let Some(why) = cidrs.iter().find_map(serves_no_pods) {
+        return Err(at.complain(why));
+    }
     Ok(Segment {
         name,
         vni: vni(raw.vni, at!(document, "segments", index, "vni"))?,
-        cidrs: cidrs(
-            raw.cidrs.as_deref(),
-            at!(document, "segments", index, "cidrs"),
-        )?,
+        cidrs,
         // On the node's own network pods are held to what is theirs.
         guard: raw.guard.unwrap_or(is_shared),
         stations,

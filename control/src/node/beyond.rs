@@ -283,13 +283,7 @@ impl<'a, 'b> Draft<'a, 'b> {
 
     /// The routed network's VNI, where it has an overlay.
     fn routed_vni(&self) -> Option<Vni> {
-        let network = &self.inputs.setup.network;
-        let tunnels = match network.mode {
-            Mode::Vxlan => true,
-            Mode::Routed => network.cross_subnet,
-            Mode::L2 => false,
-        };
-        tunnels.then(|| Vni::new(network.vni)).flatten()
+        self.inputs.setup.network.overlay_vni().and_then(Vni::new)
     }
 
     /// The other nodes.
