@@ -65,6 +65,7 @@ async fn every_figure_has_its_series() {
         "spinlane_ready 1",
         "spinlane_build_info{mode=\"routed\",poll=\"adaptive\",version=\"0.1.0\"} 1",
         "spinlane_cni_request_duration_seconds_count{command=\"ADD\",result=\"ok\"} 1",
+        "spinlane_cni_request_duration_seconds_count{command=\"DEL\",result=\"error\"} 0",
         "# TYPE spinlane_port_rx_packets_total counter",
         "# TYPE spinlane_frames gauge",
     ] {
