@@ -3,6 +3,7 @@
 use std::fs;
 use std::future::Future;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixListener as StdUnixListener;
 use std::path::Path;
@@ -27,8 +28,9 @@ use crate::views::{Views, find_port};
 /// Blocks of a capture that wait for a slow reader before packets are lost
 /// further up.
 const CAPTURE_BACKLOG: usize = 64;
-/// Longest frame chain that a lane carries, and more.
-const LARGEST_SNAPLEN: usize = 262_144;
+/// Bytes that a capture keeps of each packet: an Ethernet header at least, at
+/// most more than the longest frame chain that a lane carries.
+pub const SNAPLENS: RangeInclusive<i64> = 14..=262_144;
 
 type Shared = Arc<dyn Views>;
 
@@ -142,7 +144,7 @@ pub struct CaptureQuery {
     /// Packets after which the capture ends.
     pub count: Option<u64>,
     /// Bytes kept of each packet.
-    pub snaplen: Option<usize>,
+    pub snaplen: Option<u32>,
 }
 
 async fn capture(
@@ -157,13 +159,15 @@ async fn capture(
         Ok(filter) => filter,
         Err(e) => return failure(StatusCode::BAD_REQUEST, e.to_string()),
     };
-    let snaplen = query.snaplen.unwrap_or(LARGEST_SNAPLEN);
-    if !(14..=LARGEST_SNAPLEN).contains(&snaplen) {
+    let (least, most) = SNAPLENS.into_inner();
+    let snaplen = query.snaplen.map_or(most, i64::from);
+    if !SNAPLENS.contains(&snaplen) {
         return failure(
             StatusCode::BAD_REQUEST,
-            format!("snaplen {snaplen} is out of range: give 14 to {LARGEST_SNAPLEN} bytes"),
+            format!("snaplen {snaplen} is out of range: give {least} to {most} bytes"),
         );
     }
+    let snaplen = snaplen as usize;
     let port = query.port;
     let started = blocking(move || start(&*views, port.as_deref(), snaplen)).await;
     let packets = match started {

@@ -12,7 +12,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::{Done, Failure, complain};
 use crate::api::client::Client;
-use crate::api::server::CaptureQuery;
+use crate::api::server::{CaptureQuery, SNAPLENS};
 use crate::capture::{Blocks, Filter};
 
 #[derive(Debug, Args)]
@@ -27,8 +27,8 @@ pub(super) struct CaptureArguments {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     count: Option<u64>,
     /// Keep at most this many bytes of each packet
-    #[arg(long, value_name = "BYTES")]
-    snaplen: Option<usize>,
+    #[arg(long, value_name = "BYTES", value_parser = clap::value_parser!(u32).range(SNAPLENS))]
+    snaplen: Option<u32>,
     /// pcapng file to write; `-` is standard output
     #[arg(long, short, value_name = "FILE")]
     write: String,

@@ -42,6 +42,10 @@ fn wrong_usage_is_one_line() {
             "invalid value 'xml' for '--output <FORMAT>' [possible values: table, json]; see `spinlane --help`",
         ),
         (
+            &["capture", "--write", "f", "--snaplen", "13"],
+            "invalid value '13' for '--snaplen <BYTES>': 13 is not in 14..=262144; see `spinlane --help`",
+        ),
+        (
             &["capture", "--write", "f", "--count", "0"],
             "invalid value '0' for '--count <N>': 0 is not in 1..18446744073709551615; see `spinlane --help`",
         ),

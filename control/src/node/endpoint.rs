@@ -81,6 +81,12 @@ impl Endpoint {
         self.addresses.iter().map(|a| a.address)
     }
 
+    /// Whose it is, for an operator: the pod, or the container where the runtime
+    /// named no pod.
+    pub fn owner(&self) -> String {
+        owner(&self.pod, &self.attachment)
+    }
+
     /// Whether its interface was made for super-frames: a pod that forwards for
     /// others still sends them.
     pub fn sends_super_frames(&self) -> bool {
@@ -90,6 +96,13 @@ impl Endpoint {
     /// The alias of the host's end; it tells our interfaces from others'.
     pub fn alias(&self) -> String {
         alias(&self.pod, &self.attachment)
+    }
+}
+
+fn owner(pod: &Pod, attachment: &Attachment) -> String {
+    match pod.name.is_empty() {
+        true => format!("container {}", attachment.container_id),
+        false => format!("pod {}/{}", pod.namespace, pod.name),
     }
 }
 
@@ -160,6 +173,15 @@ mod tests {
         for name in names {
             assert!(name.len() == 13 && name.starts_with(NAME_PREFIX), "{name}");
         }
+    }
+
+    #[test]
+    fn a_container_stands_for_a_pod_without_a_name() {
+        let attachment = attachment("pods", "c1", "eth0");
+        let mut pod = Pod::default();
+        assert_eq!(owner(&pod, &attachment), "container c1");
+        (pod.namespace, pod.name) = ("shop".into(), "web".into());
+        assert_eq!(owner(&pod, &attachment), "pod shop/web");
     }
 
     #[test]

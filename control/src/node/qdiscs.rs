@@ -42,14 +42,14 @@ impl Qdisc {
     /// What it does not do to a pod, and what to do.
     fn notice(&self, endpoint: &Endpoint) -> String {
         let Qdisc { kind, .. } = self;
-        let (host, pod) = (&endpoint.host_ifname, &endpoint.pod);
+        let host = &endpoint.host_ifname;
         let (does, place) = match self.is_ingress {
             true => ("sees nothing that it sends", kind.as_str()),
             false => ("limits nothing that it receives", "root"),
         };
         format!(
-            "pod {}/{}: queue discipline {kind} on {host} {does}, since the switch passes the host's queues by; `tc qdisc del dev {host} {place}`, and limit inside the pod",
-            pod.namespace, pod.name
+            "{}: queue discipline {kind} on {host} {does}, since the switch passes the host's queues by; `tc qdisc del dev {host} {place}`, and limit inside the pod",
+            endpoint.owner()
         )
     }
 }

@@ -111,7 +111,9 @@ impl Store {
                 "another agent has it open: stop that one or give this one a --state-dir of its own"
                     .to_owned(),
             ),
-            other => refuse(other.to_string()),
+            other => refuse(format!(
+                "{other}; move it away, and make the pods that it knew anew"
+            )),
         }
         })?;
         prepare(&database).map_err(|e| refuse(e.to_string()))?;
@@ -393,6 +395,15 @@ mod tests {
         let (_store, _) = Store::open(dir.path()).unwrap();
         let error = Store::open(dir.path()).unwrap_err().to_string();
         assert!(error.contains("--state-dir"), "{error}");
+    }
+
+    #[test]
+    fn a_damaged_one_is_named_with_what_to_do() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::write(path(dir.path()), [0; 4096]).unwrap();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
+        let named = error.contains(path(dir.path()).to_str().unwrap());
+        assert!(named && error.contains("move it away"), "{error}");
     }
 
     #[test]
