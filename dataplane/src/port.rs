@@ -24,7 +24,7 @@ use crossbeam::utils::CachePadded;
 use crate::counters::PortCounters;
 use crate::group_socket::GroupSocket;
 use crate::packet_socket::PacketSocket;
-use crate::stream_socket::StreamSocket;
+use crate::stream_socket::{Behind, StreamSocket};
 use crate::tcx::{self, Hook};
 use crate::types::PortId;
 use crate::umem::OwnerTag;
@@ -380,6 +380,8 @@ pub(crate) struct LanePort {
     pub(crate) stream_waits: bool,
     /// Packets that are asked of it in a round.
     pub(crate) stream_burst: usize,
+    /// One of its packets, behind what the ring still has.
+    pub(crate) behind: Behind,
     /// Descriptors wait for a flush.
     pub(crate) dirty: bool,
     /// The device is gone or down: what was sent may never be completed.
@@ -402,6 +404,7 @@ impl LanePort {
             stream: None,
             stream_waits: false,
             stream_burst: 1,
+            behind: Behind::new(),
             bulk,
             counters: Arc::default(),
             dirty: false,

@@ -7,7 +7,7 @@
 //! into as many frames as it needs.
 //!
 //! A connection comes this way from its first long packet on. The lane empties
-//! the port's ring first, so what was sent before stays before.
+//! the port's ring first, so what was sent before stays before ([`Behind`]).
 
 use std::io::{self, IoSliceMut};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -156,5 +156,50 @@ impl Spares {
     /// Gives the frames back.
     pub(crate) fn release(&mut self, pool: &mut FramePool) {
         self.0.drain(..).for_each(|frame| pool.free(frame));
+    }
+}
+
+/// A packet that has to wait: the port's ring had others when it came, more
+/// than the batch had room for, and some may be its connection's.
+#[derive(Debug)]
+pub(crate) struct Behind {
+    frames: Vec<Frame>,
+    /// Descriptors of the ring that go first.
+    ahead: u32,
+}
+
+impl Behind {
+    /// With room for the longest packet.
+    pub(crate) fn new() -> Behind {
+        Behind {
+            frames: Vec::with_capacity(MAX_FRAMES),
+            ahead: 0,
+        }
+    }
+
+    pub(crate) fn is_empty(&self) -> bool {
+        self.frames.is_empty()
+    }
+
+    /// Keeps a packet until so many descriptors were taken.
+    pub(crate) fn keep(&mut self, ahead: u32, frames: impl Iterator<Item = Frame>) {
+        self.frames.extend(frames);
+        self.ahead = ahead;
+    }
+
+    /// Notes that so many were taken. Gives the packet when it is its turn.
+    pub(crate) fn follow(
+        &mut self,
+        taken: u32,
+    ) -> Option<impl ExactSizeIterator<Item = Frame> + '_> {
+        self.ahead = self.ahead.saturating_sub(taken);
+        (self.ahead == 0 && !self.is_empty()).then(|| self.frames.drain(..))
+    }
+
+    /// Gives its frames back, and says whether there was a packet.
+    pub(crate) fn release(&mut self, pool: &mut FramePool) -> bool {
+        let was_kept = !self.is_empty();
+        self.frames.drain(..).for_each(|frame| pool.free(frame));
+        was_kept
     }
 }

@@ -192,7 +192,7 @@ impl Lane {
                 self.give_up_waiting();
                 self.give_up_waiting();
                 self.streams.release(&mut self.pool);
-                return self.ports.take_all();
+                return self.ports.take_all(&mut self.pool);
             }
             let packets = self.breathe(now);
             if packets > 0 {
@@ -365,6 +365,7 @@ impl Lane {
             self.rest.forget(stream.fd());
         }
         let abandoned: u32 = port.queues_mut().map(Queue::abandoned).sum();
+        let abandoned = abandoned + u32::from(port.behind.release(&mut self.pool));
         self.shared.counters.drops[DropReason::PortRemoved.index()].add(u64::from(abandoned));
         Some(port)
     }

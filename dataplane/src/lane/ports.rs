@@ -70,7 +70,10 @@ impl LanePorts {
         Some(port)
     }
 
-    pub(super) fn take_all(&mut self) -> Vec<LanePort> {
+    pub(super) fn take_all(&mut self, pool: &mut FramePool) -> Vec<LanePort> {
+        for port in self.by_id.iter_mut().flatten() {
+            port.behind.release(pool);
+        }
         self.polled.clear();
         self.dirty.clear();
         self.by_id.drain(..).flatten().map(|port| *port).collect()
@@ -88,13 +91,17 @@ impl LanePorts {
     ) -> Option<PortId> {
         let id = self.polled[at];
         let port = self.by_id[id.index()].as_deref_mut()?;
-        let mut frames = port
-            .queue
-            .receive(batch, id, umem, owners, Batch::MAX_PACKETS);
+        // With room for what waits behind it.
+        let room = Batch::MAX_PACKETS - usize::from(!port.behind.is_empty());
+        let mut frames = port.queue.receive(batch, id, umem, owners, room);
+        if let Some(kept) = port.behind.follow(frames) {
+            frames += kept.len() as u32;
+            batch.push(id, kept);
+        }
         if !port.more.is_empty() {
             frames += receive_more(&mut port.more, batch, id, umem, owners);
         }
-        if std::mem::take(&mut port.stream_waits) {
+        if std::mem::take(&mut port.stream_waits) && port.behind.is_empty() {
             frames += receive_streams(port, batch, (umem, owners), pool, spares);
         }
         if frames == 0 {
@@ -289,18 +296,24 @@ impl LanePorts {
 /// CPU's cache when it goes out. It asks for as many packets as there were the
 /// last time, and for more when they are there: asking in vain costs a
 /// conversation of single packets half a microsecond.
-fn receive_streams(
+pub(super) fn receive_streams(
     port: &mut LanePort,
     batch: &mut Batch,
     (umem, owners): (&Umem, &OwnerTable),
     pool: &mut FramePool,
     spares: &mut Spares,
 ) -> u32 {
-    let LanePort { stream, queue, .. } = port;
+    let LanePort {
+        stream,
+        queue,
+        behind,
+        ..
+    } = port;
     let Some(stream) = stream else { return 0 };
     let (id, mut frames, mut packets) = (port.id, 0, 0);
     while packets < port.stream_burst
         && batch.len() < Batch::MAX_PACKETS
+        && behind.is_empty()
         && frames < STREAM_BURST_FRAMES
     {
         let came = spares.receive(stream, umem, pool, |chain| {
@@ -309,7 +322,10 @@ fn receive_streams(
             // What a connection sent by the ring before it began to come this
             // way may have come since the ring was read.
             queue.receive(batch, id, umem, owners, Batch::MAX_PACKETS - 1);
-            batch.push(id, chain);
+            match queue.waiting() {
+                0 => batch.push(id, chain),
+                ahead => behind.keep(ahead, chain),
+            }
         });
         match came {
             Came::Packet => {}

@@ -3,8 +3,10 @@
 use super::*;
 use crate::engine::tests::{engine, in_namespace, ip, on_lane, veth, wait_until};
 use crate::engine::{CaptureSpec, Engine, PortSpec};
-use crate::frame::Verdict;
+use crate::frame::{TxChecksum, Verdict};
+use crate::lane::ports::receive_streams;
 use crate::packet_socket::{PacketSocket, Way};
+use crate::pipeline::segment::Offload;
 use crate::umem::OwnerTag;
 use crate::xsk::socket::RING_SIZE;
 
@@ -66,7 +68,8 @@ fn drops(engine: &Engine, reason: DropReason) -> u64 {
     engine.stats().drops[reason.index()]
 }
 
-/// A TCP packet long enough to be led past XDP.
+/// A TCP packet long enough to be led past XDP. The program looks at what the
+/// kernel keeps in one piece.
 fn send_bulk(device: &str) {
     let index = nix::net::if_::if_nametoindex(device).unwrap();
     let mut frame = vec![0; 20_000];
@@ -74,7 +77,14 @@ fn send_bulk(device: &str) {
     frame[14..16].copy_from_slice(&[0x45, 0]);
     frame[23] = 6;
     let socket = PacketSocket::open(index, Way::Ordinary).unwrap();
-    socket.send_complete(std::iter::once(&*frame)).unwrap();
+    let offload = Offload {
+        checksum: TxChecksum {
+            start: 34,
+            offset: 16,
+        },
+        cut: None,
+    };
+    socket.send(std::iter::once(&*frame), &offload).unwrap();
 }
 
 #[test]
@@ -98,6 +108,101 @@ fn a_stream_socket_that_epoll_refuses_is_asked_by_itself() {
         }
         engine.detach(port.id).unwrap();
         assert_eq!(engine.stats().frames.in_use, 0);
+    });
+}
+
+/// Frames of TCP too short to be led, sent from `device`.
+fn send_short(device: &str, count: u32) {
+    let index = nix::net::if_::if_nametoindex(device).unwrap();
+    let mut frame = vec![0; 64];
+    frame[12..14].copy_from_slice(&[0x08, 0x00]);
+    frame[14..16].copy_from_slice(&[0x45, 0]);
+    frame[23] = 6;
+    let socket = PacketSocket::open(index, Way::Ordinary).unwrap();
+    for _ in 0..count {
+        socket.send_complete(std::iter::once(&*frame)).unwrap();
+    }
+}
+
+/// Frees a batch; how long its packets were.
+fn emptied(batch: &mut Batch, pool: &mut FramePool) -> Vec<u32> {
+    let lengths = batch.packets().iter().map(|packet| packet.len).collect();
+    for at in 0..batch.len() {
+        batch.take(at).for_each(|frame| pool.free(frame));
+    }
+    batch.clear();
+    lengths
+}
+
+#[test]
+fn a_stream_stays_behind_what_came_by_the_ring_before() {
+    in_namespace(|| {
+        const BEFORE: u32 = 100;
+        let engine = engine(1, 4096);
+        // Of one queue, which the lane has.
+        ip("link add name a type veth peer name ap");
+        for end in ["a", "ap"] {
+            ip(&format!("link set dev {end} mtu 65535 up"));
+        }
+        let port = PortSpec {
+            id: PortId(0),
+            ifindex: nix::net::if_::if_nametoindex("a").unwrap(),
+            name: "a".to_owned(),
+        };
+        let id = port.id;
+        engine.attach(port).unwrap();
+        let led = nix::net::if_::if_nametoindex("ap").unwrap();
+        engine.lead_streams("ap", led).unwrap();
+        // What a lane finds that was away between its looks at the ring and at
+        // the socket: first the ring's packets, then the socket's.
+        let lengths = on_lane(&engine, 0, move |lane| {
+            let Lane {
+                ports,
+                batch,
+                umem,
+                owners,
+                pool,
+                streams,
+                ..
+            } = lane;
+            let port = ports.get(id).unwrap();
+            port.queue.expect_stream();
+            port.queue.refill(pool, owners, false);
+            send_short("ap", BEFORE);
+            send_bulk("ap");
+            wait_until("all came", || port.queue.abandoned() == BEFORE);
+            let memory = (&**umem, &**owners);
+            receive_streams(port, batch, memory, pool, &mut streams.spares);
+            let mut lengths = emptied(batch, pool);
+            for _ in 0..BEFORE {
+                ports.receive(0, batch, umem, owners, (pool, &mut streams.spares));
+                lengths.extend(emptied(batch, pool));
+            }
+            lengths
+        });
+        let expected = [vec![64; BEFORE as usize], vec![20_000]].concat();
+        assert_eq!(lengths, expected);
+        assert_eq!(engine.port_stats(id).unwrap().drops, 0);
+        engine.detach(id).unwrap();
+        wait_until("every frame is home", || engine.stats().frames.in_use == 0);
+    });
+}
+
+#[test]
+fn a_stream_that_waits_behind_the_ring_goes_home_with_its_port() {
+    in_namespace(|| {
+        let engine = engine(1, 4096);
+        let port = veth("a", 0);
+        let id = port.id;
+        engine.attach(port).unwrap();
+        on_lane(&engine, 0, move |lane| {
+            let frames: Vec<Frame> = (0..5).map(|_| lane.frame()).collect();
+            let port = lane.ports.get(id).unwrap();
+            port.behind.keep(1, frames.into_iter());
+        });
+        engine.detach(id).unwrap();
+        assert_eq!(drops(&engine, DropReason::PortRemoved), 1);
+        wait_until("every frame is home", || engine.stats().frames.in_use == 0);
     });
 }
 

@@ -120,6 +120,11 @@ impl Queue {
         self.outstanding
     }
 
+    /// Descriptors that the last look at the receive ring left there.
+    pub(crate) fn waiting(&self) -> u32 {
+        self.waiting
+    }
+
     /// Packets that stand in the rings unhandled: received and not taken, or
     /// written and not sent.
     pub(crate) fn abandoned(&mut self) -> u32 {
