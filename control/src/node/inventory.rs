@@ -4,6 +4,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
+use std::time::Instant;
 
 use spinlane_api::cni::Attachment;
 use spinlane_dataplane::snapshot::{FdbTarget, Location};
@@ -112,8 +113,8 @@ pub struct Inventory {
     pub ids: PortIds,
     /// The host port.
     pub host: Option<BoundHost>,
-    /// Whether the node's kernel was seen to forward super-frames.
-    pub host_forwards: bool,
+    /// Until when the node's kernel counts as one that forwards super-frames.
+    pub host_forwards: Option<Instant>,
     /// Addresses that the kernel holds.
     pub local: BTreeSet<IpAddr>,
     /// Other nodes and the ways to them.
@@ -331,7 +332,7 @@ impl Inventory {
                 mac: host.mac,
                 mtu: setup.path_mtu,
                 // There the kernel may pass it on, and needs to know where to cut.
-                super_frames: setup.offloads && shared.is_none() && !self.host_forwards,
+                super_frames: setup.offloads && shared.is_none() && self.host_forwards.is_none(),
                 device_mtu: setup.device_mtu(),
                 segment_mtu: setup.path_mtu,
             }),

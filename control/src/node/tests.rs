@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use spinlane_api::cni::{
     AddRequest, AddResult, Address, CheckRequest, Delegated, Pod, Route, code,
@@ -112,7 +113,7 @@ fn eventually(what: &str, mut probe: impl FnMut() -> bool) {
         if probe() {
             return;
         }
-        std::thread::sleep(std::time::Duration::from_millis(10));
+        std::thread::sleep(Duration::from_millis(10));
     }
     panic!("{what} did not happen within 30 s");
 }
@@ -438,6 +439,14 @@ fn events_reach_the_snapshot() {
             eventually("segmenting for the kernel", || !entry().super_frames);
             assert_eq!(entry().segment_mtu, whole.mtu);
         }
+        // Anybody may have said so in its name: it is asked again some day.
+        let in_minutes = |minutes: u64| Instant::now() + Duration::from_secs(minutes * 60);
+        node.core.forget_forwarding(in_minutes(9));
+        assert!(!entry().super_frames);
+        eventually("super-frames for the kernel", || {
+            node.core.forget_forwarding(in_minutes(11));
+            entry().super_frames
+        });
         node.core.delete(&blue.attachment).unwrap();
         assert!(node.fdb().is_empty());
     });

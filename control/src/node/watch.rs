@@ -36,6 +36,10 @@ const TICK: Duration = Duration::from_secs(1);
 /// published in lots.
 const STATION_PAUSE: Duration = Duration::from_millis(5);
 
+/// How long the node's kernel counts as one that forwards: a super-frame every
+/// so often tells whether it still does, or somebody only said so in its name.
+const FORWARDING: Duration = Duration::from_secs(600);
+
 /// The watching thread's state.
 pub struct Watch {
     core: Arc<Core>,
@@ -225,6 +229,7 @@ impl Watch {
         }
         self.core.carry_out_pending_deletions();
         self.core.age_path_mtus();
+        self.core.forget_forwarding(Instant::now());
         if self.last_try.elapsed() >= RETRY {
             self.last_try = Instant::now();
             if self.core.is_uplink_due() {
@@ -318,7 +323,8 @@ impl Core {
     fn segment_for_kernel(&self, destination: &std::net::IpAddr) {
         {
             let mut inventory = self.inventory();
-            if std::mem::replace(&mut inventory.host_forwards, true) {
+            let until = Instant::now() + FORWARDING;
+            if inventory.host_forwards.replace(until).is_some() {
                 return;
             }
             inventory.touch();
@@ -328,6 +334,20 @@ impl Core {
             %destination,
             "the node's kernel forwards for pods: super-frames to it are marked for cutting from now on; nothing needs doing"
         );
+    }
+
+    /// Takes the node's kernel for one that does not forward when it said so
+    /// long ago. One that does will refuse a super-frame again.
+    pub(super) fn forget_forwarding(&self, now: Instant) {
+        {
+            let mut inventory = self.inventory();
+            if inventory.host_forwards.is_none_or(|until| until > now) {
+                return;
+            }
+            inventory.host_forwards = None;
+            inventory.touch();
+        }
+        self.publish();
     }
 
     /// A pod forwards for others: from now on it is told where to cut what it
