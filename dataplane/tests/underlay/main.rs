@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)] // a test's own plumbing
 
 mod bridged;
+mod cutting;
 mod lab;
 
 use std::io::{BufRead, BufReader};
@@ -189,7 +190,7 @@ fn a_linux_vxlan_device_talks_with_a_pod_over_ipv6() {
 }
 
 /// A TCP stream each way, in super-frames as the pod's stack makes them.
-fn stream(lab: &Lab, engine: &Engine) {
+pub(crate) fn stream(lab: &Lab, engine: &Engine) {
     let mut server = lab.iperf_server("peer");
     let before = engine.port_stats(POD).unwrap();
     lab.succeeds("pod", "timeout 120 iperf3 -c 10.244.2.2 -n 20M");
@@ -223,7 +224,7 @@ fn super_frames_leave_through_the_overlay_in_segments() {
 }
 
 /// Pods' packets as they are, to and from the peer.
-fn with_routes(mut snapshot: Snapshot, mac: Option<MacAddr>) -> Snapshot {
+pub(crate) fn with_routes(mut snapshot: Snapshot, mac: Option<MacAddr>) -> Snapshot {
     let next_hop = |address: &str| {
         Some(NextHop {
             address: address.parse().unwrap(),
@@ -244,7 +245,7 @@ fn with_routes(mut snapshot: Snapshot, mac: Option<MacAddr>) -> Snapshot {
     snapshot
 }
 
-fn linux_router(lab: &Lab) {
+pub(crate) fn linux_router(lab: &Lab) {
     lab.ip("peer", "address add 10.244.2.2/32 dev lo");
     lab.ip("peer", "address add fd00:2::2/128 dev lo nodad");
     lab.ip(
@@ -266,69 +267,6 @@ fn a_routed_peer_talks_with_a_pod() {
     converse(&lab, 1500);
     stream(&lab, &engine);
     engine.stop();
-}
-
-/// Streams over an uplink that cuts, and was said to. Gives the mean length of
-/// the frames that came to the peer. Nothing may be sent again but what was
-/// lost, and nothing may come out of order when nothing was.
-fn stream_over(lab: &Lab, (cuts, said): (bool, bool)) -> u64 {
-    let state = if cuts { "on" } else { "off" };
-    lab.succeeds("node", &format!("ethtool -K up0 tso {state} gso {state}"));
-    let (engine, attached) = attach_as(lab, (1, 1), |spec| spec.cuts_segments = said);
-    attached.unwrap();
-    engine.publish(with_routes(snapshot(), Some(PEER_MAC)));
-    let count = |end: &str, command: &str| {
-        let text = lab.succeeds(end, command);
-        let number = text.lines().last().and_then(|line| {
-            let mut words = line.split_whitespace();
-            words.find_map(|word| word.parse::<u64>().ok())
-        });
-        number.unwrap_or_else(|| panic!("{command}: {text}"))
-    };
-    let counts = || {
-        [
-            count("peer", "cat /sys/class/net/eth0/statistics/rx_packets"),
-            count("peer", "cat /sys/class/net/eth0/statistics/rx_bytes"),
-            count("pod", "nstat -asz TcpRetransSegs"),
-            count("peer", "nstat -asz TcpExtTCPOFOQueue"),
-        ]
-    };
-    let before = counts();
-    stream(lab, &engine);
-    let after = counts();
-    frames_come_home(&engine);
-    engine.stop();
-    let [packets, bytes, sent_again, out_of_order] =
-        std::array::from_fn(|at| after[at] - before[at]);
-    assert!(sent_again < MOST_LOST, "{sent_again} segments sent again");
-    assert!(
-        sent_again > 0 || out_of_order == 0,
-        "{out_of_order} segments were overtaken"
-    );
-    bytes / packets
-}
-
-/// Of the 14 000 segments of a stream: a machine with other work loses some.
-const MOST_LOST: u64 = 140;
-
-#[test]
-fn the_uplinks_device_cuts_super_frames_or_the_kernel_does() {
-    if !is_root() {
-        return;
-    }
-    let lab = Lab::new("cut");
-    linux_router(&lab);
-    // A veth that cuts passes them whole.
-    let mean = stream_over(&lab, (true, true));
-    assert!(mean > 10_000, "frames of {mean} bytes left");
-    // Last, what the device does no longer is cut by the lane.
-    for said in [false, true] {
-        let mean = stream_over(&lab, (false, said));
-        assert!(
-            (1000..=1514).contains(&mean),
-            "frames of {mean} bytes left, said {said}"
-        );
-    }
 }
 
 #[test]
