@@ -19,6 +19,7 @@ mod error;
 pub mod lan;
 mod namespace;
 mod node;
+pub mod order;
 pub mod plain;
 mod pod;
 pub mod probe;

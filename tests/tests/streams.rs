@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::json;
 use spinlane_tests::capture::Recording;
+use spinlane_tests::order::Watched;
 use spinlane_tests::{
     LabError, Namespace, Node, NodeConfig, Pod, Result, egress, probe, root_or_skip, traffic,
     wait_for,
@@ -15,6 +16,7 @@ use spinlane_tests::{
 
 const MEGABYTE: usize = 1 << 20;
 const PATIENCE: Duration = Duration::from_secs(5);
+const IPERF_PORT: u16 = 5201;
 
 /// Whether `b` gets longer packets from `a` than IPv4's length field can say,
 /// at least once in several transfers: how much TCP sends at once follows the
@@ -173,16 +175,23 @@ fn streams_keep_their_order_on_two_lanes() -> Result<()> {
         Ok(counter(&b, "TcpExtTCPOFOQueue")? - before)
     };
     for address in [b.v4()?, b.v6()?] {
-        // Behind what is lost the rest comes out of order, too.
-        let undisturbed = (0..5).find_map(|_| {
+        let is_in_order = (0..5).find_map(|_| {
             let before = lost(&node);
+            let dir = node.ipam_dir();
+            let watched = Watched::start(a.namespace(), b.namespace(), IPERF_PORT, &dir);
             let disorder = many_connections(address);
+            match watched.and_then(Watched::overtaken) {
+                Ok(None) => {}
+                Ok(Some(overtaken)) => return Some(disorder.map(|_| overtaken as u64)),
+                Err(error) => return Some(Err(error)),
+            }
+            // Behind what is lost the rest comes out of order, too.
             (before.ok()? == lost(&node).ok()?).then_some(disorder)
         });
-        let disorder = undisturbed.unwrap_or_else(|| {
+        let disorder = is_in_order.unwrap_or_else(|| {
             Err(LabError::unexpected(
                 "streams",
-                format!("some were lost in each round: {:?}", lost(&node)),
+                format!("some were not seen in each round: {:?}", lost(&node)),
             ))
         })?;
         assert_eq!(disorder, 0, "packets out of order at {address}");
