@@ -122,6 +122,40 @@ fn ports_run_out_by_name_and_are_kept_from_the_node() -> Result<(), LabError> {
     outside.nothing_leaked()
 }
 
+/// Whoever pings chooses a number, and others choose the same.
+#[test]
+fn echoes_of_the_same_number_are_told_apart() -> Result<(), LabError> {
+    if !root_or_skip("echoes_of_the_same_number_are_told_apart") {
+        return Ok(());
+    }
+    let outside = Outside::start("61000-65535")?;
+    let pods = [
+        Pod::attach(outside.node(), "a")?,
+        Pod::attach(outside.node(), "b")?,
+    ];
+    let node = outside.node().namespace();
+    let [a, b] = pods.each_ref().map(Pod::namespace);
+    for to in FAR {
+        [a, b, node]
+            .iter()
+            .try_for_each(|from| traffic::reach(from, to))?;
+        let answered = std::thread::scope(|scope| {
+            let pings = [a, b, node]
+                .map(|from| scope.spawn(move || traffic::ping_with(from, to, 10, &["-e", "7"])));
+            pings.map(|ping| ping.join().expect("no panic"))
+        });
+        for pings in answered {
+            let pings = pings?;
+            assert!(
+                pings.all() && !pings.text.contains("DUP"),
+                "{to}: {}",
+                pings.text
+            );
+        }
+    }
+    outside.nothing_leaked()
+}
+
 /// A server that closes first remembers each connection, and takes the next one
 /// from the same port only when it can tell it from that (RFC 6191). The pod's
 /// kernel begins to count anywhere.
