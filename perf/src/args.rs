@@ -69,6 +69,23 @@ pub(crate) enum Command {
     },
 }
 
+impl Command {
+    /// Whether switches, or a node, are made for it.
+    pub(crate) fn makes_namespaces(&self) -> bool {
+        match self {
+            Command::Compare(compare) => !compare.dry_run,
+            Command::Pktgen(_)
+            | Command::Sink(_)
+            | Command::Baseline(_)
+            | Command::Report(_)
+            | Command::Micro(_) => false,
+            #[cfg(feature = "afxdp-baseline")]
+            Command::Forward { .. } => false,
+            _ => true,
+        }
+    }
+}
+
 /// A time in seconds, as `2` or `0.5`.
 pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     text.parse::<f64>()

@@ -14,6 +14,7 @@ use std::process::ExitCode;
 
 use nix::net::if_::if_nametoindex;
 use nix::sched::{CloneFlags, setns};
+use nix::unistd::geteuid;
 use serde::Serialize;
 use spinlane_perf::compare::machine::Machine;
 use spinlane_perf::measure::{MeasureError, io_error};
@@ -29,6 +30,9 @@ use crate::comparing;
 /// Does what the arguments say.
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
     let stop = Stop::new();
+    if arguments.command.makes_namespaces() {
+        check_root()?;
+    }
     match arguments.command {
         Command::Pktgen(arguments) => pktgen::run(&arguments, &stop)?,
         Command::Sink(arguments) => sink::run(&arguments, &stop)?,
@@ -76,6 +80,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+fn check_root() -> Result<(), MeasureError> {
+    match geteuid().is_root() {
+        true => Ok(()),
+        false => Err(MeasureError::Unexpected {
+            what: "without root".to_owned(),
+            detail: "no network namespaces can be made; run it as root".to_owned(),
+        }),
+    }
 }
 
 /// Version of the documents that have none of their own. Fields may be added

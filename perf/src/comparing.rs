@@ -152,6 +152,12 @@ pub(crate) fn compare(arguments: &Compare, stop: &Stop) -> Result<ExitCode, Meas
     if !comparison.complete {
         return Err(MeasureError::Partial);
     }
+    if !comparison.has_samples() {
+        return Err(MeasureError::Unexpected {
+            what: "compare".to_owned(),
+            detail: "nothing was measured; each subject's line says why".to_owned(),
+        });
+    }
     Ok(match arguments.enforce && comparison.misses_a_bar() {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,

@@ -8,6 +8,7 @@ mod comparing;
 use std::process::ExitCode;
 
 use clap::Parser;
+use clap::error::ErrorKind;
 
 use spinlane_perf::measure::MeasureError;
 use spinlane_perf::micro::allocations::Counting;
@@ -27,7 +28,13 @@ fn main() -> ExitCode {
         Ok(arguments) => arguments,
         Err(error) if !error.use_stderr() => error.exit(),
         Err(error) => {
-            warn(&format!("spinlane-perf: {}", one_line(&error.to_string())));
+            let what = match error.kind() {
+                ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
+                    "give a command; `spinlane-perf --help` lists them".to_owned()
+                }
+                _ => one_line(&error.to_string()),
+            };
+            warn(&format!("spinlane-perf: {what}"));
             return ExitCode::from(WRONG_USAGE);
         }
     };
@@ -43,13 +50,9 @@ fn main() -> ExitCode {
             warn("interrupted; this is what was measured until then, everything is removed");
             ExitCode::from(INTERRUPTED)
         }
-        Err(MeasureError::Interrupted) => {
-            warn("interrupted; everything is removed");
-            ExitCode::from(INTERRUPTED)
-        }
         // A terminal's Ctrl-C also ends the programs that something waits for.
-        Err(error) if stop::interrupted() => {
-            warn(&format!("interrupted ({error}); everything is removed"));
+        Err(error) if stop::interrupted() || matches!(error, MeasureError::Interrupted) => {
+            warn("interrupted; everything is removed");
             ExitCode::from(INTERRUPTED)
         }
         Err(error @ (MeasureError::Usage { .. } | MeasureError::Packet(_))) => {

@@ -213,7 +213,8 @@ fn ctrl_c_leaves_what_one_switch_gave() {
 #[test]
 fn what_does_not_go_together_is_wrong_usage() {
     let bad = [
-        &["pktgen", "--dst", "10.0.0.1", "--gso"][..],
+        &[][..],
+        &["pktgen", "--dst", "10.0.0.1", "--gso"],
         &[
             "pktgen",
             "--dst",
@@ -261,6 +262,80 @@ fn what_does_not_go_together_is_wrong_usage() {
         );
         assert_eq!(output.stdout, b"", "{arguments:?}");
     }
+}
+
+/// As somebody who is not root: told so in a line, and what needs no namespaces
+/// is done.
+#[test]
+fn without_root_it_says_so() {
+    use std::os::unix::fs::PermissionsExt;
+    use std::os::unix::process::CommandExt;
+
+    if !root_or_skip("without_root_it_says_so") {
+        return;
+    }
+    // Where everybody may look.
+    let dir = tempfile::tempdir().unwrap();
+    let everybody = || std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(dir.path(), everybody()).unwrap();
+    let program = dir.path().join("spinlane-perf");
+    std::fs::copy(perf(&[]).get_program(), &program).unwrap();
+    let call = |arguments: &[&str]| {
+        let mut command = Command::new(&program);
+        command
+            .args(arguments)
+            .current_dir("/")
+            .uid(65534)
+            .gid(65534);
+        command.output().unwrap()
+    };
+    let compare = [
+        "compare",
+        "--subjects",
+        "linux-bridge",
+        "--scenarios",
+        "tcp",
+    ];
+    for arguments in [&["tcp"][..], &["cni"], &compare] {
+        let output = call(arguments);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{error}");
+        assert!(error.contains("run it as root"), "{error}");
+        assert_eq!(error.lines().count(), 1, "{error}");
+    }
+    let micro = [
+        "micro",
+        "--only",
+        "checksum",
+        "--rounds",
+        "1",
+        "--no-instructions",
+        "-o",
+        "json",
+    ];
+    let output = call(&micro);
+    assert!(output.status.success(), "{output:?}");
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(result["peer"]["missing"].is_string(), "{result}");
+    assert!(result["cases"][0]["cycles"]["value"].as_f64() > Some(0.0));
+}
+
+#[test]
+fn a_comparison_of_nobody_is_no_success() {
+    if !root_or_skip("a_comparison_of_nobody_is_no_success") {
+        return;
+    }
+    if cfg!(feature = "afxdp-baseline") {
+        return; // it takes part then
+    }
+    let output = perf(&["compare", "--subjects", "afxdp-crate", "--scenarios", "tcp"])
+        .output()
+        .unwrap();
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    assert!(error.contains("afxdp-crate is missing"), "{error}");
+    let table = String::from_utf8(output.stdout).unwrap();
+    assert!(table.contains("afxdp-crate: missing"), "{table}");
 }
 
 #[test]

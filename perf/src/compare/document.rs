@@ -195,6 +195,13 @@ impl Outcome {
 }
 
 impl Comparison {
+    /// Whether anybody was measured at all.
+    #[must_use]
+    pub fn has_samples(&self) -> bool {
+        let results = self.scenarios.iter().flat_map(|o| o.results.values());
+        results.into_iter().any(|result| !result.samples.is_empty())
+    }
+
     /// Whether a bar was missed.
     #[must_use]
     pub fn misses_a_bar(&self) -> bool {

@@ -202,6 +202,7 @@ pub fn run(plan: &Plan, stop: &Stop) -> Result<Micro, MeasureError> {
     let core = LANE_CORE.min(machine.cores.saturating_sub(1));
     let progress = Progress::start(steps(plan, chosen.len()));
     let (mut ovs, mut peer) = set_up_peer(plan, core)?;
+    check(stop)?;
     cpu::pin(core).map_err(io_error("micro"))?;
     let clock = Clock::calibrate();
     let mut benches = Vec::new();
@@ -317,7 +318,11 @@ fn set_up_peer(plan: &Plan, core: usize) -> Result<(Option<OvsDpdk>, Peer), Meas
             peer.missing = Some(reason);
             Ok((None, peer))
         }
-        Err(error) => Err(error),
+        Err(MeasureError::Interrupted) => Err(MeasureError::Interrupted),
+        Err(error) => {
+            peer.missing = Some(format!("it could not be set up: {error}"));
+            Ok((None, peer))
+        }
     }
 }
 

@@ -26,6 +26,9 @@ pub(crate) const UNSTAMPED: usize = 2;
 pub(crate) const SUPER_FRAMES: usize = 3;
 pub(crate) const UNTRACKED: usize = 4;
 pub(crate) const MAX_LATENCY: usize = 5;
+/// Of the packet at hand only.
+const SHIFTED: usize = 6;
+const SHIFT: usize = 7;
 pub(crate) const HISTOGRAM: usize = 8;
 /// Words when it tracks.
 pub(crate) const TRACKING_WORDS: usize = HISTOGRAM + BUCKETS;
@@ -366,16 +369,25 @@ impl Writer<'_> {
         program.jump_if_register(R1, Condition::AtLeast, R0, not_most);
         program.store(Width::Double, R0, R9, word(MAX_LATENCY));
         program.place(not_most);
-        // r1 = how far right until SUB_BUCKET_BITS + 1 bits are left.
-        program.set(R1, 0);
+        // r1 = how far right until SUB_BUCKET_BITS + 1 bits are left. Both are
+        // kept in memory, of whose values the verifier knows nothing: else it
+        // goes on from each of the 64 ways through here by itself.
+        program.store(Width::Double, R0, R9, word(SHIFTED));
+        program.store_value(Width::Double, 0, R9, word(SHIFT));
         for step in [32, 16, 8, 4, 2, 1] {
             let below = program.label();
+            program.load(Width::Double, R0, R9, word(SHIFTED));
             program.set_wide(R2, 1 << (SUB_BUCKET_BITS + step).min(63));
             program.jump_if_register(R0, Condition::Less, R2, below);
             program.compute(Operation::ShiftRight, R0, step.cast_signed());
+            program.store(Width::Double, R0, R9, word(SHIFTED));
+            program.load(Width::Double, R1, R9, word(SHIFT));
             program.add(R1, step.cast_signed());
+            program.store(Width::Double, R1, R9, word(SHIFT));
             program.place(below);
         }
+        program.load(Width::Double, R0, R9, word(SHIFTED));
+        program.load(Width::Double, R1, R9, word(SHIFT));
         // What is left is 64 to 127, or less where nothing was shifted.
         program.compute(Operation::ShiftLeft, R1, SUB_BUCKET_BITS.cast_signed());
         program.add_register(R1, R0);
