@@ -77,3 +77,33 @@ fn one_line(message: &str) -> String {
     let text = parts.join(" ");
     text.strip_prefix("error: ").unwrap_or(&text).to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::hint::black_box;
+
+    use spinlane_perf::micro::allocations::count;
+    use spinlane_perf::stop::Stop;
+
+    #[test]
+    fn each_thread_counts_its_own_allocations() {
+        let over = Stop::new();
+        std::thread::scope(|scope| {
+            let busy = scope.spawn(|| {
+                let before = count();
+                while !over.is_set() {
+                    drop(black_box(vec![1u8; 100]));
+                }
+                count() - before
+            });
+            let before = count();
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            let by_others = count() - before;
+            drop(black_box(vec![1u8; 100]));
+            let with_mine = count() - before;
+            over.set();
+            assert_eq!((by_others, with_mine), (0, 1));
+            assert!(busy.join().is_ok_and(|many| many > 0));
+        });
+    }
+}
