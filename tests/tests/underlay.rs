@@ -262,3 +262,48 @@ fn loss_on_the_link_leaves_tcp_whole_and_captures_clean() -> Result<(), LabError
     assert!(!rules.contains("packets 0 "), "nothing was lost: {rules}");
     Ok(())
 }
+
+/// Node objects of a large cluster, whose pods' ranges are in none of the
+/// configured ones.
+fn many_nodes(count: u16) -> String {
+    let node = |number: u16| {
+        let [high, low] = number.to_be_bytes();
+        format!(
+            "---\napiVersion: v1\nkind: Node\nmetadata:\n  name: m{number}\n\
+             spec:\n  podCIDRs:\n  - 10.{}.{low}.0/24\n  - fd45:0:0:{number:x}::/64\n\
+             status:\n  addresses:\n  - address: 172.30.{high}.{low}\n    type: InternalIP\n",
+            100 + high
+        )
+    };
+    (0..count).map(node).collect()
+}
+
+#[test]
+fn the_node_has_ways_to_the_pods_of_a_thousand_nodes() -> Result<(), LabError> {
+    if !root_or_skip("the_node_has_ways_to_the_pods_of_a_thousand_nodes") {
+        return Ok(());
+    }
+    let cluster = Cluster::start(2, Families::V4, |_| {})?;
+    let (a, b) = two_pods(&cluster)?;
+    reach(&a, &b, "at first")?;
+    let one = &cluster.nodes()[0];
+    let path = one.manifests_dir().join("many.yaml");
+    for count in [1000u16, 999, 0] {
+        std::fs::write(&path, many_nodes(count)).map_err(LabError::io("write the manifests"))?;
+        for (family, far) in [("-4", "10.1"), ("-6", "fd45:")] {
+            let what = format!("{count} routes to {far}");
+            wait_for(&what, Duration::from_secs(15), || {
+                let text = one
+                    .namespace()
+                    .ip(&format!("{family} route show proto 158"));
+                let text = text.ok()?;
+                let routes = text.lines().filter(|route| route.starts_with(far));
+                (routes.count() == usize::from(count)).then_some(())
+            })?;
+        }
+        reach(&a, &b, "beside many nodes")?;
+        traffic::reach(one.namespace(), b.v4()?)?;
+    }
+    assert_eq!(one.status()?.notices, [""; 0]);
+    Ok(())
+}

@@ -4,6 +4,7 @@
 //! They carry a protocol number of their own, by which they are found again:
 //! what is not wanted any more goes, whoever took one away sees it come back.
 
+use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
@@ -45,20 +46,26 @@ impl Core {
         let mut netlink = Netlink::open()?;
         let mut held = routes::list(&mut netlink)?;
         held.retain(|route| route.is_ours || route.oif == Some(host.ifindex));
+        let nets: HashSet<IpNet> = wanted.iter().map(|wanted| wanted.route.to).collect();
+        let mut by_net: HashMap<IpNet, Vec<&KernelRoute>> = HashMap::with_capacity(held.len());
+        for held in &held {
+            by_net.entry(held.to).or_default().push(held);
+        }
         let mut batch: Vec<Request> = held
             .iter()
-            .filter(|held| held.is_ours)
-            .filter(|held| !wanted.iter().any(|wanted| wanted.route.to == held.to))
+            .filter(|held| held.is_ours && !nets.contains(&held.to))
             .map(|stale| routes::delete_route(stale).tolerate(&[libc::ESRCH]))
             .collect();
         for wanted in &wanted {
-            if held.iter().any(|held| wanted.is(held) && held.is_ours) {
+            let old = by_net.get(&wanted.route.to).map_or(&[][..], Vec::as_slice);
+            if old.iter().any(|held| wanted.is(held) && held.is_ours) {
                 continue;
             }
-            let to = wanted.route.to;
             // IPv6 knows several routes to one prefix: the old one goes first.
-            let old = held.iter().filter(|held| held.to == to);
-            batch.extend(old.map(|old| routes::delete_route(old).tolerate(&[libc::ESRCH])));
+            batch.extend(
+                old.iter()
+                    .map(|old| routes::delete_route(old).tolerate(&[libc::ESRCH])),
+            );
             if wanted.oif == host.ifindex {
                 batch.extend(wanted.route.via.map(|via| {
                     let (at, mac) = ((wanted.oif, via), self.setup().gateway_mac());
@@ -96,10 +103,10 @@ impl Core {
             )
         };
         let mut routes: Vec<HostRoute> = Vec::new();
+        let mut known: HashSet<IpNet> = HashSet::new();
         let mut add = |net: &IpNet, via: IpAddr, oif: u32| {
             let to = net.trunc();
-            let known = routes.iter().any(|r| r.route.to == to);
-            if !known && (ipv6 || matches!(to, IpNet::V4(_))) {
+            if (ipv6 || matches!(to, IpNet::V4(_))) && known.insert(to) {
                 let (via, mtu) = (Some(via), setup.path_mtu);
                 let route = PodRoute { to, via, mtu };
                 let mut own = setup.addresses.iter();

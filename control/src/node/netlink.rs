@@ -1,7 +1,7 @@
 //! A blocking rtnetlink socket that sends many requests in one system call.
 //!
 //! The kernel works a batch off in order and acknowledges each request, so a
-//! pod is wired in a handful of round trips. A socket belongs to the network
+//! pod is wired in a handful of round trips. A long batch goes in lots. A socket belongs to the network
 //! namespace that its thread was in when it was opened, for good.
 
 use std::io;
@@ -17,7 +17,10 @@ use rtnetlink::packet_core::{
     NetlinkMessage, NetlinkPayload,
 };
 
-/// How long the kernel may take for one batch.
+/// Requests that go at once: together with their answers they fit the
+/// socket's buffers (`net.core.wmem_default` and `rmem_default`, 208 KiB).
+const LOT: usize = 64;
+/// How long the kernel may take for one lot.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Room for one datagram of a dump.
 const BUFFER_BYTES: usize = 64 * 1024;
@@ -143,30 +146,46 @@ impl Netlink {
         })
     }
 
-    /// Sends every request at once and waits for every answer. All of them
-    /// are tried; the first refusal that is not tolerated is the error.
-    /// Answers stand in the order of the requests that asked for something.
+    /// Sends every request and waits for every answer. All of them are tried;
+    /// the first refusal that is not tolerated is the error. Answers stand in
+    /// the order of the requests that asked for something.
     pub fn batch(
         &mut self,
         requests: Vec<Request>,
     ) -> Result<Vec<RouteNetlinkMessage>, NetlinkError> {
+        let (mut answers, mut refusal) = (Vec::new(), None);
+        let mut requests = requests.into_iter().peekable();
+        while requests.peek().is_some() {
+            let lot = requests.by_ref().take(LOT);
+            let refused = self.lot(lot, &mut answers)?;
+            refusal = refusal.or(refused);
+        }
+        refusal.map_or(Ok(answers), Err)
+    }
+
+    /// Sends some requests at once; what came of them, and the first refusal.
+    fn lot(
+        &mut self,
+        requests: impl Iterator<Item = Request>,
+        answers: &mut Vec<RouteNetlinkMessage>,
+    ) -> Result<Option<NetlinkError>, NetlinkError> {
         let first = self.sequence.wrapping_add(1);
         let mut bytes = Vec::new();
-        let mut pending: Vec<(String, &'static [i32])> = Vec::with_capacity(requests.len());
+        let mut pending: Vec<(String, &'static [i32])> = Vec::with_capacity(LOT);
         for request in requests {
             self.sequence = self.sequence.wrapping_add(1);
             append(&mut bytes, request.message, request.flags, self.sequence);
             pending.push((request.what, request.tolerated));
         }
         let Some((last_what, _)) = pending.last() else {
-            return Ok(Vec::new());
+            return Ok(None);
         };
         let exchange = |source| NetlinkError::Exchange {
             what: last_what.clone(),
             source,
         };
         self.socket.send(&bytes, 0).map_err(exchange)?;
-        let (mut answers, mut refusal) = (Vec::new(), None);
+        let mut refusal = None;
         let mut missing = pending.len();
         while missing > 0 {
             for (header, payload) in self.receive().map_err(exchange)? {
@@ -193,7 +212,7 @@ impl Netlink {
                 }
             }
         }
-        refusal.map_or(Ok(answers), Err)
+        Ok(refusal)
     }
 
     /// Sends one request.

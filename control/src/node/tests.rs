@@ -1,6 +1,7 @@
 //! The node against the kernel, without a data path: a switch that only
 //! writes down what it is told.
 
+mod many;
 mod recorder;
 mod sequel;
 

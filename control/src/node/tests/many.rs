@@ -1,0 +1,42 @@
+//! A cluster of many nodes.
+
+use super::super::endpoint::PodRoute;
+use super::super::host_routes;
+use super::*;
+
+#[test]
+fn the_kernel_takes_routes_to_thousands_of_nodes() {
+    in_fresh_netns("the_kernel_takes_routes_to_thousands_of_nodes", || {
+        const COUNT: u16 = 3000;
+        let mut netlink = Netlink::open().unwrap();
+        let lo = netlink.link("lo").unwrap().unwrap().index;
+        let route = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            let to = match number % 2 {
+                0 => format!("10.{high}.{low}.0/24"),
+                _ => format!("fd44:0:0:{number:x}::/64"),
+            };
+            PodRoute {
+                to: to.parse().unwrap(),
+                via: None,
+                mtu: 1450,
+            }
+        };
+        let set = |number| routes::add_host_route(lo, &route(number), None);
+        netlink.batch((0..COUNT).map(set).collect()).unwrap();
+        // The first of several refusals is told, and the others are done.
+        let wrong = |number| match number {
+            77 | 2077 => routes::add_host_route(9999, &route(COUNT), None),
+            number => set(number),
+        };
+        let refused = netlink.batch((0..COUNT).map(wrong).collect()).unwrap_err();
+        assert_eq!(refused.errno(), Some(libc::ENODEV), "{refused}");
+        let held = routes::list(&mut netlink).unwrap();
+        let ours = held.iter().filter(|route| route.is_ours).count();
+        assert_eq!(ours, usize::from(COUNT));
+        assert_eq!(
+            host_routes::remove_all(&mut netlink).unwrap(),
+            usize::from(COUNT)
+        );
+    });
+}
