@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use spinlane_tests::{LabError, Node, NodeConfig, Pod, root_or_skip, traffic, wait_for};
 
-fn node() -> Result<Node, LabError> {
+fn config() -> NodeConfig {
     let mut config = NodeConfig::new("segments");
     config.tables = "
 [[segments]]
@@ -24,7 +24,11 @@ cidrs = [\"10.70.0.0/24\"]
 guard = true
 "
     .to_owned();
-    Node::start(&config)
+    config
+}
+
+fn node() -> Result<Node, LabError> {
+    Node::start(&config())
 }
 
 fn member(node: &Node, segment: &str, name: &str) -> Result<Pod, LabError> {
@@ -145,6 +149,38 @@ fn segments_and_routed_pods_are_apart() -> Result<(), LabError> {
     blue.namespace().ip("route replace 172.31.0.1 dev eth0")?;
     let of_node = "172.31.0.1".parse().expect("an address");
     assert!(!reaches(&blue, of_node)?, "blue reaches the node");
+    Ok(())
+}
+
+#[test]
+fn a_segment_that_configuration_loses_takes_its_pods_out() -> Result<(), LabError> {
+    if !root_or_skip("a_segment_that_configuration_loses_takes_its_pods_out") {
+        return Ok(());
+    }
+    let mut node = node()?;
+    let (a, b) = (member(&node, "blue", "a")?, member(&node, "blue", "b")?);
+    let routed = Pod::attach(&node, "c")?;
+    assert!(reaches(&a, b.v4()?)?);
+    node.stop()?;
+    node.configure(&NodeConfig::new("segments"))?;
+    node.start_agent()?;
+    // A way to everybody, if the switch were to take it for a routed pod.
+    let gateway = "ip route add default dev eth0";
+    a.namespace().sh(gateway)?;
+    assert!(!reaches(&a, b.v4()?)? && !reaches(&a, routed.v4()?)?);
+    assert!(!reaches(&routed, a.v4()?)?);
+    assert!(node.drops()?["no_segment"] > 0);
+    let notices = node.status()?.notices;
+    let named = |notice: &String| notice.contains("segment blue") && notice.contains("/a");
+    assert!(notices.iter().any(named), "{notices:?}");
+    node.stop()?;
+    node.configure(&config())?;
+    node.start_agent()?;
+    wait_for("the segment to be back", spinlane_tests::PATIENCE, || {
+        reaches(&a, b.v4().ok()?).ok()?.then_some(())
+    })?;
+    assert!(node.status()?.notices.is_empty());
+    node.settled_frames()?;
     Ok(())
 }
 

@@ -7,7 +7,7 @@ use spinlane_dataplane::types::MacAddr;
 
 use super::attach::AttachError;
 use super::endpoint::{Endpoint, State};
-use super::inventory::Lead;
+use super::inventory::{Inventory, Lead};
 use super::link;
 use super::netlink::Netlink;
 use super::routes::{self, KernelRoute};
@@ -36,6 +36,13 @@ impl Core {
             ));
         };
         let endpoint = live.endpoint;
+        if let Some(segment) = &endpoint.segment
+            && Inventory::segment_id(&self.setup(), segment).is_none()
+        {
+            return differs(format!(
+                "segment {segment:?} of interface {name} is no longer in spinlane.toml: put it back, or delete the attachment"
+            ));
+        }
         let Some(port) = live.port else {
             return differs(format!(
                 "interface {} vanished: delete and add the attachment again",

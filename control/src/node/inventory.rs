@@ -19,6 +19,9 @@ use super::switch::Binding;
 use super::uplink::Surroundings;
 use crate::config::{Segment, StationPlace};
 
+/// Where pods are whose segment is not configured: no snapshot has it.
+const NO_SEGMENT: SegmentId = SegmentId(u16::MAX);
+
 /// A port that the data path holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BoundPort {
@@ -199,6 +202,33 @@ impl Inventory {
         Some(SegmentId(position as u16))
     }
 
+    /// The segment that an endpoint is in: one without members and stations
+    /// where configuration no longer has it, so that it reaches nobody.
+    fn segment_of(setup: &Setup, endpoint: &Endpoint) -> Option<SegmentId> {
+        let name = endpoint.segment.as_ref()?;
+        Some(Inventory::segment_id(setup, name).unwrap_or(NO_SEGMENT))
+    }
+
+    /// Says which pods are in segments that configuration no longer has.
+    pub fn segmentless_notice(&self, setup: &Setup) -> Option<String> {
+        let live = self.endpoints.values().map(|live| &live.endpoint);
+        let mut names: Vec<String> = live
+            .filter(|endpoint| Inventory::segment_of(setup, endpoint) == Some(NO_SEGMENT))
+            .map(|endpoint| {
+                let segment = endpoint.segment.as_deref().unwrap_or_default();
+                format!("{} (segment {segment})", endpoint.owner())
+            })
+            .collect();
+        names.sort();
+        (!names.is_empty()).then(|| {
+            format!(
+                "{} interfaces are in segments that spinlane.toml no longer has, and reach nobody; put the segments back or delete the pods: {}",
+                names.len(),
+                names.join(", ")
+            )
+        })
+    }
+
     /// Sets the static stations behind a port of that endpoint: its own where
     /// a guard holds it to that, and those that configuration puts there by
     /// the name of the interface, the pod, or namespace and pod.
@@ -288,10 +318,7 @@ impl Inventory {
             pods.push(PodPort {
                 id: port.id,
                 container_id: endpoint.attachment.container_id.clone(),
-                segment: endpoint
-                    .segment
-                    .as_ref()
-                    .and_then(|name| Inventory::segment_id(setup, name)),
+                segment: Inventory::segment_of(setup, endpoint),
                 mac: endpoint.mac.parse().unwrap_or_default(),
                 addresses: endpoint.ips().collect(),
                 mtu: endpoint.mtu,

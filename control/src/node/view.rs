@@ -135,6 +135,7 @@ impl Node {
         let refusals = setup.refusals.iter();
         notices.extend(refusals.map(|why| format!("Node {}: spec.podCIDRs: {why}", setup.name)));
         notices.extend(own::strangers_notice(&inventory.strangers(&setup)));
+        notices.extend(inventory.segmentless_notice(&setup));
         notices.extend(inventory.held_notices(&setup));
         drop(inventory);
         notices.extend(self.core.qdisc_notices());
