@@ -111,11 +111,7 @@ pub(super) fn switch(
     if !actions.leaves_node() {
         narrow::overhear(round, batch, index, (from, actions.mtu));
     }
-    let verdict = send(round, batch, index, &frame, &actions);
-    match actions.leaves_node() {
-        true => uplink::leave(round, batch, index, (verdict, &actions, frame.hash)),
-        false => verdict,
-    }
+    send(round, batch, index, &frame, &actions)
 }
 
 /// Has the neighbours resolved that a flooded frame could not be sent to.
@@ -264,13 +260,19 @@ fn send(
             mtu: limit,
         };
     }
-    let out = PortId(actions.out);
-    match is_oversize && !actions.has(Actions::SUPER_FRAMES) {
-        true => Verdict::Segment {
-            out,
-            mtu: u32::from(actions.segment_mtu.min(limit)),
-        },
-        false => Verdict::Forward { out, checksum },
+    if is_oversize && !actions.has(Actions::SUPER_FRAMES) {
+        return uplink::in_pieces(actions.segment_mtu.min(limit), actions, frame.hash);
+    }
+    if !actions.leaves_node() {
+        let out = PortId(actions.out);
+        return Verdict::Forward { out, checksum };
+    }
+    match uplink::leave(round, batch, index, (checksum, actions, frame.hash)) {
+        Ok(out) => {
+            let checksum = None;
+            Verdict::Forward { out, checksum }
+        }
+        Err(reason) => Verdict::Drop(reason),
     }
 }
 

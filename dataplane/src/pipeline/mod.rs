@@ -58,7 +58,7 @@ use crate::tables::connection::{self, Connections, Side};
 use crate::tables::flow::{
     Actions, FlowTable, Hint, Inserted, KeyL2, KeyV4, KeyV6, SlotIndex, Translation,
 };
-use crate::types::{Generation, LaneId, MacAddr, Nanos};
+use crate::types::{Generation, LaneId, MacAddr, Nanos, PortId};
 use crate::umem::Umem;
 
 use classify::{Decision, RoutedKey};
@@ -67,6 +67,7 @@ use masquerade::{Decided, Exhausted, Subject};
 use parse::{Kind, Parsed};
 use pieces::Pieces;
 use plain::Ingress;
+use route::Hop;
 
 pub(crate) use chain::complete;
 pub(crate) use overlay::{source_port_of, wrap};
@@ -256,11 +257,7 @@ pub fn process(
         lane.look_up_all(packets);
         masquerade::ask_all(&round, packets);
         for (offset, packet) in packets.iter().enumerate() {
-            let mut verdict = decide(&round, batch, first + offset, packet, lane);
-            if let Verdict::Reply { dropped } = verdict {
-                verdict = uplink::answer(&round, batch, first + offset, dropped);
-            }
-            batch.decide(first + offset, verdict);
+            decide(&round, batch, first + offset, packet, lane);
         }
         first += count;
     }
@@ -277,18 +274,15 @@ fn parse_all(round: &Round<'_>, batch: &mut Batch, first: usize, packets: &mut [
     }
 }
 
-/// Hit or miss, then apply.
+/// Hit or miss, then apply. What becomes of a packet of a known flow is written
+/// where it belongs at once: read back from where it was put together, it would
+/// wait until the stores before it are done, and those go to headers that
+/// another CPU wrote.
 #[inline(always)]
-fn decide(
-    round: &Round<'_>,
-    batch: &mut Batch,
-    index: usize,
-    packet: &LookedUp,
-    lane: &mut Lane,
-) -> Verdict {
-    match &packet.parsed.kind {
-        Kind::V4(key) => routed(round, batch, index, packet, key, lane),
-        Kind::V6(key) => routed(round, batch, index, packet, key, lane),
+fn decide(round: &Round<'_>, batch: &mut Batch, index: usize, packet: &LookedUp, lane: &mut Lane) {
+    let verdict = match &packet.parsed.kind {
+        Kind::V4(key) => return routed(round, batch, index, packet, key, lane),
+        Kind::V6(key) => return routed(round, batch, index, packet, key, lane),
         Kind::Bad(reason) => Verdict::Drop(*reason),
         Kind::Arp => neighbor::arp(round, batch, index, packet.parsed.headers.to_group),
         Kind::Segment(segment, key) => bridge::switch(
@@ -304,7 +298,17 @@ fn decide(
             },
             lane,
         ),
-    }
+    };
+    conclude(round, batch, index, verdict);
+}
+
+/// Sets a verdict that may be an answer of the switch itself.
+fn conclude(round: &Round<'_>, batch: &mut Batch, index: usize, verdict: Verdict) {
+    let verdict = match verdict {
+        Verdict::Reply { dropped } => uplink::answer(round, batch, index, dropped),
+        other => other,
+    };
+    batch.decide(index, verdict);
 }
 
 #[inline(always)]
@@ -315,7 +319,7 @@ fn routed<K: RoutedKey>(
     packet: &LookedUp,
     key: &K,
     lane: &mut Lane,
-) -> Verdict {
+) {
     let known = match packet.parsed.is_cacheable {
         true => lane.hit(packet, key, round),
         false => None,
@@ -333,7 +337,7 @@ fn routed<K: RoutedKey>(
             return send::<K>(round, batch, index, packet, &answer, lane);
         }
     }
-    routed_otherwise(round, batch, index, packet, (key, known), lane)
+    routed_otherwise(round, batch, index, packet, (key, known), lane);
 }
 
 /// As [`routed`], for a packet that is translated or that no flow answers for.
@@ -345,7 +349,7 @@ fn routed_otherwise<K: RoutedKey>(
     packet: &LookedUp,
     (key, known): (&K, Option<SlotIndex>),
     lane: &mut Lane,
-) -> Verdict {
+) {
     let headers = &packet.parsed.headers;
     let bytes = u64::from(batch.packets()[index].len);
     let answer = known.and_then(|slot| lane.translated::<K>(slot, bytes, round));
@@ -360,11 +364,11 @@ fn routed_otherwise<K: RoutedKey>(
             }
             match ask(round, batch, index, packet, key, lane) {
                 Ok(answer) => answer,
-                Err(verdict) => return verdict,
+                Err(verdict) => return conclude(round, batch, index, verdict),
             }
         }
     };
-    send::<K>(round, batch, index, packet, &answer, lane)
+    send::<K>(round, batch, index, packet, &answer, lane);
 }
 
 /// Carries out what was decided.
@@ -376,12 +380,29 @@ fn send<K: RoutedKey>(
     packet: &LookedUp,
     answer: &Answer,
     lane: &mut Lane,
-) -> Verdict {
-    let headers = &packet.parsed.headers;
-    let verdict = route::forward::<K>(round, batch, index, headers, answer, lane);
-    match answer.actions.leaves_node() {
-        true => uplink::leave(round, batch, index, (verdict, &answer.actions, packet.hash)),
-        false => verdict,
+) {
+    let (headers, actions) = (&packet.parsed.headers, &answer.actions);
+    match route::take_hop::<K>(round, batch, index, headers, answer) {
+        Hop::Whole(checksum) if !actions.leaves_node() => {
+            let out = PortId(actions.out);
+            batch.decide(index, Verdict::Forward { out, checksum });
+        }
+        Hop::Whole(checksum) => {
+            match uplink::leave(round, batch, index, (checksum, actions, packet.hash)) {
+                Ok(out) => {
+                    let checksum = None;
+                    batch.decide(index, Verdict::Forward { out, checksum });
+                }
+                Err(reason) => batch.decide(index, Verdict::Drop(reason)),
+            }
+        }
+        Hop::Pieces(mtu) => {
+            batch.decide(index, uplink::in_pieces(mtu, actions, packet.hash));
+        }
+        Hop::Refused(refusal, reason) => {
+            let refused = refuse::refuse::<K>(round, batch, index, headers, refusal, reason, lane);
+            conclude(round, batch, index, refused);
+        }
     }
 }
 

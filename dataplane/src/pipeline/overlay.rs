@@ -53,6 +53,7 @@ pub(crate) fn source_port_of(frame: &[u8]) -> u16 {
 }
 
 /// Puts the outer headers before packet `index`, whose checksums are complete.
+#[inline]
 pub(crate) fn wrap(
     umem: &Umem,
     batch: &mut Batch,

@@ -7,57 +7,53 @@ use zerocopy::FromBytes;
 
 use super::classify::RoutedKey;
 use super::parse::{Headers, L3, Part};
-use super::refuse::{self, Refusal};
+use super::refuse::Refusal;
 use super::translate;
 use super::{Answer, Lane, Round, narrow};
 use crate::drops::DropReason;
 use crate::event::Event;
-use crate::frame::{Batch, TxChecksum, Verdict};
+use crate::frame::{Batch, TxChecksum};
 use crate::snapshot::{Destination, Role};
 use crate::tables::flow::Actions;
-use crate::types::PortId;
 use crate::wire::ethernet::EtherType;
 use crate::wire::ipv4::Ipv4Header;
 use crate::wire::{protocol, tunnel};
 
-/// How a packet fits the way it is to take.
-enum Fit {
-    /// As it is.
-    Whole,
-    /// Cut on the way out, into IP packets of at most so many bytes.
+/// What a hop makes of a packet.
+pub(super) enum Hop {
+    /// It goes on as it is; its checksum may be left to the receiver.
+    Whole(Option<TxChecksum>),
+    /// It goes on in pieces of at most so many bytes.
     Pieces(u16),
-    /// Not at all.
-    TooBig,
+    /// It goes back to its sender, as an error.
+    Refused(Refusal, DropReason),
 }
 
-/// Takes a hop: checks, rewrites the head frame, and names the way out.
+/// Takes a hop: checks, and rewrites the head frame.
 #[inline(always)]
-pub(super) fn forward<K: RoutedKey>(
+pub(super) fn take_hop<K: RoutedKey>(
     round: &Round<'_>,
     batch: &mut Batch,
     index: usize,
     headers: &Headers,
     answer: &Answer,
-    lane: &mut Lane,
-) -> Verdict {
+) -> Hop {
     let actions = &answer.actions;
     let bytes = round.umem.bytes_mut(batch.head_mut(index));
     let hops = bytes[if K::IS_V6 { L3 + 7 } else { L3 + 8 }];
     if hops <= 1 {
-        let (refusal, reason) = (Refusal::TimeExceeded, DropReason::TtlExceeded);
-        return refuse::refuse::<K>(round, batch, index, headers, refusal, reason, lane);
+        return Hop::Refused(Refusal::TimeExceeded, DropReason::TtlExceeded);
     }
     let checksum = match headers.may_be_partial {
         true => partial_checksum::<K>(bytes, headers),
         false => None,
     };
-    let fit = match headers.ip_len <= u32::from(actions.mtu) {
-        true => Fit::Whole,
+    let hop = match headers.ip_len <= u32::from(actions.mtu) {
+        true => Hop::Whole(checksum),
         false => fit::<K>(bytes, headers, actions, checksum),
     };
-    if let Fit::TooBig = fit {
-        let (refusal, reason) = (Refusal::TooBig(actions.mtu), DropReason::TooBig);
-        return refuse::refuse::<K>(round, batch, index, headers, refusal, reason, lane);
+    if let Hop::Refused(..) = hop {
+        return hop;
     }
     if let Some(translation) = &answer.translation {
         let is_partial = checksum.is_some_and(|field| field.start == headers.transport);
@@ -65,19 +61,12 @@ pub(super) fn forward<K: RoutedKey>(
     }
     bytes[..6].copy_from_slice(&actions.destination.0);
     bytes[6..12].copy_from_slice(&actions.source.0);
-    take_hop::<K>(bytes);
-    let out = PortId(actions.out);
-    match fit {
-        Fit::Pieces(mtu) => Verdict::Segment {
-            out,
-            mtu: u32::from(mtu),
-        },
-        Fit::Whole | Fit::TooBig => Verdict::Forward { out, checksum },
-    }
+    count_hop::<K>(bytes);
+    hop
 }
 
 #[inline(always)]
-fn take_hop<K: RoutedKey>(bytes: &mut [u8]) {
+fn count_hop<K: RoutedKey>(bytes: &mut [u8]) {
     if K::IS_V6 {
         bytes[L3 + 7] -= 1;
     } else if let Ok((header, _)) = Ipv4Header::mut_from_prefix(&mut bytes[L3..]) {
@@ -125,21 +114,21 @@ fn fit<K: RoutedKey>(
     headers: &Headers,
     actions: &Actions,
     checksum: Option<TxChecksum>,
-) -> Fit {
+) -> Hop {
     let own_field = usize::from(headers.transport);
     let is_super_frame = headers.protocol == protocol::TCP
         && checksum.is_some_and(|field| usize::from(field.start) == own_field);
     if is_super_frame {
         return match actions.has(Actions::SUPER_FRAMES) {
-            true => Fit::Whole,
-            false => Fit::Pieces(actions.segment_mtu),
+            true => Hop::Whole(checksum),
+            false => Hop::Pieces(actions.segment_mtu),
         };
     }
     let may_fragment = !K::IS_V6
         && Ipv4Header::ref_from_prefix(&bytes[L3..]).is_ok_and(|(h, _)| !h.dont_fragment());
     match may_fragment {
-        true => Fit::Pieces(actions.mtu),
-        false => Fit::TooBig,
+        true => Hop::Pieces(actions.mtu),
+        false => Hop::Refused(Refusal::TooBig(actions.mtu), DropReason::TooBig),
     }
 }
 

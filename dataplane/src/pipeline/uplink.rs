@@ -14,10 +14,10 @@ use super::refuse::Refusal;
 use super::{Lane, Round, chain, overlay};
 use crate::drops::DropReason;
 use crate::event::Event;
-use crate::frame::{Awaited, Batch, Verdict};
+use crate::frame::{Awaited, Batch, TxChecksum, Verdict};
 use crate::snapshot::{NextHop, PortEntry, RouteTarget, Snapshot, Vtep};
 use crate::tables::flow::Actions;
-use crate::types::{NextHopId, VtepId};
+use crate::types::{NextHopId, PortId, VtepId};
 use crate::wire::icmpv4::{self, Icmpv4Header};
 use crate::wire::icmpv6::{self, Icmpv6Header};
 use crate::wire::ipv4::Ipv4Header;
@@ -88,53 +88,43 @@ fn by(snapshot: &Snapshot, port: &PortEntry, (id, next_hop): (NextHopId, &NextHo
     })
 }
 
-/// Makes a decided packet ready for the wire. `verdict` is what route or
-/// bridge said, with the remote end in the place of the port when the flow
-/// goes through the overlay.
+/// Makes a packet that goes on as it is ready for the wire, and names the way
+/// out.
+#[inline]
 pub(super) fn leave(
     round: &Round<'_>,
     batch: &mut Batch,
     index: usize,
-    (verdict, actions, hash): (Verdict, &Actions, u64),
-) -> Verdict {
-    match verdict {
-        Verdict::Forward { out, checksum } => {
-            if let Some(field) = checksum {
-                chain::complete(round.umem, batch, index, field);
-            }
-            if !actions.has(Actions::ENCAPSULATE) {
-                let checksum = None;
-                return Verdict::Forward { out, checksum };
-            }
-            encapsulate(round, batch, index, VtepId(actions.out), hash)
-        }
-        Verdict::Segment { mtu, .. } if actions.has(Actions::ENCAPSULATE) => Verdict::Tunnel {
+    (checksum, actions, hash): (Option<TxChecksum>, &Actions, u64),
+) -> Result<PortId, DropReason> {
+    if let Some(field) = checksum {
+        chain::complete(round.umem, batch, index, field);
+    }
+    if !actions.has(Actions::ENCAPSULATE) {
+        return Ok(PortId(actions.out));
+    }
+    let vtep = round.snapshot.vtep(VtepId(actions.out));
+    let (Some(vtep), Some(out)) = (vtep, round.snapshot.underlay.uplink) else {
+        return Err(DropReason::PortGone);
+    };
+    let source_port = overlay::source_port(hash);
+    overlay::wrap(round.umem, batch, index, vtep, source_port)?;
+    Ok(out)
+}
+
+/// What becomes of a packet that goes on in pieces of at most `mtu` bytes.
+pub(super) fn in_pieces(mtu: u16, actions: &Actions, hash: u64) -> Verdict {
+    let mtu = u32::from(mtu);
+    match actions.has(Actions::ENCAPSULATE) {
+        true => Verdict::Tunnel {
             vtep: VtepId(actions.out),
             mtu,
             source_port: overlay::source_port(hash),
         },
-        other => other,
-    }
-}
-
-fn encapsulate(
-    round: &Round<'_>,
-    batch: &mut Batch,
-    index: usize,
-    id: VtepId,
-    hash: u64,
-) -> Verdict {
-    let vtep = round.snapshot.vtep(id);
-    let (Some(vtep), Some(out)) = (vtep, round.snapshot.underlay.uplink) else {
-        return Verdict::Drop(DropReason::PortGone);
-    };
-    let source_port = overlay::source_port(hash);
-    match overlay::wrap(round.umem, batch, index, vtep, source_port) {
-        Ok(()) => Verdict::Forward {
-            out,
-            checksum: None,
+        false => Verdict::Segment {
+            out: PortId(actions.out),
+            mtu,
         },
-        Err(reason) => Verdict::Drop(reason),
     }
 }
 
