@@ -10,15 +10,21 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::Metadata;
 use std::io;
+use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
+use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::thread::Builder;
 
 use super::cluster::{Change, Cluster, repetition};
 use super::object::{self, Content, Object};
 
 /// Most objects that are named for standing more than once.
 const MOST_NAMED: usize = 5;
+
+/// Files that are worth a thread of their own to read.
+const SHARE: usize = 16;
 
 /// Longest file that is read.
 const LONGEST_FILE: u64 = 1 << 30;
@@ -166,11 +172,14 @@ impl Manifests {
                 change |= self.cluster.replace(&name, &file.objects, &[]);
             }
         }
-        for (name, stamp) in names {
+        let mut due: Vec<(String, Stamp)> = names.into_iter().collect();
+        due.retain(|(name, stamp)| {
             let known = self.files.get(name.as_str());
-            if touched.contains(&name) || known.is_none_or(|file| file.stamp != stamp) {
-                change |= self.read(&name, stamp);
-            }
+            touched.contains(name) || known.is_none_or(|file| file.stamp != *stamp)
+        });
+        let contents = read_all(&self.dir, &due);
+        for ((name, stamp), content) in due.iter().zip(contents) {
+            change |= self.take(name, *stamp, content);
         }
         change
     }
@@ -209,9 +218,8 @@ impl Manifests {
         Ok(names)
     }
 
-    fn read(&mut self, name: &str, stamp: Stamp) -> Change {
+    fn take(&mut self, name: &str, stamp: Stamp, content: Result<Content, String>) -> Change {
         let path = self.dir.join(name);
-        let content = read(&path, stamp);
         let name: Arc<str> = name.into();
         let before = self.files.remove(&name);
         let mut file = before.unwrap_or(File {
@@ -264,6 +272,36 @@ pub(super) fn is_manifest(name: &str) -> bool {
         && [".yaml", ".yml", ".json"]
             .iter()
             .any(|end| name.ends_with(end))
+}
+
+/// What [`read`] makes of each file, in order. Many are read side by side.
+fn read_all(dir: &Path, due: &[(String, Stamp)]) -> Vec<Result<Content, String>> {
+    let read_some = |files: &[(String, Stamp)]| -> Vec<_> {
+        let files = files.iter();
+        files
+            .map(|(name, stamp)| read(&dir.join(name), *stamp))
+            .collect()
+    };
+    let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let share = due.len().div_ceil(cpus).max(SHARE);
+    let (first, others) = due.split_at(share.min(due.len()));
+    std::thread::scope(|scope| {
+        let readers = others.chunks(share).map(|files| {
+            let reader = Builder::new().name("reader".to_owned());
+            let reader = reader.spawn_scoped(scope, move || read_some(files));
+            (files, reader)
+        });
+        let readers: Vec<_> = readers.collect();
+        let mut contents = read_some(first);
+        for (files, reader) in readers {
+            contents.extend(match reader {
+                Ok(reader) => reader.join().unwrap_or_else(|panic| resume_unwind(panic)),
+                // No thread is to be had.
+                Err(_) => read_some(files),
+            });
+        }
+        contents
+    })
 }
 
 /// The content, or one line that says what is wrong with the file.
