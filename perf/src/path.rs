@@ -2,6 +2,7 @@
 //! first hop, and the MTU.
 
 use std::net::IpAddr;
+use std::process::Command;
 use std::time::Duration;
 
 use serde_json::Value;
@@ -84,6 +85,16 @@ fn next_hop(route: &Value, to: IpAddr) -> Result<IpAddr, MeasureError> {
             .parse()
             .map_err(|_| unexpected("the gateway of a route", text.to_owned())),
     }
+}
+
+/// What the route to an address says of its MTU, in the namespace of the
+/// calling thread; `None` when it says nothing, or there is no route.
+#[must_use]
+pub fn route_mtu(to: IpAddr) -> Option<u64> {
+    let mut ip = Command::new("ip");
+    let output = ip.args(["-j", "route", "get", &to.to_string()]).output();
+    let text = String::from_utf8(output.ok()?.stdout).ok()?;
+    mtu(&first(&text).ok()?)
 }
 
 fn mtu(route: &Value) -> Option<u64> {

@@ -27,9 +27,16 @@ impl Progress {
     /// Starts at step 0 of `steps`.
     #[must_use]
     pub fn start(steps: u64) -> Progress {
+        // How long steps take shows in those that were done.
+        Progress::of(
+            steps,
+            "{elapsed:>4} {wide_bar:.cyan/dim} {pos}/{len}  {msg}  {eta} left",
+        )
+    }
+
+    fn of(steps: u64, template: &str) -> Progress {
         let plain = !std::io::stderr().is_terminal();
         let bar = ProgressBar::with_draw_target(Some(steps), ProgressDrawTarget::stderr());
-        let template = "{elapsed:>4} {wide_bar:.cyan/dim} {pos}/{len}  {msg}  {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
             bar.set_style(style.progress_chars("━━─"));
         }
@@ -74,10 +81,13 @@ impl Timed {
         let shown = (duration > UNSHOWN).then(|| {
             let (what, over) = (what.to_owned(), over.clone());
             thread::spawn(move || {
-                let progress = Progress::start(duration.as_secs());
-                progress.says(&what);
+                let mut left = duration.as_secs();
+                let progress = Progress::of(left, "{elapsed:>4} {wide_bar:.cyan/dim} {msg}");
+                progress.says(&format!("{what}  {left}s left"));
                 while over.sleep(Duration::from_secs(1)) {
                     progress.step();
+                    left = left.saturating_sub(1);
+                    progress.bar.set_message(format!("{what}  {left}s left"));
                 }
             })
         });

@@ -5,11 +5,16 @@ use std::io::Write as _;
 use std::time::Duration;
 
 use clap::ValueEnum;
+use nix::net::if_::if_nametoindex;
 use spinlane_perf::measure::MeasureError;
+use spinlane_perf::packet::Protocol;
+use spinlane_perf::path::Path;
 use spinlane_perf::scenario::{Run, Scenario};
+use spinlane_perf::sink::tracking::TrackingSink;
+use spinlane_perf::sink::{Filter, Hook};
 use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::{Kind, Subject, Topology};
-use spinlane_tests::root_or_skip;
+use spinlane_tests::{root_or_skip, wait_for};
 
 const RUN: Run = Run {
     warm_up: Duration::from_millis(50),
@@ -98,4 +103,50 @@ fn connections_are_forgotten_at_both_ends(subject: &mut dyn Subject) {
     assert!(over(subject) > 0);
     subject.forget_connections().unwrap();
     assert_eq!(over(subject), 0);
+}
+
+/// By AF_XDP out of a pod's own device, with the program's own command: every
+/// frame reaches the other pod, and is told apart though the switch may have put
+/// several together. What is longer than the pod's route takes is told of.
+#[test]
+fn frames_of_a_pods_own_queue_cross_the_switch() {
+    if !root_or_skip("frames_of_a_pods_own_queue_cross_the_switch") {
+        return;
+    }
+    let subject = Kind::Spinlane.set_up(0).unwrap();
+    let [from, to] = subject.pods();
+    let filter = Filter {
+        protocol: Protocol::Udp,
+        ports: Some("9".parse().unwrap()),
+        tunnel_port: None,
+    };
+    for v6 in [false, true] {
+        let sink = to.namespace.enter(|| {
+            TrackingSink::attach(if_nametoindex("eth0").unwrap(), Hook::Tc, &filter).unwrap()
+        });
+        let sink = sink.unwrap();
+        let path = Path::resolve(&from, to.address(v6)).unwrap();
+        let next_hop = path.next_hop_mac.to_string();
+        let address = to.address(v6).to_string();
+        let send = |size: &str| {
+            from.namespace
+                .command(env!("CARGO_BIN_EXE_spinlane-perf"))
+                .args(["pktgen", "--engine", "afxdp", "--count", "1000"])
+                .args(["--rate", "2000", "--size", size])
+                .args(["--dst", &address, "--dst-mac", &next_hop])
+                .output()
+                .unwrap()
+        };
+        let output = send("100");
+        assert!(output.status.success(), "{output:?}");
+        assert_eq!(output.stderr, b"", "{output:?}");
+        let _ = wait_for("the frames", Duration::from_secs(3), || {
+            (sink.count().unwrap().packets >= 1000).then_some(())
+        });
+        let order = sink.stamps().unwrap().order;
+        assert_eq!((order.received, order.lost), (1000, 0), "{order:?}");
+        let told = String::from_utf8(send("1600").stderr).unwrap();
+        assert!(told.contains("takes 1500"), "{told}");
+        assert!(told.contains("--size 1518 fits"), "{told}");
+    }
 }

@@ -15,9 +15,10 @@ use spinlane_perf::generator::xdp::{MAX_LIVE_FRAME_BYTES, XdpGenerator};
 use spinlane_perf::generator::{Limit, Sent};
 use spinlane_perf::measure::{MeasureError, io_error};
 use spinlane_perf::packet::{
-    AddressRange, MAX_FRAME_BYTES, Mac, PortRange, Protocol, Sizes, Template, Traffic, Tunnel,
-    VXLAN_PORT,
+    AddressRange, ETHERNET_BYTES, FCS_BYTES, MAX_FRAME_BYTES, Mac, PortRange, Protocol, Sizes,
+    Template, Traffic, Tunnel, VXLAN_PORT,
 };
+use spinlane_perf::path::route_mtu;
 use spinlane_perf::progress::Timed;
 use spinlane_perf::report;
 use spinlane_perf::stop::Stop;
@@ -334,6 +335,9 @@ fn generate(arguments: &Pktgen, limit: Limit, stop: &Stop) -> Result<Sent, Measu
     let traffic = traffic(arguments)?;
     let engine = arguments.engine();
     let template = Template::new(&traffic, engine.largest_frame())?;
+    if engine != Engine::Socket {
+        warn_of_route(&traffic);
+    }
     match engine {
         Engine::Xdp => XdpGenerator::new(device(&arguments.dev)?, &template)?.run(limit, stop),
         Engine::Afxdp => AfXdpGenerator::new(device(&arguments.dev)?)?.run(&template, limit, stop),
@@ -345,6 +349,21 @@ fn generate(arguments: &Pktgen, limit: Limit, stop: &Stop) -> Result<Sent, Measu
             };
             SocketGenerator::new(&template, options)?.run(limit, stop)
         }
+    }
+}
+
+/// Says so when the pod's own kernel would not send such packets: a device may
+/// take more than its routes, and who switches or routes them drops them then.
+fn warn_of_route(traffic: &Traffic) {
+    let outermost = traffic.tunnel.map(|tunnel| tunnel.destination);
+    let to = outermost.unwrap_or(traffic.destination.first());
+    let largest = traffic.sizes.largest().saturating_sub(ETHERNET_BYTES) as u64;
+    if let Some(most) = route_mtu(to).filter(|most| largest > *most) {
+        terminal::warn(&format!(
+            "spinlane-perf: packets of {largest} bytes, but the route to {to} takes {most}: they \
+             may be dropped on the way; --size {} fits",
+            most as usize + ETHERNET_BYTES + FCS_BYTES
+        ));
     }
 }
 

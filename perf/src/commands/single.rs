@@ -56,13 +56,14 @@ fn measure(
     }
     let subject = kind.set_up(SERVICES)?;
     let run = run_of(measured);
-    let _timed = Timed::start(scenario.title(), scenario.takes(&run));
+    let timed = Timed::start(scenario.title(), scenario.takes(&run));
     let result = Single {
         subject: kind.name(),
         scenario,
         unit: scenario.unit(),
         sample: scenario.measure(subject.as_ref(), &run, stop)?,
     };
+    drop(timed);
     show_measured(output, &result, &result.text(), stop)
 }
 

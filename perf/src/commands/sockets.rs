@@ -18,7 +18,7 @@ pub(super) fn tcp(arguments: &args::Tcp, stop: &Stop) -> Result<(), MeasureError
     let subject = arguments.subject.set_up(SERVICES)?;
     let [from, to] = subject.pods();
     let run = run_of(&arguments.measured);
-    let _timed = Timed::start("TCP", run.warm_up + run.duration);
+    let timed = Timed::start("TCP", run.warm_up + run.duration);
     let result = bulk(
         &from,
         &to,
@@ -31,6 +31,7 @@ pub(super) fn tcp(arguments: &args::Tcp, stop: &Stop) -> Result<(), MeasureError
         },
         stop,
     )?;
+    drop(timed);
     let text = format!(
         "{}: {}, {} segments sent again ({} without need), {} reorderings seen",
         arguments.subject.name(),
@@ -57,7 +58,7 @@ pub(super) fn rr(arguments: &args::Rr, stop: &Stop) -> Result<(), MeasureError> 
     let subject = arguments.subject.set_up(SERVICES)?;
     let [from, to] = subject.pods();
     let run = run_of(&arguments.measured);
-    let _timed = Timed::start("round trips", run.warm_up + run.duration);
+    let timed = Timed::start("round trips", run.warm_up + run.duration);
     let trips = RoundTrips {
         transport: arguments.transport,
         warm_up: run.warm_up,
@@ -79,6 +80,7 @@ pub(super) fn rr(arguments: &args::Rr, stop: &Stop) -> Result<(), MeasureError> 
             }
         }
     };
+    drop(timed);
     let result = &answered.result;
     let mut text = format!(
         "{}: {} round trips, {} lost; p50 {:.1} µs, p90 {:.1}, p99 {:.1}, p99.9 {:.1}, most {:.1}",

@@ -60,8 +60,9 @@ pub(crate) fn run(arguments: &Udp, stop: &Stop) -> Result<(), MeasureError> {
         sender_core: arguments.pin_sockets.then_some(SENDER_CORE),
         v6: arguments.v6,
     };
-    let _timed = Timed::start("UDP", stream.duration);
+    let timed = Timed::start("UDP", stream.duration);
     let result = udp(&from, &to, &stream, stop)?;
+    drop(timed);
     let text = text(arguments.subject.name(), &result);
     show_measured(&arguments.output, &result, &text, stop)
 }

@@ -28,7 +28,8 @@ pub use template::Template;
 pub(crate) use template::{Layer3, TUNNEL_PORTS};
 pub use traffic::{Protocol, Traffic, Tunnel};
 
-pub(crate) const ETHERNET_BYTES: usize = 14;
+/// The Ethernet header.
+pub const ETHERNET_BYTES: usize = 14;
 /// The frame check sequence, which sizes count and devices do not carry.
 pub const FCS_BYTES: usize = 4;
 /// UDP port of VXLAN (RFC 7348, section 8).
