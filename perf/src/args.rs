@@ -326,6 +326,15 @@ pub(crate) struct Demo {
     /// Seconds of one measurement
     #[arg(long, value_parser = seconds, value_name = "S", default_value = "1.5")]
     pub(crate) seconds: Duration,
+    /// What standard output gets; the rest goes to standard error
+    #[arg(
+        short = 'o',
+        long = "output",
+        value_name = "FORMAT",
+        value_enum,
+        default_value = "table"
+    )]
+    pub(crate) format: Format,
 }
 
 #[cfg(test)]

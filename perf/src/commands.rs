@@ -24,7 +24,7 @@ use spinlane_perf::stop::Stop;
 use spinlane_perf::terminal::{say, warn};
 use spinlane_perf::{demo, micro, node, report};
 
-use crate::args::{self, Arguments, Command, Output};
+use crate::args::{self, Arguments, Command, Format, Output};
 use crate::comparing;
 
 /// Does what the arguments say.
@@ -66,7 +66,18 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
         }
         Command::Micro(arguments) => return measure_micro(&arguments, &stop),
         Command::Demo(arguments) => {
-            demo::run(arguments.pairs.into(), arguments.seconds, &stop)?;
+            // JSON has standard output to itself.
+            let talk: demo::Say = match arguments.format {
+                Format::Table => say,
+                Format::Json => |line| {
+                    warn(line);
+                    Ok(())
+                },
+            };
+            let found = demo::run(arguments.pairs.into(), arguments.seconds, &stop, talk)?;
+            if arguments.format == Format::Json {
+                say(&json(&found)?)?;
+            }
         }
         #[cfg(feature = "afxdp-baseline")]
         Command::Forward { devices } => {
@@ -141,27 +152,30 @@ pub(crate) fn show_measured(
     }
 }
 
+/// A result as JSON.
+fn json(result: &impl Serialize) -> Result<String, MeasureError> {
+    serde_json::to_string_pretty(result).map_err(|error| MeasureError::Unexpected {
+        what: "writing the result as JSON".to_owned(),
+        detail: error.to_string(),
+    })
+}
+
 /// Prints a document that says its version itself.
 pub(crate) fn print(
     output: &Output,
     result: &impl Serialize,
     text: &str,
 ) -> Result<(), MeasureError> {
-    let json = || {
-        serde_json::to_string_pretty(result).map_err(|error| MeasureError::Unexpected {
-            what: "writing the result as JSON".to_owned(),
-            detail: error.to_string(),
-        })
-    };
     if let Some(path) = output
         .json
         .as_deref()
         .filter(|path| *path != Path::new("-"))
     {
-        fs::write(path, json()? + "\n").map_err(io_error(format!("writing {}", path.display())))?;
+        fs::write(path, json(result)? + "\n")
+            .map_err(io_error(format!("writing {}", path.display())))?;
     }
     if output.is_json() {
-        say(&json()?)?;
+        say(&json(result)?)?;
     } else {
         say(text)?;
     }

@@ -9,7 +9,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use comfy_table::Cell;
-use spinlane_api::view::{Port, PortKind, Status};
+use serde::Serialize;
+use spinlane_api::view::{Drops, Port, PortKind, Status};
 use spinlane_tests::{Node, wait_for};
 
 use crate::compare::{Comparison, Field, Outcome, Plan};
@@ -19,7 +20,6 @@ use crate::report::{figure, other_work, quantity, table};
 use crate::scenario::{Better, Run, Scenario};
 use crate::stop::Stop;
 use crate::subject::{Kind, SERVICES, Spinlane, Subject, ping};
-use crate::terminal::say;
 
 const SCENARIOS: [Scenario; 4] = [
     Scenario::Tcp,
@@ -29,14 +29,35 @@ const SCENARIOS: [Scenario; 4] = [
 ];
 const WARM_UP: Duration = Duration::from_millis(300);
 
-/// Runs the demo; what it finds goes to standard output.
+/// What the demo found.
+#[derive(Debug, Serialize)]
+pub struct Found {
+    /// The measurements.
+    comparison: Comparison,
+    /// What the switch itself counted.
+    #[serde(flatten)]
+    counters: Option<Counters>,
+}
+
+/// What the switch counted, as `spinlane` shows it.
+#[derive(Debug, Serialize)]
+struct Counters {
+    status: Status,
+    ports: Vec<Port>,
+    drops: Drops,
+}
+
+/// Who listens to what the demo says.
+pub type Say = fn(&str) -> Result<(), MeasureError>;
+
+/// Runs the demo and says what it does and finds.
 ///
 /// # Errors
 /// When a step fails, or on Ctrl-C; everything is removed then, too.
-pub fn run(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureError> {
+pub fn run(pairs: usize, duration: Duration, stop: &Stop, say: Say) -> Result<Found, MeasureError> {
     say("Spinlane: a node, two pods and a Linux bridge beside it, all in namespaces of")?;
     say("their own. Nothing of it touches this machine's network.\n")?;
-    show(pairs, duration, stop)?;
+    let found = show(pairs, duration, stop, say)?;
     // Every value that stood for a namespace or a process is gone by now; the
     // lab's own directory and watcher are not.
     spinlane_tests::finish();
@@ -44,16 +65,16 @@ pub fn run(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureE
         [] => say("\nEverything is removed: no namespaces, no processes, no files.")?,
         left => say(&format!("\nStill there: {}", left.join(", ")))?,
     }
-    Ok(())
+    Ok(found)
 }
 
-fn show(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureError> {
+fn show(pairs: usize, duration: Duration, stop: &Stop, say: Say) -> Result<Found, MeasureError> {
     let check = || match stop.is_set() {
         true => Err(MeasureError::Interrupted),
         false => Ok(()),
     };
     let spinlane = Spinlane::set_up(Kind::Spinlane)?;
-    introduce(&spinlane)?;
+    introduce(&spinlane, say)?;
     check()?;
     let [from, to] = spinlane.pods();
     for (family, address) in [("IPv4", to.v4), ("IPv6", to.v6)] {
@@ -93,14 +114,19 @@ fn show(pairs: usize, duration: Duration, stop: &Stop) -> Result<(), MeasureErro
     if let Some(warning) = other_work(&comparison) {
         say(&format!("{warning}\n"))?;
     }
-    if let Some(agent) = field.resume(Kind::Spinlane).and_then(Subject::agent) {
-        counters(agent)?;
+    let agent = field.resume(Kind::Spinlane).and_then(Subject::agent);
+    let counters = agent.map(Counters::of).transpose()?;
+    if let Some(counters) = &counters {
+        counters.say(say)?;
     }
-    Ok(())
+    Ok(Found {
+        comparison,
+        counters,
+    })
 }
 
 /// The node and its pods, a line each.
-fn introduce(spinlane: &Spinlane) -> Result<(), MeasureError> {
+fn introduce(spinlane: &Spinlane, say: Say) -> Result<(), MeasureError> {
     if let Some(agent) = spinlane.agent() {
         let status = agent.status()?;
         say(&format!(
@@ -184,42 +210,51 @@ fn verdict(outcome: &Outcome) -> String {
         })
 }
 
-/// What the switch itself says it did.
-fn counters(agent: &Node) -> Result<(), MeasureError> {
-    let status = agent.status()?;
-    let drops = agent.drops()?;
-    let mut ports = table(["port", "of", "received", "sent", "dropped"].map(Cell::new));
-    for port in agent.ports()? {
-        ports.add_row(vec![
-            Cell::new(&port.name),
-            Cell::new(owner(&port)),
-            figure(format!("{} packets", grouped(port.rx_packets))),
-            figure(format!("{} packets", grouped(port.tx_packets))),
-            figure(grouped(port.drops)),
-        ]);
+impl Counters {
+    /// What the switch itself says it did.
+    fn of(agent: &Node) -> Result<Counters, MeasureError> {
+        Ok(Counters {
+            status: agent.status()?,
+            ports: agent.ports()?,
+            drops: agent.drops()?,
+        })
     }
-    say(&format!(
-        "What the switch counted (`spinlane ports`, `status`, `drops`):\n{ports}"
-    ))?;
-    say(&format!(
-        "frames: {} of {} free, {} in use",
-        grouped(status.frames.free),
-        grouped(status.frames.total),
-        grouped(status.frames.in_use)
-    ))?;
-    let happened: Vec<String> = drops
-        .iter()
-        .filter(|(_, count)| **count > 0)
-        .map(|(reason, count)| format!("{reason} {}", grouped(*count)))
-        .collect();
-    match happened[..] {
-        [] => say(&format!(
-            "drops: none, of {} reasons that it counts",
-            drops.len()
-        ))?,
-        _ => say(&format!("drops: {}", happened.join(", ")))?,
+
+    fn say(&self, say: Say) -> Result<(), MeasureError> {
+        let Counters { status, drops, .. } = self;
+        let mut ports = table(["port", "of", "received", "sent", "dropped"].map(Cell::new));
+        for port in &self.ports {
+            ports.add_row(vec![
+                Cell::new(&port.name),
+                Cell::new(owner(port)),
+                figure(format!("{} packets", grouped(port.rx_packets))),
+                figure(format!("{} packets", grouped(port.tx_packets))),
+                figure(grouped(port.drops)),
+            ]);
+        }
+        say(&format!(
+            "What the switch counted (`spinlane ports`, `status`, `drops`):\n{ports}"
+        ))?;
+        say(&format!(
+            "frames: {} of {} free, {} in use",
+            grouped(status.frames.free),
+            grouped(status.frames.total),
+            grouped(status.frames.in_use)
+        ))?;
+        let happened: Vec<String> = drops
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(reason, count)| format!("{reason} {}", grouped(*count)))
+            .collect();
+        match happened[..] {
+            [] => say(&format!(
+                "drops: none, of {} reasons that it counts",
+                drops.len()
+            ))?,
+            _ => say(&format!("drops: {}", happened.join(", ")))?,
+        }
+        Ok(())
     }
-    Ok(())
 }
 
 fn owner(port: &Port) -> String {

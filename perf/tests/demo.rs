@@ -109,6 +109,25 @@ fn everything_is_removed_when_it_says_so() {
 }
 
 #[test]
+fn a_program_reads_what_it_found() {
+    if !root_or_skip("a_program_reads_what_it_found") {
+        return;
+    }
+    let output = Command::new(spinlane())
+        .args(["demo", "-o", "json", "--pairs", "1", "--seconds", "0.2"])
+        .stderr(Stdio::null())
+        .output()
+        .unwrap();
+    assert!(output.status.success());
+    let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let scenarios = found["comparison"]["scenarios"].as_array().unwrap();
+    assert_eq!(scenarios.len(), 4, "{found}");
+    assert!(found["ports"].as_array().unwrap().len() >= 3, "{found}");
+    assert!(found["status"]["frames"]["total"].is_u64(), "{found}");
+    assert!(found["drops"]["spoofed"].is_u64(), "{found}");
+}
+
+#[test]
 fn ctrl_c_leaves_nothing_behind() {
     if !root_or_skip("ctrl_c_leaves_nothing_behind") {
         return;

@@ -244,7 +244,7 @@ fn run(arguments: Arguments) -> Done {
         }
         Command::Check(check) => run_check(&check, &common),
         Command::Cleanup(cleanup) => run_cleanup(&cleanup, &common),
-        Command::Demo(demo) => run_demo(&demo),
+        Command::Demo(demo) => run_demo(&demo, common.output),
         Command::Version => run_version(&common),
     }
 }
@@ -314,15 +314,20 @@ fn run_cleanup(arguments: &CleanupArguments, common: &Common) -> Done {
 }
 
 /// The demo belongs to the measuring program, which is installed beside.
-fn run_demo(arguments: &DemoArguments) -> Done {
+fn run_demo(arguments: &DemoArguments, output: Output) -> Done {
     const PROGRAM: &str = "spinlane-perf";
     let beside = std::env::current_exe()
         .ok()
         .map(|own| own.with_file_name(PROGRAM))
         .filter(|path| path.exists());
     let program = beside.unwrap_or_else(|| PathBuf::from(PROGRAM));
+    let format: &[&str] = match output {
+        Output::Table => &[],
+        Output::Json => &["--output", "json"],
+    };
     let error = Process::new(&program)
         .arg("demo")
+        .args(format)
         .args(&arguments.rest)
         .exec();
     Err(Failure::failed(format!(
