@@ -37,6 +37,8 @@ pub trait Packets: Send {
     fn next(&mut self, timeout: Duration) -> Option<Packet>;
     /// Packets that were not copied because the reader did not keep up.
     fn lost(&self) -> u64;
+    /// Whether the one port that it is of is gone: nothing comes any more.
+    fn is_over(&mut self) -> bool;
 }
 
 /// A captured packet.

@@ -213,6 +213,41 @@ fn captures_open_in_tshark() -> Result<()> {
 }
 
 #[test]
+fn a_capture_ends_with_its_port() -> Result<()> {
+    if !root_or_skip("a_capture_ends_with_its_port") {
+        return Ok(());
+    }
+    let node = Node::plain("short")?;
+    let (mut a, b) = (Pod::attach(&node, "a")?, Pod::attach(&node, "b")?);
+    let file = node.ipam_dir().join("capture.pcapng");
+    let mut command = node.namespace().command(program("spinlane")?);
+    command
+        .args(["capture", "--port", "default/a", "--write"])
+        .arg(&file)
+        .arg("--run-dir")
+        .arg(node.run_dir());
+    let capturing = Process::spawn(command)?;
+    wait_for("the capture to begin", Duration::from_secs(5), || {
+        file.metadata().ok().filter(|meta| meta.len() > 0).map(drop)
+    })?;
+    assert!(traffic::ping(a.namespace(), b.v4()?, 1)?.all());
+    a.del(&node, "eth0")?;
+    // The next pod may well have the port's number; nothing of it is shown.
+    let next = Pod::attach(&node, "c")?;
+    assert!(traffic::ping(next.namespace(), b.v4()?, 3)?.all());
+    let output = capturing.wait(Duration::from_secs(10))?;
+    assert!(
+        output.status.success(),
+        "{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    let of_next = format!("ip.addr == {}", next.v4()?);
+    assert_eq!(capture::count(&file, &of_next)?, 0);
+    assert_ne!(capture::count(&file, "icmp")?, 0);
+    Ok(())
+}
+
+#[test]
 fn metrics_and_health_are_served() -> Result<()> {
     if !root_or_skip("metrics_and_health_are_served") {
         return Ok(());

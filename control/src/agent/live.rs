@@ -330,14 +330,19 @@ impl Views for Live {
         let names = PortNames::new(Arc::clone(&self.node));
         let port = match port {
             None => None,
-            Some(name) => Some(names.find(name)?),
+            Some(name) => Some((names.find(name)?, name.to_owned())),
         };
+        let id = port.as_ref().map(|(id, _)| *id);
         let capture = self
             .engine
-            .capture(CaptureSpec { port, snaplen })
+            .capture(CaptureSpec { port: id, snaplen })
             .inspect_err(|error| tracing::error!(%error, "cannot start a capture"))
             .ok()?;
-        Some(Box::new(LivePackets { capture, names }))
+        Some(Box::new(LivePackets {
+            capture,
+            names,
+            only: port,
+        }))
     }
 }
 
@@ -433,9 +438,17 @@ impl PortNames {
 struct LivePackets {
     capture: Capture,
     names: PortNames,
+    /// The one port that it is of, with the name that its number had then.
+    only: Option<(PortId, String)>,
 }
 
 impl LivePackets {
+    /// The next packet at hand; none of a port that has taken over the number.
+    fn at_hand(&mut self) -> Option<Packet> {
+        let packet = self.capture.next()?;
+        (!self.is_over()).then(|| self.named(packet))
+    }
+
     fn named(&mut self, packet: CapturedPacket) -> Packet {
         Packet {
             at: packet.at,
@@ -450,8 +463,8 @@ impl LivePackets {
 
 impl Packets for LivePackets {
     fn next(&mut self, timeout: Duration) -> Option<Packet> {
-        if let Some(packet) = self.capture.next() {
-            return Some(self.named(packet));
+        if let Some(packet) = self.at_hand() {
+            return Some(packet);
         }
         if timeout.is_zero() {
             return None;
@@ -462,11 +475,19 @@ impl Packets for LivePackets {
         let _ = poll(&mut fds, timeout);
         // Silenced before looking, so that what comes meanwhile wakes again.
         self.capture.acknowledge();
-        let packet = self.capture.next()?;
-        Some(self.named(packet))
+        self.at_hand()
     }
 
     fn lost(&self) -> u64 {
         self.capture.lost()
+    }
+
+    fn is_over(&mut self) -> bool {
+        let Some((id, name)) = &self.only else {
+            return false;
+        };
+        // Not by what was read a while ago: numbers find others at once.
+        let now = read(&self.names.node).port_name(*id);
+        now.as_ref() != Some(name)
     }
 }

@@ -36,7 +36,8 @@ pub struct Recording {
     pub snaplen: usize,
 }
 
-/// Records until `count` packets are through or the reader leaves.
+/// Records until `count` packets are through, the reader leaves, or the one
+/// port that it is of is gone.
 pub fn record(recording: &Recording, packets: &mut dyn Packets, reader: &Sender<Vec<u8>>) {
     let mut writer = Writer::new(recording.snaplen, recording.expression.as_deref());
     let mut left = recording.count.unwrap_or(u64::MAX);
@@ -54,7 +55,7 @@ pub fn record(recording: &Recording, packets: &mut dyn Packets, reader: &Sender<
                     left -= 1;
                 }
             }
-            None if !pending => open = !reader.is_closed(),
+            None if !pending => open = !reader.is_closed() && !packets.is_over(),
             None => {}
         }
         if writer.len() > 0 && (packet.is_none() || writer.len() >= LOT_BYTES || left == 0) {

@@ -53,6 +53,35 @@ fn recording(count: u64) -> Recording {
     }
 }
 
+/// The packets of a port that was removed.
+struct Last(Option<Packet>);
+
+impl Packets for Last {
+    fn next(&mut self, _: Duration) -> Option<Packet> {
+        self.0.take()
+    }
+
+    fn lost(&self) -> u64 {
+        0
+    }
+
+    fn is_over(&mut self) -> bool {
+        self.0.is_none()
+    }
+}
+
+#[test]
+fn a_capture_ends_with_its_port() {
+    let (reader, mut blocks) = mpsc::channel(1000);
+    record(&recording(9), &mut Last(three().pop()), &reader);
+    drop(reader);
+    let mut counted = Blocks::default();
+    while let Some(lot) = blocks.blocking_recv() {
+        counted.take(&lot, |_| Ok(())).unwrap();
+    }
+    assert_eq!(counted.packets(), 1);
+}
+
 #[test]
 fn tshark_reads_interfaces_times_and_reasons() {
     let dir = tempfile::tempdir().unwrap();

@@ -117,6 +117,10 @@ impl Packets for FakePackets {
     fn lost(&self) -> u64 {
         0
     }
+
+    fn is_over(&mut self) -> bool {
+        false
+    }
 }
 
 pub(crate) fn port(name: &str, namespace: &str, pod: &str) -> view::Port {
