@@ -20,6 +20,9 @@ use rtnetlink::packet_core::{
 /// Requests that go at once: together with their answers they fit the
 /// socket's buffers (`net.core.wmem_default` and `rmem_default`, 208 KiB).
 const LOT: usize = 64;
+/// Room for news, of which a thousand routes and neighbours make as much at
+/// once as they take, some 800 bytes each.
+const NEWS_BYTES: usize = 4 << 20;
 /// How long the kernel may take for one lot.
 const TIMEOUT: Duration = Duration::from_secs(10);
 /// Room for one datagram of a dump.
@@ -134,6 +137,11 @@ impl Netlink {
                 rustix::net::sockopt::Timeout::Recv,
                 Some(TIMEOUT),
             )?;
+            if !groups.is_empty() {
+                use rustix::net::sockopt::set_socket_recv_buffer_size_force as set_room;
+                // With less room some news is lost, and all is read anew.
+                let _ = set_room(socket.as_fd(), NEWS_BYTES);
+            }
             for &group in groups {
                 socket.add_membership(group)?;
             }

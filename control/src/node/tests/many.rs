@@ -40,3 +40,29 @@ fn the_kernel_takes_routes_to_thousands_of_nodes() {
         );
     });
 }
+
+#[test]
+fn news_of_thousands_of_routes_are_all_heard() {
+    in_fresh_netns("news_of_thousands_of_routes_are_all_heard", || {
+        const COUNT: u16 = 2000;
+        // RTNLGRP_IPV4_ROUTE
+        let mut news = Netlink::subscribe(&[7]).unwrap();
+        let mut netlink = Netlink::open().unwrap();
+        let lo = netlink.link("lo").unwrap().unwrap().index;
+        let set = |number: u16| {
+            let [high, low] = number.to_be_bytes();
+            let route = PodRoute {
+                to: format!("10.{high}.{low}.0/24").parse().unwrap(),
+                via: None,
+                mtu: 1450,
+            };
+            routes::add_host_route(lo, &route, None)
+        };
+        netlink.batch((0..COUNT).map(set).collect()).unwrap();
+        let mut heard = 0;
+        while heard < usize::from(COUNT) {
+            heard += news.listen().unwrap().len();
+        }
+        assert_eq!(heard, usize::from(COUNT));
+    });
+}
