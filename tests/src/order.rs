@@ -108,11 +108,14 @@ fn connections(file: &Path, port: u16) -> Result<HashMap<String, Vec<Segment>>> 
     // A reset may be the kernel's own word, for a connection that is gone.
     let filter = format!("tcp.dstport == {port} && tcp.flags.reset == 0");
     for row in capture::fields(file, &filter, &names)? {
-        let number = |at: usize| row[at].parse().unwrap_or_default();
+        let number = |at: usize| {
+            let parsed = row[at].parse();
+            parsed.map_err(|_| LabError::unexpected("order", format!("a segment is {row:?}")))
+        };
         let segment = Segment {
-            seq: number(1),
-            len: number(2),
-            stamp: number(3),
+            seq: number(1)?,
+            len: number(2)?,
+            stamp: number(3)?,
         };
         connections.entry(row[0].clone()).or_default().push(segment);
     }

@@ -180,13 +180,16 @@ fn streams_keep_their_order_on_two_lanes() -> Result<()> {
             let dir = node.ipam_dir();
             let watched = Watched::start(a.namespace(), b.namespace(), IPERF_PORT, &dir);
             let disorder = many_connections(address);
-            match watched.and_then(Watched::overtaken) {
-                Ok(None) => {}
-                Ok(Some(overtaken)) => return Some(disorder.map(|_| overtaken as u64)),
-                Err(error) => return Some(Err(error)),
-            }
             // Behind what is lost the rest comes out of order, too.
-            (before.ok()? == lost(&node).ok()?).then_some(disorder)
+            let is_whole = before.ok()? == lost(&node).ok()?;
+            match watched.and_then(Watched::overtaken) {
+                Ok(None) => is_whole.then_some(disorder),
+                Ok(Some(overtaken)) => Some(disorder.map(|disorder| match is_whole {
+                    true => disorder + overtaken as u64,
+                    false => overtaken as u64,
+                })),
+                Err(error) => Some(Err(error)),
+            }
         });
         let disorder = is_in_order.unwrap_or_else(|| {
             Err(LabError::unexpected(

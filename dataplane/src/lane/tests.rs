@@ -172,7 +172,9 @@ fn a_stream_stays_behind_what_came_by_the_ring_before() {
             send_bulk("ap");
             wait_until("all came", || port.queue.abandoned() == BEFORE);
             let memory = (&**umem, &**owners);
-            receive_streams(port, batch, memory, pool, &mut streams.spares);
+            wait_until("the stream came", || {
+                receive_streams(port, batch, memory, pool, &mut streams.spares) > 0
+            });
             let mut lengths = emptied(batch, pool);
             for _ in 0..BEFORE {
                 ports.receive(0, batch, umem, owners, (pool, &mut streams.spares));

@@ -274,7 +274,7 @@ fn parse_all(round: &Round<'_>, batch: &mut Batch, first: usize, packets: &mut [
     }
 }
 
-/// Hit or miss, then apply. What becomes of a packet of a known flow is written
+/// Hit or miss, then apply. What becomes of a packet of a routed flow is written
 /// where it belongs at once: read back from where it was put together, it would
 /// wait until the stores before it are done, and those go to headers that
 /// another CPU wrote.

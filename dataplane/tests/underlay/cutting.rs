@@ -53,21 +53,31 @@ impl Recording {
             tshark.args(["-e", field]);
         }
         let read = tshark.output().unwrap();
-        let _ = std::fs::remove_file(&self.file);
         let text = String::from_utf8(read.stdout).unwrap();
         let row = |line: &str| line.split('\t').map(str::to_owned).collect();
         text.lines().map(row).collect()
     }
 }
 
+impl Drop for Recording {
+    fn drop(&mut self) {
+        // One that was stopped has ended already.
+        let _ = self.tcpdump.kill();
+        let _ = self.tcpdump.wait();
+        let _ = std::fs::remove_file(&self.file);
+    }
+}
+
 /// How many segments of a recording were overtaken. Whoever sends a segment
 /// numbers it (`ip_select_ident_segs`, include/net/ip.h), once more when it
-/// sends it again, so numbers that go back tell of order and nothing else.
+/// sends it again, so numbers that go back tell of order and nothing else. What the kernel answers
+/// for a connection that is gone carries no data and is numbered by itself.
 fn overtaken(recording: Recording) -> usize {
     let mut last = HashMap::new();
-    let rows = recording.stop(&["tcp.srcport", "ip.id"]);
+    let rows = recording.stop(&["tcp.srcport", "ip.id", "tcp.len"]);
     assert!(rows.len() > 100, "{} segments were recorded", rows.len());
-    let steps = rows.iter().filter_map(|row| {
+    let with_data = rows.iter().filter(|row| row[2] != "0");
+    let steps = with_data.filter_map(|row| {
         let number = u16::from_str_radix(row[1].trim_start_matches("0x"), 16).unwrap();
         let before = last.insert(row[0].clone(), number)?;
         Some(number.wrapping_sub(before) as i16)

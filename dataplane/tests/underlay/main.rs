@@ -105,7 +105,7 @@ s.accept()[0].sendall(data)
 print(hashlib.sha256(data).hexdigest())";
     const FETCH: &str = "
 import hashlib, socket, sys
-h, s = hashlib.sha256(), socket.create_connection((sys.argv[1], 9), timeout=60)
+h, s = hashlib.sha256(), socket.create_connection((sys.argv[1], 9), timeout=20)
 while data := s.recv(1 << 20): h.update(data)
 print(h.hexdigest())";
     let len = len.to_string();
