@@ -76,7 +76,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
             };
             let found = demo::run(arguments.pairs.into(), arguments.seconds, &stop, talk)?;
             if arguments.format == Format::Json {
-                say(&json(&found)?)?;
+                say(&json(&document(&found, None))?)?;
             }
         }
         #[cfg(feature = "afxdp-baseline")]
@@ -118,18 +118,21 @@ struct Document<'r, R> {
     result: &'r R,
 }
 
+fn document<R>(result: &R, complete: Option<bool>) -> Document<'_, R> {
+    Document {
+        schema_version: SCHEMA_VERSION,
+        complete,
+        result,
+    }
+}
+
 /// Prints a result in a document of its own.
 pub(crate) fn show(
     output: &Output,
     result: &impl Serialize,
     text: &str,
 ) -> Result<(), MeasureError> {
-    let document = Document {
-        schema_version: SCHEMA_VERSION,
-        complete: None,
-        result,
-    };
-    print(output, &document, text)
+    print(output, &document(result, None), text)
 }
 
 /// Prints what was measured, marked as partial when `stop` ended it early.
@@ -140,12 +143,7 @@ pub(crate) fn show_measured(
     stop: &Stop,
 ) -> Result<(), MeasureError> {
     let complete = !stop.is_set();
-    let document = Document {
-        schema_version: SCHEMA_VERSION,
-        complete: Some(complete),
-        result,
-    };
-    print(output, &document, text)?;
+    print(output, &document(result, Some(complete)), text)?;
     match complete {
         true => Ok(()),
         false => Err(MeasureError::Partial),

@@ -122,6 +122,7 @@ fn a_program_reads_what_it_found() {
     let found: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
     let scenarios = found["comparison"]["scenarios"].as_array().unwrap();
     assert_eq!(scenarios.len(), 4, "{found}");
+    assert_eq!(found["schema_version"], 1, "{found}");
     assert!(found["ports"].as_array().unwrap().len() >= 3, "{found}");
     assert!(found["status"]["frames"]["total"].is_u64(), "{found}");
     assert!(found["drops"]["spoofed"].is_u64(), "{found}");
