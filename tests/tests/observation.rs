@@ -346,6 +346,23 @@ fn cleanup_removes_everything_and_nothing_else() -> Result<()> {
     node.start_agent()?;
     let pod = Pod::attach(&node, "a")?;
     assert!(traffic::ping(node.namespace(), pod.v4()?, 1)?.all());
+    // With other directories it is the same node all the same.
+    let elsewhere = node.ipam_dir().join("elsewhere");
+    let refused = node
+        .namespace()
+        .command(program("spinlane")?)
+        .arg("cleanup")
+        .arg("--run-dir")
+        .arg(&elsewhere)
+        .arg("--state-dir")
+        .arg(&elsewhere)
+        .output()
+        .map_err(LabError::io("start `spinlane cleanup`"))?;
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{why}");
+    assert!(why.contains("runs in this network namespace"), "{why}");
+    assert!(!elsewhere.exists());
+    assert!(traffic::ping(node.namespace(), pod.v4()?, 1)?.all());
     node.stop()?;
     assert_ne!(
         look(&node)?,

@@ -305,9 +305,10 @@ fn run_check(arguments: &CheckArguments, common: &Common) -> Done {
 
 fn run_cleanup(arguments: &CleanupArguments, common: &Common) -> Done {
     let lock = agent::RunDir::lock(&common.run_dir).map_err(|e| Failure::failed(e.to_string()))?;
-    let removed = node::cleanup::cleanup(&common.run_dir, &arguments.state_dir)
-        .map_err(|e| Failure::failed(e.to_string()))?;
+    let removed = node::cleanup::cleanup(&common.run_dir, &arguments.state_dir);
+    // A refusal leaves nothing behind, either.
     lock.remove();
+    let removed = removed.map_err(|e| Failure::failed(e.to_string()))?;
     print(common.output, &Removed { removed }, |done| {
         table::cleanup(&done.removed)
     })

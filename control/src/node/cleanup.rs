@@ -15,6 +15,9 @@ pub enum CleanupError {
     /// An agent uses it all.
     #[error("an agent answers at {0}: stop it first")]
     AgentRuns(String),
+    /// One with other directories uses it.
+    #[error("the agent {0} runs in this network namespace: stop it first")]
+    AgentHere(u32),
     /// An interface.
     #[error(transparent)]
     Netlink(#[from] NetlinkError),
@@ -40,6 +43,9 @@ pub fn cleanup(run_dir: &Path, state_dir: &Path) -> Result<Vec<String>, CleanupE
         if UnixStream::connect(&socket).is_ok() {
             return Err(CleanupError::AgentRuns(socket.display().to_string()));
         }
+    }
+    if let Some(process) = agent_here() {
+        return Err(CleanupError::AgentHere(process));
     }
     let mut removed = Vec::new();
     let names = reconcile::our_links()?;
@@ -86,6 +92,28 @@ pub fn cleanup(run_dir: &Path, state_dir: &Path) -> Result<Vec<String>, CleanupE
     Ok(removed)
 }
 
+/// An agent in the calling process' network namespace, whatever its
+/// directories, as far as this process sees others.
+fn agent_here() -> Option<u32> {
+    let own = std::fs::read_link("/proc/self/ns/net").ok()?;
+    let processes = std::fs::read_dir("/proc").ok()?.flatten();
+    let mut numbers = processes.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.find(|process: &u32| {
+        let place = Path::new("/proc").join(process.to_string());
+        let line = std::fs::read(place.join("cmdline")).unwrap_or_default();
+        is_agent(&line) && std::fs::read_link(place.join("ns/net")).is_ok_and(|ns| ns == own)
+    })
+}
+
+/// Whether a process was started by this command line, each word of which
+/// ends with a zero, as an agent.
+fn is_agent(line: &[u8]) -> bool {
+    let mut words = line.split(|byte| *byte == 0);
+    let program = words.next().unwrap_or_default();
+    let name = program.rsplit(|byte| *byte == b'/').next();
+    name == Some(b"spinlane".as_slice()) && words.any(|word| word == b"agent")
+}
+
 fn gone(path: &Path, result: io::Result<()>) -> Result<bool, CleanupError> {
     match result {
         Ok(()) => Ok(true),
@@ -94,5 +122,24 @@ fn gone(path: &Path, result: io::Result<()>) -> Result<bool, CleanupError> {
             path: path.display().to_string(),
             source,
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::is_agent;
+
+    #[test]
+    fn agents_are_told_by_their_command_line() {
+        for (line, expect) in [
+            (&b"/usr/bin/spinlane\0agent\0--config\0c.toml\0"[..], true),
+            (b"spinlane\0--run-dir\0/r\0agent\0", true),
+            (b"spinlane\0cleanup\0", false),
+            (b"/usr/bin/spinlane-cni\0agent\0", false),
+            (b"ssh\0agent\0", false),
+            (b"", false),
+        ] {
+            assert_eq!(is_agent(line), expect, "{}", line.escape_ascii());
+        }
     }
 }
