@@ -206,9 +206,19 @@ impl Pktgen {
     /// Refuses what the chosen engine would pass over in silence.
     fn check(&self) -> Result<(), MeasureError> {
         let engine = self.engine();
-        if self.replay.replay.is_some() && engine != Engine::Afxdp {
+        let Replay {
+            replay,
+            speed,
+            rounds,
+        } = &self.replay;
+        if replay.is_some() && engine != Engine::Afxdp {
             let what = format!("--engine {}", engine.name());
             return Err(wrong(what, "only --engine afxdp sends recordings"));
+        }
+        for (what, given) in [("--speed", speed.is_some()), ("--rounds", *rounds != 1)] {
+            if replay.is_none() && given {
+                return Err(wrong(what, "only --replay has it"));
+            }
         }
         if self.gso && engine != Engine::Socket {
             return Err(wrong("--gso", "only --engine socket has it"));
@@ -254,12 +264,8 @@ pub(crate) fn run(arguments: &Pktgen, stop: &Stop) -> Result<(), MeasureError> {
                 .or(limit.rate.is_none().then_some(1.0));
             let speed = own_pace.filter(|speed| *speed > 0.0);
             let rounds = arguments.replay.rounds;
-            let own = speed.map(|speed| {
-                let whole = recording.length_ns() as f64 * rounds as f64;
-                Duration::from_secs_f64(whole / 1e9 / speed)
-            });
-            let packets = recording.packets().len() as u64 * rounds;
-            let _timed = timed(&limit, Some(packets), own);
+            let own = speed.and_then(|speed| recording.takes(rounds, speed));
+            let _timed = timed(&limit, Some(recording.count(rounds)), own);
             let mut generator = AfXdpGenerator::new(device(&arguments.dev)?)?;
             generator.replay(&recording, speed, rounds, (limit, stop))?
         }
@@ -298,7 +304,7 @@ fn timed(limit: &Limit, packets: Option<u64>, own: Option<Duration>) -> Timed {
     let count = [limit.count, packets].into_iter().flatten().min();
     let paced = count
         .zip(limit.rate)
-        .map(|(count, rate)| Duration::from_secs_f64(count as f64 / rate as f64));
+        .and_then(|(count, rate)| Duration::try_from_secs_f64(count as f64 / rate as f64).ok());
     let known = [limit.duration, paced, own].into_iter().flatten().min();
     Timed::start("sending", known.unwrap_or_default())
 }

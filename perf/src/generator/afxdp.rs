@@ -76,7 +76,8 @@ impl AfXdpGenerator {
     ) -> Result<Sent, MeasureError> {
         let (limit, stop) = limits;
         let packets = recording.packets();
-        let whole = packets.len() as u64 * rounds;
+        let whole = recording.count(rounds);
+        let length_ns = recording.length_ns();
         let limit = Limit {
             count: Some(limit.count.map_or(whole, |count| count.min(whole))),
             ..limit
@@ -88,12 +89,12 @@ impl AfXdpGenerator {
                 let number = pace.number();
                 let packet = &packets[(number % packets.len() as u64) as usize];
                 if let Some(speed) = speed {
-                    let round_ns = recording.length_ns() * (number / packets.len() as u64);
-                    let after = (round_ns + packet.after_ns) as f64 / speed;
+                    let round_ns = length_ns.saturating_mul(number / packets.len() as u64);
+                    let after = round_ns.saturating_add(packet.after_ns) as f64 / speed;
                     let end_ns = limit
                         .duration
                         .map_or(u64::MAX, |most| start_ns + most.as_nanos() as u64);
-                    if !wait(start_ns + after as u64, end_ns, stop) {
+                    if !wait(start_ns.saturating_add(after as u64), end_ns, stop) {
                         break;
                     }
                 }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{BufReader, Read, Seek};
 use std::path::Path;
+use std::time::Duration;
 
 use pcap_file::pcap::PcapReader;
 use pcap_file::pcapng::blocks::interface_description::{
@@ -86,7 +87,21 @@ impl Recording {
     pub fn length_ns(&self) -> u64 {
         let last = self.packets.iter().map(|packet| packet.after_ns).max();
         let gaps = self.packets.len().max(2) as u64 - 1;
-        last.map_or(0, |last| last + last / gaps)
+        last.map_or(0, |last| last.saturating_add(last / gaps))
+    }
+
+    /// How many packets `rounds` of it are, as far as that can be counted.
+    #[must_use]
+    pub fn count(&self, rounds: u64) -> u64 {
+        (self.packets.len() as u64).saturating_mul(rounds)
+    }
+
+    /// Time that `rounds` of it take at `speed` times its own pace; `None`
+    /// beyond any clock.
+    #[must_use]
+    pub fn takes(&self, rounds: u64, speed: f64) -> Option<Duration> {
+        let own_s = self.length_ns() as f64 * rounds as f64 / 1e9;
+        Duration::try_from_secs_f64(own_s / speed).ok()
     }
 }
 
