@@ -81,7 +81,17 @@ impl Command {
             | Command::Micro(_) => false,
             #[cfg(feature = "afxdp-baseline")]
             Command::Forward { .. } => false,
-            _ => true,
+            Command::Rfc2544(_)
+            | Command::Udp(_)
+            | Command::Tcp(_)
+            | Command::Rr(_)
+            | Command::Crr(_)
+            | Command::Churn(_)
+            | Command::Cni(_)
+            | Command::Idle(_)
+            | Command::Memory(_)
+            | Command::Lifecycle(_)
+            | Command::Demo(_) => true,
         }
     }
 }
