@@ -366,31 +366,29 @@ impl LifecycleResult {
 /// Stops and starts an agent with `pods` pods, until `stop` at the longest.
 ///
 /// # Errors
-/// When the agent does not leave or come, or `stop` came before the first time.
+/// When the agent does not leave or come, or `stop` came before both were done once.
 pub fn lifecycle(pods: usize, rounds: usize, stop: &Stop) -> Result<LifecycleResult, MeasureError> {
     let mut node = start_node()?;
     let progress = Progress::start((pods + rounds) as u64);
     let attached = attach(&node, bare_pods(pods, stop)?, &progress, stop)?;
     let (mut stop_s, mut start_s) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
-        if stop.is_set() && start_s.is_empty() {
-            return Err(MeasureError::Interrupted);
-        }
         if stop.is_set() {
             break;
         }
         progress.says(&format!("stop and start {round}"));
-        let (status, took) = node.stop()?;
-        if !status.success() {
-            return Err(MeasureError::Unexpected {
-                what: "the agent after SIGTERM".to_owned(),
-                detail: format!("it ended with {status}"),
-            });
+        let times = stop_and_start(&mut node);
+        // A terminal's Ctrl-C also ends the agent: such a round is not whole.
+        if stop.is_set() {
+            break;
         }
-        stop_s.push(took.as_secs_f64());
-        node.start_agent()?;
-        start_s.push(node.ready_after().as_secs_f64());
+        let [stopping, starting] = times?;
+        stop_s.push(stopping.as_secs_f64());
+        start_s.push(starting.as_secs_f64());
         progress.step();
+    }
+    if start_s.is_empty() {
+        return Err(MeasureError::Interrupted);
     }
     if let [first, .., last] = &attached[..]
         && !stop.is_set()
@@ -402,6 +400,19 @@ pub fn lifecycle(pods: usize, rounds: usize, stop: &Stop) -> Result<LifecycleRes
         stop_s,
         start_s,
     })
+}
+
+/// How long the agent took to leave, and the next one to come.
+fn stop_and_start(node: &mut Node) -> Result<[Duration; 2], MeasureError> {
+    let (status, stopping) = node.stop()?;
+    if !status.success() {
+        return Err(MeasureError::Unexpected {
+            what: "the agent after SIGTERM".to_owned(),
+            detail: format!("it ended with {status}"),
+        });
+    }
+    node.start_agent()?;
+    Ok([stopping, node.ready_after()])
 }
 
 /// A restart that lost the pods would be fast and worthless.

@@ -2,12 +2,13 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
 use assert_cmd::cargo::CommandCargoExt;
-use nix::sys::signal::{Signal, kill};
+use nix::sys::signal::{Signal, kill, killpg};
 use nix::unistd::Pid;
 use serde_json::Value;
 use spinlane_tests::{root_or_skip, wait_for};
@@ -165,6 +166,38 @@ fn a_reader_that_leaves_is_no_failure() {
     }
 }
 
+/// Interrupts a command as a terminal does, every process of it, when it has
+/// said `begins` and `ready` returns; what it left.
+fn interrupted(command: &mut Command, begins: &str, ready: impl FnOnce(u32)) -> Value {
+    let mut child = command
+        .args(["-o", "json"])
+        .process_group(0)
+        .stdout(std::process::Stdio::piped())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .unwrap();
+    let pid = child.id();
+    let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
+    assert!(told.any(|line| line.unwrap().contains(begins)), "{begins}");
+    ready(pid);
+    killpg(Pid::from_raw(pid.cast_signed()), Signal::SIGINT).unwrap();
+    let rest: Vec<String> = told.map(Result::unwrap).collect();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{rest:?}");
+    assert!(rest.last().unwrap().contains("until then"), "{rest:?}");
+    let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["schema_version"], 1, "{result}");
+    assert_eq!(result["complete"], false, "{result}");
+    assert_eq!(namespaces_of(pid), 0);
+    let lab = std::env::temp_dir().join(format!("spinlane-lab-{pid}"));
+    assert!(!lab.exists());
+    result
+}
+
+fn after_two_seconds(_: u32) {
+    std::thread::sleep(Duration::from_secs(2));
+}
+
 /// What is measured by itself, for longer than anybody waits; interrupted, it
 /// leaves what was measured until then.
 #[test]
@@ -180,87 +213,86 @@ fn ctrl_c_leaves_what_one_switch_gave() {
         (&["churn", "--pods"], "add_mean_ms", "pods"),
         (&["udp", "--rate", "1000"], "packets_per_second", "UDP"),
     ] {
-        let mut child = perf(command)
-            .args(bridge)
-            .args(["-o", "json"])
-            .stdout(std::process::Stdio::piped())
-            .stderr(std::process::Stdio::piped())
-            .spawn()
-            .unwrap();
-        let pid = child.id();
-        let mut told = BufReader::new(child.stderr.take().unwrap()).lines();
-        assert!(
-            told.any(|line| line.unwrap().contains(begins)),
-            "{command:?}"
-        );
-        std::thread::sleep(Duration::from_secs(2));
-        kill(Pid::from_raw(pid.cast_signed()), Signal::SIGINT).unwrap();
-        let rest: Vec<String> = told.map(Result::unwrap).collect();
-        let output = child.wait_with_output().unwrap();
-        assert_eq!(output.status.code(), Some(130), "{rest:?}");
-        assert!(rest.last().unwrap().contains("until then"), "{rest:?}");
-        let result: Value = serde_json::from_slice(&output.stdout).unwrap();
-        assert_eq!(result["schema_version"], 1, "{result}");
-        assert_eq!(result["complete"], false, "{result}");
+        let result = interrupted(perf(command).args(bridge), begins, after_two_seconds);
         let found = result.get(figure).unwrap_or(&result["details"][figure]);
         assert!(found.as_f64().unwrap() > 1.0, "{result}");
-        assert_eq!(namespaces_of(pid), 0);
-        let lab = std::env::temp_dir().join(format!("spinlane-lab-{pid}"));
-        assert!(!lab.exists());
     }
+}
+
+/// The agent, or the one that is just starting, and the plugin are told to end,
+/// too.
+#[test]
+fn ctrl_c_leaves_what_a_node_gave() {
+    if !root_or_skip("ctrl_c_leaves_what_a_node_gave") {
+        return;
+    }
+    let cni = &mut perf(&["cni", "--pods", "1", "--calls", "10000"]);
+    let result = interrupted(cni, "measuring call 3", |_| {});
+    assert!(result["add"]["count"].as_u64().unwrap() >= 2, "{result}");
+    assert_eq!(result["add"]["count"], result["del"]["count"], "{result}");
+    let lifecycle = || perf(&["lifecycle", "--pods", "1", "--rounds", "1000"]);
+    for as_it_starts in [true, false] {
+        // In the third round, as the next agent comes or the last one leaves.
+        let begins = "stop and start 3";
+        let result = interrupted(&mut lifecycle(), begins, |pid| {
+            let first = agents_of(pid);
+            wait_for("the next agent", Duration::from_secs(10), || {
+                let now = agents_of(pid);
+                (!as_it_starts || now.iter().any(|agent| !first.contains(agent))).then_some(())
+            })
+            .unwrap();
+        });
+        for times in [&result["stop_s"], &result["start_s"]] {
+            assert_eq!(times.as_array().unwrap().len(), 2, "{result}");
+        }
+    }
+}
+
+/// Agents that the process `pid` started.
+fn agents_of(pid: u32) -> Vec<String> {
+    let children = format!("/proc/{pid}/task/{pid}/children");
+    let children = std::fs::read_to_string(children).unwrap();
+    let line = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/cmdline"));
+    children
+        .split_whitespace()
+        .filter(|pid| line(pid).is_ok_and(|line| line.contains("spinlane\0agent\0")))
+        .map(str::to_owned)
+        .collect()
 }
 
 #[test]
 fn what_does_not_go_together_is_wrong_usage() {
-    let bad = [
-        &[][..],
-        &["pktgen", "--dst", "10.0.0.1", "--gso"],
-        &[
-            "pktgen",
-            "--dst",
-            "10.0.0.1",
-            "--size",
-            "64:1,9000:1",
+    for (line, word) in [
+        ("", "give a command"),
+        ("pktgen --dst 10.0.0.1 --gso", "--gso"),
+        (
+            "pktgen --dst 10.0.0.1 --size 64:1,9000:1 --dst-mac 02:00:00:00:00:01 --dev lo",
+            "--size 9000",
+        ),
+        ("pktgen --dst 10.0.0.1 --dev lo", "give --dst-mac"),
+        ("pktgen --dst 10.0.0.1 --rounds 2", "--rounds"),
+        ("pktgen --dst 10.0.0.1 --speed 2", "--speed"),
+        ("pktgen --dst 10.0.0.1 --vxlan-port 4790", "--vxlan"),
+        (
+            "pktgen --engine socket --dst 10.0.0.1 --dst-mac 02:00:00:00:00:01",
             "--dst-mac",
-            "02:00:00:00:00:01",
-            "--dev",
-            "lo",
-        ],
-        &["pktgen", "--dst", "10.0.0.1", "--dev", "lo"],
-        &["pktgen", "--dst", "10.0.0.1", "--rounds", "2"],
-        &["pktgen", "--dst", "10.0.0.1", "--vxlan-port", "4790"],
-        &[
-            "pktgen",
-            "--engine",
-            "socket",
-            "--dst",
-            "10.0.0.1",
-            "--dst-mac",
-            "02:00:00:00:00:01",
-        ],
-        &[
-            "pktgen",
-            "--engine",
-            "socket",
-            "--dst",
-            "127.0.0.1",
-            "--protocol",
-            "icmp-echo",
-        ],
-        &["pktgen", "--engine", "xdp", "--replay", "none.pcap"],
-        &["pktgen", "--replay", "none.pcap", "--dport", "7"],
-        &["sink", "--socket", "--port", "9-10"],
-        &["micro", "--only", "tea"],
-    ];
-    for arguments in bad {
-        let output = perf(arguments).output().unwrap();
+        ),
+        (
+            "pktgen --engine socket --dst 127.0.0.1 --protocol icmp-echo",
+            "ICMP",
+        ),
+        ("pktgen --engine xdp --replay none.pcap", "--engine xdp"),
+        ("pktgen --replay none.pcap --dport 7", "--dport"),
+        ("sink --socket --port 9-10", "--port"),
+        ("micro --only tea", "--only tea"),
+    ] {
+        let arguments: Vec<&str> = line.split_whitespace().collect();
+        let output = perf(&arguments).output().unwrap();
         let error = String::from_utf8(output.stderr).unwrap();
-        assert_eq!(output.status.code(), Some(2), "{arguments:?}: {error}");
-        assert!(
-            error.starts_with("spinlane-perf: ") || error.contains("leaves"),
-            "{error}"
-        );
-        assert_eq!(output.stdout, b"", "{arguments:?}");
+        assert_eq!(output.status.code(), Some(2), "{line}: {error}");
+        assert!(error.starts_with("spinlane-perf: "), "{line}: {error}");
+        assert!(error.contains(word), "{line}: {error}");
+        assert_eq!(output.stdout, b"", "{line}");
     }
 }
 
@@ -269,7 +301,6 @@ fn what_does_not_go_together_is_wrong_usage() {
 #[test]
 fn without_root_it_says_so() {
     use std::os::unix::fs::PermissionsExt;
-    use std::os::unix::process::CommandExt;
 
     if !root_or_skip("without_root_it_says_so") {
         return;
@@ -316,6 +347,7 @@ fn without_root_it_says_so() {
     let output = call(&micro);
     assert!(output.status.success(), "{output:?}");
     let result: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!(result["schema_version"], 2, "{result}");
     assert!(result["peer"]["missing"].is_string(), "{result}");
     assert!(result["cases"][0]["cycles"]["value"].as_f64() > Some(0.0));
 }
