@@ -1,8 +1,9 @@
 //! A blocking rtnetlink socket that sends many requests in one system call.
 //!
 //! The kernel works a batch off in order and acknowledges each request, so a
-//! pod is wired in a handful of round trips. A long batch goes in lots. A socket belongs to the network
-//! namespace that its thread was in when it was opened, for good.
+//! pod is wired in a handful of round trips. A long batch goes in lots. A
+//! socket belongs to the network namespace that its thread was in when it was
+//! opened, for good.
 
 use std::io;
 use std::net::IpAddr;
