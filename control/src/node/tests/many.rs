@@ -26,11 +26,14 @@ fn the_kernel_takes_routes_to_thousands_of_nodes() {
         netlink.batch((0..COUNT).map(set).collect()).unwrap();
         // The first of several refusals is told, and the others are done.
         let wrong = |number| match number {
-            77 | 2077 => routes::add_host_route(9999, &route(COUNT), None),
+            77 | 2077 => routes::add_host_route(9999, &route(COUNT + number), None),
             number => set(number),
         };
         let refused = netlink.batch((0..COUNT).map(wrong).collect()).unwrap_err();
         assert_eq!(refused.errno(), Some(libc::ENODEV), "{refused}");
+        // 3077, an odd number, in hexadecimal.
+        let first = refused.to_string().contains("fd44:0:0:c05::/64");
+        assert!(first, "{refused}");
         let held = routes::list(&mut netlink).unwrap();
         let ours = held.iter().filter(|route| route.is_ours).count();
         assert_eq!(ours, usize::from(COUNT));
