@@ -22,7 +22,7 @@ use tokio::sync::watch;
 
 use crate::api;
 use crate::check::capabilities;
-use crate::config::{Config, ConfigError, Source};
+use crate::config::{Config, ConfigError, Source, allowed_cores};
 use crate::metrics::{self, MetricsServer};
 use crate::node::{Node, Setup, StartError};
 use crate::source;
@@ -175,7 +175,10 @@ struct Running {
 fn start(config: Config, options: &AgentOptions, started: Instant) -> Result<Running, AgentError> {
     let setup = Setup::new(&config, &options.run_dir, &options.state_dir);
     let source = match config.source() {
-        Source::Manifests(dir) => Some(source::Watch::start(dir)?),
+        Source::Manifests(dir) => {
+            let readers = process::cpus_left(&allowed_cores(), &config.lanes().cores);
+            Some(source::Watch::start(dir, readers)?)
+        }
         Source::Kubernetes => None,
     };
     let engine = Arc::new(Engine::start(live::engine_config(

@@ -1,6 +1,8 @@
 //! What the process sets for itself: its log, its limits, its CPUs.
 
 use std::io::{self, IsTerminal};
+use std::num::NonZeroUsize;
+use std::thread::available_parallelism;
 
 use nix::sched::{CpuSet, sched_setaffinity};
 use nix::unistd::Pid;
@@ -8,6 +10,7 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use tracing_subscriber::EnvFilter;
 
 use crate::config::allowed_cores;
+use crate::node::steering::spare_cpus;
 
 /// Variable that chooses what is logged, as in `info,spinlane_control=debug`.
 const LOG_VARIABLE: &str = "SPINLANE_LOG";
@@ -35,13 +38,18 @@ pub(super) fn raise_open_files() {
     }
 }
 
+/// How many of the CPUs `lanes` leave to work that can be spread: one, whose
+/// time they share, where they leave none.
+pub(super) fn cpus_left(allowed: &[usize], lanes: &[usize]) -> usize {
+    // A quota may allow less.
+    let quota = available_parallelism().map_or(1, NonZeroUsize::get);
+    spare_cpus(allowed, lanes).len().clamp(1, quota)
+}
+
 /// Keeps this thread, and those that it starts, off the lanes' CPUs, where
 /// the machine has others. Lanes pin themselves.
 pub(super) fn keep_off_lanes(lanes: &[usize]) {
-    let others: Vec<_> = allowed_cores()
-        .into_iter()
-        .filter(|core| !lanes.contains(core))
-        .collect();
+    let others = spare_cpus(&allowed_cores(), lanes);
     if others.is_empty() {
         return;
     }
@@ -50,5 +58,19 @@ pub(super) fn keep_off_lanes(lanes: &[usize]) {
     let kept = filled.and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
     if let Err(error) = kept {
         tracing::warn!(%error, "cannot keep the control threads off the lanes' CPUs");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lanes_on_all_cpus_leave_the_time_of_one() {
+        assert_eq!(cpus_left(&[0, 1, 2, 3], &[0, 1, 2, 3]), 1);
+        assert_eq!(cpus_left(&[0, 1, 2, 3], &[1, 2, 3]), 1);
+        let all = allowed_cores();
+        let quota = available_parallelism().unwrap().get();
+        assert_eq!(cpus_left(&all, &[]), quota.min(all.len()));
     }
 }

@@ -10,7 +10,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::fs::Metadata;
 use std::io;
-use std::num::NonZeroUsize;
 use std::os::unix::fs::MetadataExt;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
@@ -65,6 +64,8 @@ struct File {
 #[derive(Debug)]
 pub struct Manifests {
     dir: PathBuf,
+    /// Threads that read at once at most.
+    readers: usize,
     files: BTreeMap<Arc<str>, File>,
     cluster: Cluster,
     /// Kinds that were said to be ignored.
@@ -80,10 +81,11 @@ pub struct Manifests {
 }
 
 impl Manifests {
-    /// Nothing is read yet.
-    pub fn new(dir: &Path) -> Manifests {
+    /// Nothing is read yet; many files are, by that many threads at once.
+    pub fn new(dir: &Path, readers: usize) -> Manifests {
         Manifests {
             dir: dir.to_path_buf(),
+            readers: readers.max(1),
             files: BTreeMap::new(),
             cluster: Cluster::default(),
             told: HashSet::new(),
@@ -177,7 +179,9 @@ impl Manifests {
             let known = self.files.get(name.as_str());
             touched.contains(name) || known.is_none_or(|file| file.stamp != *stamp)
         });
-        let contents = read_all(&self.dir, &due);
+        let contents = side_by_side(&due, self.readers, |(name, stamp)| {
+            read(&self.dir.join(name), *stamp)
+        });
         for ((name, stamp), content) in due.iter().zip(contents) {
             change |= self.take(name, *stamp, content);
         }
@@ -274,22 +278,20 @@ pub(super) fn is_manifest(name: &str) -> bool {
             .any(|end| name.ends_with(end))
 }
 
-/// What [`read`] makes of each file, in order. Many are read side by side.
-fn read_all(dir: &Path, due: &[(String, Stamp)]) -> Vec<Result<Content, String>> {
-    let read_some = |files: &[(String, Stamp)]| -> Vec<_> {
-        let files = files.iter();
-        files
-            .map(|(name, stamp)| read(&dir.join(name), *stamp))
-            .collect()
-    };
-    let cpus = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
-    let share = due.len().div_ceil(cpus).max(SHARE);
-    let (first, others) = due.split_at(share.min(due.len()));
+/// What `read` makes of each file, in order. Many are read by several threads,
+/// of which this one is the first.
+fn side_by_side<F: Sync, T: Send>(
+    files: &[F],
+    readers: usize,
+    read: impl Fn(&F) -> T + Sync,
+) -> Vec<T> {
+    let read_some = |files: &[F]| files.iter().map(&read).collect::<Vec<T>>();
+    let share = files.len().div_ceil(readers).max(SHARE);
+    let (first, others) = files.split_at(share.min(files.len()));
     std::thread::scope(|scope| {
         let readers = others.chunks(share).map(|files| {
             let reader = Builder::new().name("reader".to_owned());
-            let reader = reader.spawn_scoped(scope, move || read_some(files));
-            (files, reader)
+            (files, reader.spawn_scoped(scope, || read_some(files)))
         });
         let readers: Vec<_> = readers.collect();
         let mut contents = read_some(first);
@@ -346,7 +348,7 @@ mod tests {
     fn files_come_change_break_and_go() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
-        let mut manifests = Manifests::new(dir.path());
+        let mut manifests = Manifests::new(dir.path(), 2);
         assert!(!scan(&mut manifests).any());
         write("a.yaml", node("a", "10.0.1.0/24"));
         write(
@@ -382,7 +384,7 @@ mod tests {
     fn the_first_file_decides_and_the_next_takes_over() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
-        let mut manifests = Manifests::new(dir.path());
+        let mut manifests = Manifests::new(dir.path(), 2);
         write("2.yaml", node("a", "10.0.2.0/24"));
         scan(&mut manifests);
         write("1.yaml", node("a", "10.0.1.0/24"));
@@ -401,7 +403,7 @@ mod tests {
     #[test]
     fn in_a_file_the_first_object_decides_after_edits_too() {
         let dir = tempfile::tempdir().unwrap();
-        let mut manifests = Manifests::new(dir.path());
+        let mut manifests = Manifests::new(dir.path(), 2);
         let cases: &[(&[u8], bool)] = &[
             (&[1, 2], true),
             (&[3, 2], true),
@@ -432,7 +434,7 @@ mod tests {
     fn what_is_not_in_force_is_named() {
         let dir = tempfile::tempdir().unwrap();
         let write = |name: &str, text: String| std::fs::write(dir.path().join(name), text).unwrap();
-        let mut manifests = Manifests::new(dir.path());
+        let mut manifests = Manifests::new(dir.path(), 2);
         let mut warnings = || {
             scan(&mut manifests);
             manifests.warnings()
@@ -490,12 +492,24 @@ mod tests {
         let path = dir.path().join("manifests");
         std::fs::create_dir(&path).unwrap();
         std::fs::write(path.join("a.yaml"), node("a", "10.0.1.0/24")).unwrap();
-        let mut manifests = Manifests::new(&path);
+        let mut manifests = Manifests::new(&path, 2);
         scan(&mut manifests);
         std::fs::remove_dir_all(&path).unwrap();
         assert!(!scan(&mut manifests).any());
         assert_eq!(names(&manifests), ["a"]);
         assert_eq!(manifests.errors().count(), 1);
+    }
+
+    #[test]
+    fn many_files_are_read_in_order_by_no_more_threads_than_asked_for() {
+        use std::thread::{ThreadId, current};
+        for (files, readers, expect) in [(100, 1, 1), (100, 3, 3), (SHARE, 3, 1), (0, 3, 0)] {
+            let files: Vec<usize> = (0..files).collect();
+            let read = side_by_side(&files, readers, |file| (*file, current().id()));
+            let (order, threads): (Vec<usize>, HashSet<ThreadId>) = read.into_iter().unzip();
+            assert_eq!(order, files);
+            assert_eq!(threads.len(), expect, "{} by {readers}", files.len());
+        }
     }
 
     /// 1 000 nodes with 110 pods each, a file a node. The time is held to its
@@ -530,7 +544,7 @@ mod tests {
         };
         let before = rss();
         let started = std::time::Instant::now();
-        let mut manifests = Manifests::new(dir.path());
+        let mut manifests = Manifests::new(dir.path(), 2);
         scan(&mut manifests);
         let took = started.elapsed();
         assert_eq!(

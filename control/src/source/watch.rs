@@ -86,15 +86,16 @@ const NEWS: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
     .union(AddWatchFlags::IN_ONLYDIR);
 
 impl Watch {
-    /// Begins to hear of changes, then reads everything.
-    pub fn start(dir: &Path) -> Result<Watch, SourceError> {
+    /// Begins to hear of changes, then reads everything, many files by that
+    /// many threads at once.
+    pub fn start(dir: &Path, readers: usize) -> Result<Watch, SourceError> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK);
         let inotify = inotify.map_err(|errno| SourceError {
             dir: dir.display().to_string(),
             source: errno.into(),
         })?;
         let mut watch = Watch {
-            manifests: Manifests::new(dir),
+            manifests: Manifests::new(dir, readers),
             inotify,
             watched: None,
             elsewhere: BTreeMap::new(),
@@ -330,7 +331,7 @@ mod tests {
     /// Follows a directory while the test changes it. Nothing is compared
     /// without an event meanwhile ([`COMPARE`]).
     fn following(dir: &Path, test: impl FnOnce(&Receiver<Vec<String>>)) {
-        let watch = Watch::start(dir).unwrap();
+        let watch = Watch::start(dir, 1).unwrap();
         let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let (sender, told) = channel();
         std::thread::scope(|scope| {
