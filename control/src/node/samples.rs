@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use spinlane_api::cni::{AddRequest, Attachment, Pod};
 
+use super::endpoint::{Endpoint, State};
 use super::netlink::Link;
 use super::routes::KernelRoute;
 use super::setup::Setup;
@@ -86,5 +87,32 @@ pub(crate) fn route(to: &str, via: Option<&str>, oif: u32) -> KernelRoute {
         priority: 0,
         hops: vec![],
         is_ours: false,
+    }
+}
+
+/// A routed container without addresses, which no pod is known of.
+pub(crate) fn endpoint(container: &str, state: State) -> Endpoint {
+    Endpoint {
+        attachment: Attachment {
+            network: "pods".into(),
+            container_id: container.into(),
+            ifname: "eth0".into(),
+        },
+        pod: Pod::default(),
+        state,
+        host_ifname: "sl0".into(),
+        netns_path: "/run/netns/a".into(),
+        segment: None,
+        mac: "0a:58:0a:f4:01:02".into(),
+        addresses: vec![],
+        delegated: false,
+        routes: vec![],
+        device_mtu: 65535,
+        mtu: 1450,
+        follows_path_mtu: true,
+        offloads: true,
+        super_frames: true,
+        segment_mtu: 1450,
+        is_self_configured: false,
     }
 }

@@ -20,6 +20,8 @@ use super::ipam::{QUARANTINE_S, ScopeName};
 pub const FILE_NAME: &str = "endpoints.redb";
 /// Version of the layout; a store of another version is refused.
 const SCHEMA: u64 = 1;
+/// What to do about a damaged store.
+const GIVE_UP: &str = "move it away, and make the pods that it knew anew";
 /// Most changes in one transaction.
 const BATCH: usize = 256;
 
@@ -104,20 +106,11 @@ impl Store {
             path: path.display().to_string(),
             reason,
         };
-        std::fs::create_dir_all(state_dir).map_err(|e| refuse(e.to_string()))?;
-        let database = Database::create(&path).map_err(|error| {
-            match error {
-            redb::DatabaseError::DatabaseAlreadyOpen => refuse(
-                "another agent has it open: stop that one or give this one a --state-dir of its own"
-                    .to_owned(),
-            ),
-            other => refuse(format!(
-                "{other}; move it away, and make the pods that it knew anew"
-            )),
-        }
-        })?;
-        prepare(&database).map_err(|e| refuse(e.to_string()))?;
-        match schema(&database).map_err(|e| refuse(e.to_string()))? {
+        let refused = |error: redb::Error| refuse(reason(&error));
+        std::fs::create_dir_all(state_dir).map_err(|e| refused(e.into()))?;
+        let database = Database::create(&path).map_err(|e| refused(e.into()))?;
+        prepare(&database).map_err(refused)?;
+        match schema(&database).map_err(refused)? {
             Some(SCHEMA) => {}
             found => {
                 return Err(refuse(format!(
@@ -125,7 +118,7 @@ impl Store {
                 )));
             }
         }
-        let contents = read(&database).map_err(|e| refuse(e.to_string()))?;
+        let contents = read(&database).map_err(refused)?;
         let (jobs, waiting) = mpsc::channel();
         let writer = std::thread::Builder::new()
             .name("store".to_owned())
@@ -163,6 +156,30 @@ impl Drop for Store {
             let _ = writer.join();
         }
     }
+}
+
+/// Why a store cannot be had, and what to do. Only one that is damaged is to
+/// be given up.
+fn reason(error: &redb::Error) -> String {
+    use std::io::ErrorKind as Kind;
+    let what_to_do = match error {
+        redb::Error::DatabaseAlreadyOpen => {
+            return "another agent has it open: stop that one or give this one a --state-dir of its own"
+                .to_owned();
+        }
+        redb::Error::UpgradeRequired(_) => {
+            "another version wrote it: run that one, or `spinlane cleanup`"
+        }
+        redb::Error::Corrupted(_) | redb::Error::RepairAborted => GIVE_UP,
+        redb::Error::Io(error) => match error.kind() {
+            Kind::InvalidData | Kind::UnexpectedEof => GIVE_UP,
+            Kind::PermissionDenied | Kind::ReadOnlyFilesystem => "make it writable",
+            Kind::StorageFull | Kind::QuotaExceeded => "free room on its disk",
+            _ => "mend that first: the store itself may be whole",
+        },
+        _ => return error.to_string(),
+    };
+    format!("{error}; {what_to_do}")
 }
 
 /// A write under way.
@@ -322,34 +339,8 @@ fn split(key: &str) -> Option<(ScopeName, IpAddr)> {
 #[cfg(test)]
 mod tests {
     use super::super::endpoint::State;
+    use super::super::samples::endpoint;
     use super::*;
-    use spinlane_api::cni::Pod;
-
-    fn endpoint(container: &str, state: State) -> Endpoint {
-        Endpoint {
-            attachment: Attachment {
-                network: "pods".into(),
-                container_id: container.into(),
-                ifname: "eth0".into(),
-            },
-            pod: Pod::default(),
-            state,
-            host_ifname: "sl0".into(),
-            netns_path: "/run/netns/a".into(),
-            segment: None,
-            mac: "0a:58:0a:f4:01:02".into(),
-            addresses: vec![],
-            delegated: false,
-            routes: vec![],
-            device_mtu: 65535,
-            mtu: 1450,
-            follows_path_mtu: true,
-            offloads: true,
-            super_frames: true,
-            segment_mtu: 1450,
-            is_self_configured: false,
-        }
-    }
 
     #[test]
     fn keeps_what_was_written() {
@@ -404,6 +395,44 @@ mod tests {
         let error = Store::open(dir.path()).unwrap_err().to_string();
         let named = error.contains(path(dir.path()).to_str().unwrap());
         assert!(named && error.contains("move it away"), "{error}");
+    }
+
+    #[test]
+    fn one_that_cannot_be_reached_is_not_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        std::fs::create_dir(path(dir.path())).unwrap();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
+        let named = error.contains(path(dir.path()).to_str().unwrap());
+        assert!(named && error.contains("Is a directory"), "{error}");
+        assert!(!error.contains("move it away"), "{error}");
+
+        let io = |number| redb::Error::Io(std::io::Error::from_raw_os_error(number));
+        for (error, expect) in [
+            (io(libc::EACCES), "make it writable"),
+            (io(libc::EROFS), "make it writable"),
+            (io(libc::ENOSPC), "free room"),
+            (io(libc::EDQUOT), "free room"),
+            (io(libc::EIO), "may be whole"),
+            (redb::Error::UpgradeRequired(1), "another version wrote it"),
+            (redb::Error::RepairAborted, "move it away"),
+            (redb::Error::Corrupted("a page".into()), "move it away"),
+        ] {
+            let told = reason(&error);
+            assert!(told.contains(&error.to_string()), "{told}");
+            assert!(told.contains(expect), "{told}");
+            let given_up = told.contains("move it away");
+            assert_eq!(given_up, expect == "move it away", "{told}");
+        }
+    }
+
+    #[test]
+    fn one_that_was_cut_short_is_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        drop(Store::open(dir.path()).unwrap());
+        let file = std::fs::File::options().write(true).open(path(dir.path()));
+        file.unwrap().set_len(5000).unwrap();
+        let error = Store::open(dir.path()).unwrap_err().to_string();
+        assert!(error.contains("move it away"), "{error}");
     }
 
     #[test]
