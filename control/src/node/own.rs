@@ -236,7 +236,7 @@ impl Inventory {
             .filter(|endpoint| !endpoint.delegated)
             .flat_map(|endpoint| {
                 let outside = setup.outside(endpoint);
-                outside.map(|at| format!("{}/{} ({at})", endpoint.pod.namespace, endpoint.pod.name))
+                outside.map(|at| format!("{} ({at})", endpoint.owner()))
             })
             .collect();
         names.sort();
@@ -288,7 +288,11 @@ fn tell(before: &Setup, now: &Setup, strangers: &[String]) {
 
 #[cfg(test)]
 mod tests {
+    use spinlane_api::cni::Address;
+
     use super::*;
+    use crate::node::endpoint::State;
+    use crate::node::inventory::{Lead, Live};
     use crate::node::samples::{self, network};
 
     const HOST: u32 = 9;
@@ -486,5 +490,37 @@ mod tests {
             ..late
         };
         assert_eq!(follow(&fixed, &case, Some(&node(&[], &odd))), fixed);
+    }
+
+    #[test]
+    fn strangers_are_named_by_pod_or_container() {
+        let setup = Setup {
+            pod_cidrs: vec!["10.244.2.0/24".parse().unwrap()],
+            ..samples::setup()
+        };
+        let mut inventory = Inventory::default();
+        for (container, name, address) in [
+            ("c1", "old", "10.244.1.8"),
+            ("c2", "", "10.244.1.9"),
+            ("c3", "new", "10.244.2.2"),
+        ] {
+            let mut endpoint = samples::endpoint(container, State::Attached);
+            endpoint.pod.namespace = "default".into();
+            endpoint.pod.name = name.into();
+            endpoint.addresses = vec![Address {
+                address: address.parse().unwrap(),
+                prefix_len: 24,
+                gateway: None,
+            }];
+            let live = Live {
+                endpoint,
+                port: None,
+                lead: Lead::Settled,
+            };
+            let attachment = live.endpoint.attachment.clone();
+            inventory.endpoints.insert(attachment, live);
+        }
+        let expect = ["container c2 (10.244.1.9)", "pod default/old (10.244.1.8)"];
+        assert_eq!(inventory.strangers(&setup), expect);
     }
 }
