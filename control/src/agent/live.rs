@@ -328,20 +328,25 @@ impl Views for Live {
 
     fn capture(&self, port: Option<&str>, snaplen: usize) -> Option<Box<dyn Packets>> {
         let names = PortNames::new(Arc::clone(&self.node));
+        let only = port.map(str::to_owned);
         let port = match port {
             None => None,
-            Some(name) => Some((names.find(name)?, name.to_owned())),
+            Some(name) => Some(names.find(name)?),
         };
-        let id = port.as_ref().map(|(id, _)| *id);
         let capture = self
             .engine
-            .capture(CaptureSpec { port: id, snaplen })
+            .capture(CaptureSpec { port, snaplen })
             .inspect_err(|error| tracing::error!(%error, "cannot start a capture"))
             .ok()?;
+        // The port may have gone before the capture began, and another have
+        // its number. From here on the capture ends with it.
+        if port.is_some_and(|id| self.node().port_name(id) != only) {
+            return None;
+        }
         Some(Box::new(LivePackets {
             capture,
             names,
-            only: port,
+            only,
         }))
     }
 }
@@ -438,21 +443,25 @@ impl PortNames {
 struct LivePackets {
     capture: Capture,
     names: PortNames,
-    /// The one port that it is of, with the name that its number had then.
-    only: Option<(PortId, String)>,
+    /// Name of the one port that it is of.
+    only: Option<String>,
 }
 
 impl LivePackets {
-    /// The next packet at hand; none of a port that has taken over the number.
     fn at_hand(&mut self) -> Option<Packet> {
         let packet = self.capture.next()?;
-        (!self.is_over()).then(|| self.named(packet))
+        Some(self.named(packet))
     }
 
     fn named(&mut self, packet: CapturedPacket) -> Packet {
+        let port = match &self.only {
+            // The number may be another's by the time that this is read.
+            Some(name) => name.clone(),
+            None => self.names.of(packet.port),
+        };
         Packet {
             at: packet.at,
-            port: self.names.of(packet.port),
+            port,
             inbound: packet.direction == Direction::In,
             len: packet.len as usize,
             drop: packet.drop.map(DropReason::name),
@@ -483,11 +492,6 @@ impl Packets for LivePackets {
     }
 
     fn is_over(&mut self) -> bool {
-        let Some((id, name)) = &self.only else {
-            return false;
-        };
-        // Not by what was read a while ago: numbers find others at once.
-        let now = read(&self.names.node).port_name(*id);
-        now.as_ref() != Some(name)
+        self.capture.is_over()
     }
 }

@@ -4,8 +4,9 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use super::Inner;
+use super::{Inner, lock};
 use crate::lane::{CaptureQueue, CapturedPacket};
+use crate::types::PortId;
 
 /// Copies of packets, as they come.
 pub struct Capture {
@@ -29,9 +30,34 @@ impl Capture {
         self.queue.alarm.clear();
     }
 
+    /// Whether the one port that it is of was detached, and every copy is taken.
+    pub fn is_over(&self) -> bool {
+        // Acquire: sees what lanes added before it ended. That is why the
+        // queue is looked at after.
+        self.queue.is_over.load(Ordering::Acquire) && self.queue.packets.is_empty()
+    }
+
     /// Copies that were lost because the reader did not keep up.
     pub fn lost(&self) -> u64 {
         self.queue.lost.load(Ordering::Relaxed)
+    }
+}
+
+impl Inner {
+    /// Ends the captures of a port that every lane was asked to let go of. Lanes
+    /// obey in order: whoever has the number next is not in them.
+    pub(super) fn end_captures(&self, id: PortId) {
+        let is_of = |queue: &Arc<CaptureQueue>| queue.spec.port == Some(id);
+        if !lock(&self.captures).iter().any(is_of) {
+            return;
+        }
+        self.change_captures(|captures| {
+            for ended in captures.extract_if(.., |queue| is_of(queue)) {
+                // Release: after the last copy of it.
+                ended.is_over.store(true, Ordering::Release);
+                ended.alarm.ring();
+            }
+        });
     }
 }
 

@@ -244,7 +244,9 @@ impl Engine {
             let _change = lock(&self.inner.changes);
             lock(&self.inner.broken).remove(&id);
             self.inner.forget_uplink(id);
-            self.inner.remove(id)
+            let closing = self.inner.remove(id);
+            self.inner.end_captures(id);
+            closing
         };
         self.inner.connections.forget(id);
         // Beside other changes: each close waits for the kernel's readers.
@@ -330,7 +332,8 @@ impl Engine {
             .collect()
     }
 
-    /// Copies packets until the capture is dropped.
+    /// Copies packets until the capture is dropped, or the one port that it is
+    /// of is detached.
     pub fn capture(&self, spec: CaptureSpec) -> io::Result<Capture> {
         let queue = Arc::new(CaptureQueue::new(spec, Alarm::new()?));
         self.inner

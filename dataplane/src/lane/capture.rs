@@ -5,7 +5,7 @@
 //! reader that does not keep up loses copies, never packets.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::SystemTime;
 
 use crossbeam::queue::ArrayQueue;
@@ -61,6 +61,8 @@ pub(crate) struct CaptureQueue {
     pub(crate) spec: CaptureSpec,
     pub(crate) packets: ArrayQueue<CapturedPacket>,
     pub(crate) lost: AtomicU64,
+    /// The one port that it is of was detached; no lane adds anything more.
+    pub(crate) is_over: AtomicBool,
     pub(crate) alarm: Alarm,
 }
 
@@ -70,6 +72,7 @@ impl CaptureQueue {
             spec,
             packets: ArrayQueue::new(QUEUE_PACKETS),
             lost: AtomicU64::new(0),
+            is_over: AtomicBool::new(false),
             alarm,
         }
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::engine::tests::{engine, in_namespace, ip, on_lane, veth, wait_until};
-use crate::engine::{CaptureSpec, Engine, PortSpec};
+use crate::engine::{Capture, CaptureSpec, Engine, PortSpec};
 use crate::frame::{TxChecksum, Verdict};
 use crate::lane::ports::receive_streams;
 use crate::packet_socket::{PacketSocket, Way};
@@ -301,6 +301,42 @@ fn a_capture_shows_only_what_left() {
                 (Direction::In, Some(DropReason::TxRingFull)),
             ]
         );
+    });
+}
+
+#[test]
+fn a_capture_has_all_of_its_port_and_nothing_of_the_next_one() {
+    in_namespace(|| {
+        let engine = engine(1, 4096);
+        let (port, mut next) = (veth("a", 0), veth("b", 1));
+        let id = port.id;
+        next.id = id;
+        engine.attach(port).unwrap();
+        let capture = |port| {
+            let spec = CaptureSpec { port, snaplen: 64 };
+            engine.capture(spec).unwrap()
+        };
+        let [of_port, of_other, of_all] = [Some(id), Some(PortId(9)), None].map(capture);
+        let from_it = |reason| {
+            on_lane(&engine, 0, move |lane| {
+                lane.carry_out(id, Verdict::Drop(reason));
+            });
+        };
+        from_it(DropReason::Spoofed);
+        assert!(!of_port.is_over());
+        engine.detach(id).unwrap();
+        assert!(!of_port.is_over(), "something is unread");
+        engine.attach(next).unwrap();
+        from_it(DropReason::NoRoute);
+        let taken = |capture: &Capture| -> Vec<_> {
+            let packets = std::iter::from_fn(|| capture.next());
+            packets.filter_map(|packet| packet.drop).collect()
+        };
+        assert_eq!(taken(&of_port), [DropReason::Spoofed]);
+        assert!(of_port.is_over());
+        let both = [DropReason::Spoofed, DropReason::NoRoute];
+        assert_eq!(taken(&of_all), both);
+        assert!(!of_all.is_over() && !of_other.is_over());
     });
 }
 
