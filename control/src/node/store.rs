@@ -427,12 +427,15 @@ mod tests {
 
     #[test]
     fn one_that_was_cut_short_is_damaged() {
-        let dir = tempfile::tempdir().unwrap();
-        drop(Store::open(dir.path()).unwrap());
-        let file = std::fs::File::options().write(true).open(path(dir.path()));
-        file.unwrap().set_len(5000).unwrap();
-        let error = Store::open(dir.path()).unwrap_err().to_string();
-        assert!(error.contains("move it away"), "{error}");
+        // Within the header, and behind it.
+        for len in [100, 5000] {
+            let dir = tempfile::tempdir().unwrap();
+            drop(Store::open(dir.path()).unwrap());
+            let file = std::fs::File::options().write(true).open(path(dir.path()));
+            file.unwrap().set_len(len).unwrap();
+            let error = Store::open(dir.path()).unwrap_err().to_string();
+            assert!(error.contains("move it away"), "{error}");
+        }
     }
 
     #[test]
