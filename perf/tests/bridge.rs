@@ -242,9 +242,10 @@ fn ctrl_c_leaves_what_a_node_gave() {
             })
             .unwrap();
         });
-        for times in [&result["stop_s"], &result["start_s"]] {
-            assert_eq!(times.as_array().unwrap().len(), 2, "{result}");
-        }
+        // A round that this process was late for counts, too, but none by half.
+        let rounds = |times: &str| result[times].as_array().unwrap().len();
+        assert!(rounds("stop_s") >= 2, "{result}");
+        assert_eq!(rounds("stop_s"), rounds("start_s"), "{result}");
     }
 }
 

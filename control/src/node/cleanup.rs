@@ -106,12 +106,25 @@ fn agent_here() -> Option<u32> {
 }
 
 /// Whether a process was started by this command line, each word of which
-/// ends with a zero, as an agent.
+/// ends with a zero, as an agent: its command is the first word that is neither
+/// an option nor the value of one.
 fn is_agent(line: &[u8]) -> bool {
     let mut words = line.split(|byte| *byte == 0);
     let program = words.next().unwrap_or_default();
     let name = program.rsplit(|byte| *byte == b'/').next();
-    name == Some(b"spinlane".as_slice()) && words.any(|word| word == b"agent")
+    if name != Some(b"spinlane".as_slice()) {
+        return false;
+    }
+    while let Some(word) = words.next() {
+        match word {
+            b"--run-dir" | b"--output" | b"-o" => {
+                words.next();
+            }
+            [b'-', ..] => {}
+            command => return command == b"agent",
+        }
+    }
+    false
 }
 
 fn gone(path: &Path, result: io::Result<()>) -> Result<bool, CleanupError> {
@@ -134,7 +147,10 @@ mod tests {
         for (line, expect) in [
             (&b"/usr/bin/spinlane\0agent\0--config\0c.toml\0"[..], true),
             (b"spinlane\0--run-dir\0/r\0agent\0", true),
+            (b"spinlane\0-ojson\0--run-dir=/r\0agent\0", true),
             (b"spinlane\0cleanup\0", false),
+            (b"spinlane\0--run-dir\0agent\0cleanup\0", false),
+            (b"spinlane\0capture\0--port\0agent\0", false),
             (b"/usr/bin/spinlane-cni\0agent\0", false),
             (b"ssh\0agent\0", false),
             (b"", false),

@@ -167,7 +167,9 @@ fn reason(error: &redb::Error) -> String {
             return "another agent has it open: stop that one or give this one a --state-dir of its own"
                 .to_owned();
         }
-        redb::Error::UpgradeRequired(_) => {
+        redb::Error::UpgradeRequired(_)
+        | redb::Error::TableTypeMismatch { .. }
+        | redb::Error::TypeDefinitionChanged { .. } => {
             "another version wrote it: run that one, or `spinlane cleanup`"
         }
         redb::Error::Corrupted(_) | redb::Error::RepairAborted => GIVE_UP,

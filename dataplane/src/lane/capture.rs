@@ -61,7 +61,10 @@ pub(crate) struct CaptureQueue {
     pub(crate) spec: CaptureSpec,
     pub(crate) packets: ArrayQueue<CapturedPacket>,
     pub(crate) lost: AtomicU64,
-    /// The one port that it is of was detached; no lane adds anything more.
+    /// The one port that it is of was detached; no lane adds anything more, but
+    /// for one that was too late to answer. Control writes it once, after the
+    /// lanes' last copies (Release), and the reader asks for it (Acquire) before
+    /// it looks at the queue for the last time.
     pub(crate) is_over: AtomicBool,
     pub(crate) alarm: Alarm,
 }

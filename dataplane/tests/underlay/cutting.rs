@@ -70,8 +70,9 @@ impl Drop for Recording {
 
 /// How many segments of a recording were overtaken. Whoever sends a segment
 /// numbers it (`ip_select_ident_segs`, include/net/ip.h), once more when it
-/// sends it again, so numbers that go back tell of order and nothing else. What the kernel answers
-/// for a connection that is gone carries no data and is numbered by itself.
+/// sends it again, so numbers that go back tell of order and nothing else. What
+/// the kernel answers for a connection that is gone carries no data and is
+/// numbered by itself.
 fn overtaken(recording: Recording) -> usize {
     let mut last = HashMap::new();
     let rows = recording.stop(&["tcp.srcport", "ip.id", "tcp.len"]);
