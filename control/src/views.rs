@@ -38,7 +38,7 @@ pub trait Packets: Send {
     /// Packets that were not copied because the reader did not keep up.
     fn lost(&self) -> u64;
     /// Whether the one port that it is of is gone: nothing comes any more.
-    fn is_over(&mut self) -> bool;
+    fn is_over(&self) -> bool;
 }
 
 /// A captured packet.

@@ -173,6 +173,10 @@ fn a_segment_that_configuration_loses_takes_its_pods_out() -> Result<(), LabErro
     let notices = node.status()?.notices;
     let named = |notice: &String| notice.contains("segment blue") && notice.contains("/a");
     assert!(notices.iter().any(named), "{notices:?}");
+    let checked = a.check(&node, "eth0")?;
+    let told = checked.output.to_string();
+    assert_eq!(checked.exit, 1, "{told}");
+    assert!(told.contains("no longer in spinlane.toml"), "{told}");
     node.stop()?;
     node.configure(&config())?;
     node.start_agent()?;
@@ -180,6 +184,7 @@ fn a_segment_that_configuration_loses_takes_its_pods_out() -> Result<(), LabErro
         reaches(&a, b.v4().ok()?).ok()?.then_some(())
     })?;
     assert!(node.status()?.notices.is_empty());
+    assert_eq!(a.check(&node, "eth0")?.exit, 0);
     node.settled_frames()?;
     Ok(())
 }

@@ -491,7 +491,7 @@ impl Packets for LivePackets {
         self.capture.lost()
     }
 
-    fn is_over(&mut self) -> bool {
+    fn is_over(&self) -> bool {
         self.capture.is_over()
     }
 }

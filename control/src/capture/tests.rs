@@ -65,7 +65,7 @@ impl Packets for Last {
         0
     }
 
-    fn is_over(&mut self) -> bool {
+    fn is_over(&self) -> bool {
         self.0.is_none()
     }
 }

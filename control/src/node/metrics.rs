@@ -17,8 +17,8 @@ pub struct Metrics {
 }
 
 impl Metrics {
-    /// Fresh collectors, registered nowhere.
-    /// Every command and result has its series from the start, at 0.
+    /// Fresh collectors, registered nowhere. Every command and result has its
+    /// series from the start, at 0.
     pub fn new() -> Result<Metrics, prometheus::Error> {
         let options = HistogramOpts::new(
             "spinlane_cni_request_duration_seconds",

@@ -118,7 +118,7 @@ impl Packets for FakePackets {
         0
     }
 
-    fn is_over(&mut self) -> bool {
+    fn is_over(&self) -> bool {
         false
     }
 }

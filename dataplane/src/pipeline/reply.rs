@@ -39,11 +39,8 @@ pub(super) fn echo(
     };
     let transport = usize::from(headers.transport);
     set(bytes, transport, reply, transport + 2);
-    let message = &mut bytes[transport..transport + headers.transport_len()];
-    if !is_v6 && message.iter().all(|byte| *byte == 0) {
-        // The two zeros of one's complement differ where nothing else is
-        // summed: only this one makes the sum right (RFC 1071, section 1).
-        message[2..4].fill(0xff);
+    if !is_v6 {
+        icmpv4::choose_zero(&mut bytes[transport..transport + headers.transport_len()]);
     }
     Verdict::Reply { dropped: None }
 }

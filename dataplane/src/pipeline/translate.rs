@@ -80,7 +80,15 @@ pub(super) fn apply(
             let sum = Sum::ZERO.word(field).word(translation.address_delta);
             bytes[at..at + 2].copy_from_slice(&sum.fold().to_be_bytes());
         }
-        protocol::ICMP => adjust(bytes, at, translation.port_delta),
+        protocol::ICMP => {
+            adjust(bytes, at, translation.port_delta);
+            if bytes[at..at + 2] == [0, 0] {
+                // What further frames hold changes nothing: if it is not zero,
+                // both zeros are right.
+                let end = bytes.len().min(transport + headers.transport_len());
+                icmpv4::choose_zero(&mut bytes[transport..end]);
+            }
+        }
         protocol::UDP => adjust_udp(bytes, at, translation.both_deltas()),
         _ => adjust(bytes, at, translation.both_deltas()),
     }

@@ -55,6 +55,15 @@ pub struct Icmpv4Header {
 
 const _: () = assert!(size_of::<Icmpv4Header>() == HEADER_LEN);
 
+/// Makes the checksum of a message of nothing but zeros right. The two zeros of
+/// one's complement differ only where nothing else is summed (RFC 1071, section
+/// 1).
+pub(crate) fn choose_zero(message: &mut [u8]) {
+    if message.len() >= HEADER_LEN && message.iter().all(|byte| *byte == 0) {
+        message[2..4].fill(0xff);
+    }
+}
+
 /// Whether a message of this type is a query or its answer. Everything else
 /// counts as an error, about which no error may be sent (RFC 1122, section
 /// 3.2.2).

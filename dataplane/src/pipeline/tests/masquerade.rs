@@ -2,6 +2,7 @@
 //! etherparse, with full checksums.
 
 mod direct;
+mod echo;
 mod exits;
 
 use std::net::{Ipv4Addr, Ipv6Addr};
