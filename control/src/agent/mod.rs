@@ -22,11 +22,12 @@ use tokio::sync::watch;
 
 use crate::api;
 use crate::check::capabilities;
-use crate::config::{Config, ConfigError, Source, allowed_cores};
+use crate::config::{Config, ConfigError, Source};
 use crate::metrics::{self, MetricsServer};
 use crate::node::{Node, Setup, StartError};
 use crate::source;
 use live::Live;
+use process::Cpus;
 pub use run_dir::{RunDir, RunDirError};
 
 /// When the process leaves although something has not ended: SIGTERM to exit
@@ -97,14 +98,15 @@ pub fn run(options: &AgentOptions) -> Result<(), AgentError> {
     let lock = RunDir::lock(&options.run_dir)?;
     RunDir::make(&options.state_dir)?;
     process::raise_open_files();
-    process::keep_off_lanes(&config.lanes().cores);
+    let cpus = Cpus::with_lanes(&config.lanes().cores);
+    cpus.keep_off_lanes();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .thread_name("control")
         .enable_all()
         .build()
         .map_err(failed("start the control threads"))?;
-    let ended = runtime.block_on(supervise(config, options.clone()));
+    let ended = runtime.block_on(supervise(config, options.clone(), cpus));
     // What still runs in threads of its own (a start that a signal overtook, a
     // scrape) does not hold the process back.
     runtime.shutdown_background();
@@ -135,12 +137,12 @@ impl Ending {
     }
 }
 
-async fn supervise(config: Config, options: AgentOptions) -> Result<(), AgentError> {
+async fn supervise(config: Config, options: AgentOptions, cpus: Cpus) -> Result<(), AgentError> {
     let mut ending = Ending::listen()?;
     let started = Instant::now();
     let start = tokio::task::spawn_blocking({
         let options = options.clone();
-        move || start(config, &options, started)
+        move || start(config, &options, &cpus, started)
     });
     let running = tokio::select! {
         running = start => running.map_err(|e| AgentError::Process {
@@ -172,12 +174,17 @@ struct Running {
     metrics: Option<MetricsServer>,
 }
 
-fn start(config: Config, options: &AgentOptions, started: Instant) -> Result<Running, AgentError> {
+fn start(
+    config: Config,
+    options: &AgentOptions,
+    cpus: &Cpus,
+    started: Instant,
+) -> Result<Running, AgentError> {
     let setup = Setup::new(&config, &options.run_dir, &options.state_dir);
     let source = match config.source() {
         Source::Manifests(dir) => {
-            let readers = process::cpus_left(&allowed_cores(), &config.lanes().cores);
-            Some(source::Watch::start(dir, readers)?)
+            let start = |all| source::Watch::start(dir, all, cpus.left());
+            Some(cpus.before_lanes(start)?)
         }
         Source::Kubernetes => None,
     };

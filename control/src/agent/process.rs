@@ -38,26 +38,63 @@ pub(super) fn raise_open_files() {
     }
 }
 
-/// How many of the CPUs `lanes` leave to work that can be spread: one, whose
-/// time they share, where they leave none.
-pub(super) fn cpus_left(allowed: &[usize], lanes: &[usize]) -> usize {
-    // A quota may allow less.
-    let quota = available_parallelism().map_or(1, NonZeroUsize::get);
-    spare_cpus(allowed, lanes).len().clamp(1, quota)
+/// The CPUs that the process may use, and those of them that lanes take.
+#[derive(Debug)]
+pub(super) struct Cpus {
+    allowed: Vec<usize>,
+    /// Those of no lane.
+    spare: Vec<usize>,
 }
 
-/// Keeps this thread, and those that it starts, off the lanes' CPUs, where
-/// the machine has others. Lanes pin themselves.
-pub(super) fn keep_off_lanes(lanes: &[usize]) {
-    let others = spare_cpus(&allowed_cores(), lanes);
-    if others.is_empty() {
+impl Cpus {
+    /// With lanes on `lanes`; none runs yet.
+    pub(super) fn with_lanes(lanes: &[usize]) -> Cpus {
+        Cpus::of(allowed_cores(), lanes)
+    }
+
+    fn of(allowed: Vec<usize>, lanes: &[usize]) -> Cpus {
+        let spare = spare_cpus(&allowed, lanes);
+        Cpus { allowed, spare }
+    }
+
+    /// How many of them lanes leave to work that can be spread: one, whose time
+    /// they share, where they leave none.
+    pub(super) fn left(&self) -> usize {
+        within_quota(self.spare.len())
+    }
+
+    /// Does what can be spread before lanes run: over all CPUs, whose number
+    /// `work` gets.
+    pub(super) fn before_lanes<T>(&self, work: impl FnOnce(usize) -> T) -> T {
+        bind(&self.allowed);
+        let done = work(within_quota(self.allowed.len()));
+        self.keep_off_lanes();
+        done
+    }
+
+    /// Keeps this thread, and those that it starts, off the lanes' CPUs, where
+    /// the machine has others. Lanes pin themselves.
+    pub(super) fn keep_off_lanes(&self) {
+        bind(&self.spare);
+    }
+}
+
+/// A quota may allow less than there are.
+fn within_quota(cpus: usize) -> usize {
+    let quota = available_parallelism().map_or(1, NonZeroUsize::get);
+    cpus.clamp(1, quota)
+}
+
+/// Has this thread, and those that it starts, run on these CPUs, if any.
+fn bind(cpus: &[usize]) {
+    if cpus.is_empty() {
         return;
     }
     let mut set = CpuSet::new();
-    let filled = others.iter().try_for_each(|core| set.set(*core));
-    let kept = filled.and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
-    if let Err(error) = kept {
-        tracing::warn!(%error, "cannot keep the control threads off the lanes' CPUs");
+    let filled = cpus.iter().try_for_each(|cpu| set.set(*cpu));
+    let bound = filled.and_then(|()| sched_setaffinity(Pid::from_raw(0), &set));
+    if let Err(error) = bound {
+        tracing::warn!(%error, "cannot choose the CPUs of the control threads");
     }
 }
 
@@ -67,10 +104,34 @@ mod tests {
 
     #[test]
     fn lanes_on_all_cpus_leave_the_time_of_one() {
-        assert_eq!(cpus_left(&[0, 1, 2, 3], &[0, 1, 2, 3]), 1);
-        assert_eq!(cpus_left(&[0, 1, 2, 3], &[1, 2, 3]), 1);
-        let all = allowed_cores();
+        let left = |lanes: &[usize]| Cpus::of(vec![0, 1, 2, 3], lanes).left();
+        assert_eq!(left(&[0, 1, 2, 3]), 1);
+        assert_eq!(left(&[1, 2, 3]), 1);
+        let all = Cpus::with_lanes(&[]);
         let quota = available_parallelism().unwrap().get();
-        assert_eq!(cpus_left(&all, &[]), quota.min(all.len()));
+        assert_eq!(all.left(), quota.min(all.allowed.len()));
+    }
+
+    #[test]
+    fn before_lanes_run_their_cpus_are_used_too() {
+        let allowed = allowed_cores();
+        let (lane, spare) = allowed.split_first().unwrap();
+        let cpus = Cpus::with_lanes(&[*lane]);
+        std::thread::spawn({
+            let (allowed, spare) = (allowed.clone(), spare.to_vec());
+            move || {
+                cpus.keep_off_lanes();
+                let of_work = cpus.before_lanes(|_| {
+                    let worker = std::thread::spawn(allowed_cores);
+                    worker.join().unwrap()
+                });
+                assert_eq!(of_work, allowed);
+                if !spare.is_empty() {
+                    assert_eq!(allowed_cores(), spare);
+                }
+            }
+        })
+        .join()
+        .unwrap();
     }
 }

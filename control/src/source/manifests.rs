@@ -96,6 +96,11 @@ impl Manifests {
         }
     }
 
+    /// Many files are read by that many threads from now on.
+    pub fn read_by(&mut self, readers: usize) {
+        self.readers = readers.max(1);
+    }
+
     /// The objects of all files.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster

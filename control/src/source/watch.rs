@@ -86,9 +86,9 @@ const NEWS: AddWatchFlags = AddWatchFlags::IN_CLOSE_WRITE
     .union(AddWatchFlags::IN_ONLYDIR);
 
 impl Watch {
-    /// Begins to hear of changes, then reads everything, many files by that
-    /// many threads at once.
-    pub fn start(dir: &Path, readers: usize) -> Result<Watch, SourceError> {
+    /// Begins to hear of changes, then reads everything, many files by
+    /// `readers` threads at once. What changes later is read by `later`.
+    pub fn start(dir: &Path, readers: usize, later: usize) -> Result<Watch, SourceError> {
         let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK);
         let inotify = inotify.map_err(|errno| SourceError {
             dir: dir.display().to_string(),
@@ -104,6 +104,7 @@ impl Watch {
         watch.subscribe();
         let started = Instant::now();
         watch.scan(&BTreeSet::new());
+        watch.manifests.read_by(later);
         watch.follow_links();
         let [nodes, namespaces, pods] = watch.manifests.cluster().counts().map(|(_, n)| n);
         tracing::info!(
@@ -331,7 +332,7 @@ mod tests {
     /// Follows a directory while the test changes it. Nothing is compared
     /// without an event meanwhile ([`COMPARE`]).
     fn following(dir: &Path, test: impl FnOnce(&Receiver<Vec<String>>)) {
-        let watch = Watch::start(dir, 1).unwrap();
+        let watch = Watch::start(dir, 1, 1).unwrap();
         let stop = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
         let (sender, told) = channel();
         std::thread::scope(|scope| {
