@@ -1,6 +1,7 @@
 //! Pods reach hosts that know nothing of them, with the node's address.
 
 mod addresses;
+mod crowd;
 mod inbound;
 mod lanes;
 mod outside;

@@ -16,9 +16,15 @@ use super::tuple::{Address, End, Tuple};
 use super::words::Words;
 use super::{ConnectionId, Connections, Found};
 
-/// Ports that are tried for one connection when ends share ports. More than
-/// the range of the default configuration has.
-const TRIES: usize = 8192;
+/// Ports that are tried for one connection when ends share ports: all the
+/// dynamic ones (RFC 6335, section 6), of a wider range a part, and another
+/// one the next time.
+const TRIES: usize = 16_384;
+
+/// From port to port when they are tried, around the range: a prime beyond any
+/// range, so that each comes once. Pods' kernels choose ports side by side, and
+/// ends keep theirs, so the free ones may be far from where the search begins.
+const STRIDE: usize = 2_654_435_761;
 
 /// Ports in use that are passed by before one is taken whose connection is
 /// over.
@@ -185,11 +191,12 @@ impl Connections {
         let original = &opening.original;
         let first = *ports.start();
         let range = usize::from(*ports.end() - first) + 1;
-        let start = original.hash(self.seed.rotate_left(17)) as usize % range;
+        let start = original.hash(self.seed.rotate_left(17) ^ now_ms) as usize % range;
+        let stride = STRIDE % range;
         let place = original.destination.hash(original.protocol, self.seed) as usize % CROWDED;
         let is_crowded = self.crowded.has(place, now_ms);
         for step in 0..range.min(TRIES) {
-            let port = first + ((start + step) % range) as u16;
+            let port = first + ((start + step * stride) % range) as u16;
             let reply = answers(original, address, port);
             let Some(holder) = self.find(&reply, now_ms) else {
                 match self.publish(new, original, &reply, now_ms) {

@@ -20,7 +20,7 @@
 
 use std::ops::{Range, RangeInclusive};
 
-use super::tuple::{Address, End};
+use super::tuple::{Address, End, mix};
 use super::words::Words;
 use crate::sync::Ordering;
 use crate::wire::protocol;
@@ -36,11 +36,11 @@ const PORTS: usize = 1 << 16;
 const PORTS: usize = 4;
 const PROTOCOLS: usize = 3;
 
-/// Ports of a bucket: a cache line of words.
-const WAYS: usize = 8;
+/// Ports of a bucket.
+const WAYS: usize = 4;
 
 /// Buckets that an end may have its port in.
-const CHOICES: usize = 4;
+const CHOICES: usize = 8;
 
 const COUNT_MASK: u64 = (1 << 24) - 1;
 
@@ -167,8 +167,10 @@ impl Holders {
 fn choices(hash: u64, range: &RangeInclusive<u16>) -> [Range<usize>; CHOICES] {
     let (first, last) = (usize::from(*range.start()), usize::from(*range.end()));
     let count = ((last + 1 - first) / WAYS).max(1);
+    // Sixteen bits a choice.
+    let hashes = [hash, mix(&[], hash)];
     std::array::from_fn(|choice| {
-        let bits = hash >> (16 * choice) & 0xffff;
+        let bits = hashes[choice / 4] >> (16 * (choice % 4)) & 0xffff;
         let bucket = (bits as usize * count) >> 16;
         let start = first + bucket * WAYS;
         match bucket + 1 == count {
@@ -216,6 +218,20 @@ mod tests {
         assert_ne!(claim(3, 62_000).port, 62_000, "held by another");
         holders.release(first.place);
         assert_eq!(claim(2, 5000), first, "still one left");
+    }
+
+    /// Half of the range is kept, port by port. Others find the other half.
+    #[test]
+    fn ports_that_are_kept_side_by_side_hide_none() {
+        let holders = Holders::new(3);
+        let range = 49_152..=65_535;
+        let claim = |last, port| holders.claim(protocol::TCP, end(last, port), egress(), &range);
+        for port in 49_152..57_344 {
+            assert_eq!(claim(2, port).map(|claim| claim.port), Some(port));
+        }
+        let found = (0..6144u16).filter(|number| claim(3, 1024 + number).is_some());
+        let found = found.count();
+        assert!(found * 100 > 6144 * 99, "{found}");
     }
 
     #[test]

@@ -160,6 +160,47 @@ fn ports_are_used_again_for_each_destination() {
     }
 }
 
+/// One pod keeps half of the range, port by port, as kernels choose them. The
+/// other half is another's to its last port.
+#[test]
+fn ports_that_are_kept_side_by_side_are_in_nobodys_way() {
+    let table = Connections::new(1 << 16, 1);
+    let open = |pod, sport| {
+        let ports = 49_152..=65_535;
+        let original = numbered(pod, sport, 1, 53);
+        open_as(&table, original, State::Unreplied, ports, NOW)
+    };
+    for sport in 49_152..57_344 {
+        let kept = open(2, sport).unwrap();
+        assert_eq!(kept.reply.destination.port, sport);
+    }
+    for sport in 1024..1024 + 8192 {
+        let opened = open(3, sport).unwrap_or_else(|e| panic!("{sport}: {e:?}"));
+        assert!(opened.reply.destination.port >= 57_344);
+    }
+    assert_eq!(open(3, 80), Err(Refused::NoPort));
+}
+
+/// Of the widest range one search sees a part. Who asks again gets the last one.
+#[test]
+fn another_try_looks_elsewhere() {
+    let table = Connections::new(1 << 17, 1);
+    let open = |pod, sport, now_ms| {
+        let original = numbered(pod, sport, 1, 53);
+        open_as(&table, original, State::SynSent, 1024..=65_535, now_ms)
+    };
+    for sport in 1024..65_535 {
+        open(2, sport, NOW).unwrap();
+    }
+    for sport in 80..85 {
+        let mut tries = NOW..NOW + 100;
+        let found = tries.find_map(|now_ms| open(3, sport, now_ms).ok());
+        let found = found.unwrap();
+        assert_eq!(found.reply.destination.port, 65_535);
+        table.end(found.id);
+    }
+}
+
 #[test]
 fn exhaustion_is_told_and_heals() {
     let table = Connections::new(4096, 1);
