@@ -24,8 +24,9 @@ use spinlane_dataplane::types::PortId;
 
 use crate::config::{self, Config};
 use crate::node::Node;
+use crate::node::bound::Binding;
 use crate::node::host_port::HOST_SIDE;
-use crate::node::switch::{Binding, Switch, SwitchError, WayOut};
+use crate::node::switch::{Switch, SwitchError, WayOut};
 use crate::views::{Packet, Packets, Views, port_notices};
 
 /// The engine that a configuration asks for.

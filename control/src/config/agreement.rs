@@ -6,8 +6,7 @@ use std::net::IpAddr;
 use super::document::{Document, Step};
 use super::place::{At, Checked, at};
 use super::raw::RawConfig;
-use super::validate::{SMALLEST_MTU, overlap};
-use super::{Config, Mode, Uplink};
+use super::{Config, Mode, SMALLEST_MTU, Uplink, overlap};
 
 /// What keys of different tables must agree on.
 pub(super) fn agree(config: &Config, document: &Document<'_>) -> Checked<()> {

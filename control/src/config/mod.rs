@@ -28,19 +28,23 @@ pub use environment::{Environment, Interface, allowed_cores, is_global};
 
 use document::{Complaint, Document, line_of};
 use raw::RawConfig;
-pub(crate) use validate::SMALLEST_MTU;
-use validate::overlap;
 
 /// Bytes that VXLAN over IPv4 puts around an IP packet: IPv4, UDP, VXLAN and
 /// the inner Ethernet header (RFC 7348 section 5).
 pub const VXLAN_OVERHEAD_V4: u32 = 50;
 /// The same over IPv6.
 pub const VXLAN_OVERHEAD_V6: u32 = 70;
+/// Smallest MTU of an IPv4 host (RFC 791) and of an IPv6 link (RFC 8200).
+pub(crate) const SMALLEST_MTU: [u32; 2] = [576, 1280];
 /// Underlay MTU when no uplink says otherwise.
 pub const DEFAULT_UNDERLAY_MTU: u32 = 1500;
 /// The segment that pods, node and uplink share in l2 mode; a `[[segments]]`
 /// table of that name sets its guard and its static stations.
 pub const SHARED_SEGMENT: &str = "l2";
+
+fn overlap(a: &IpNet, b: &IpNet) -> bool {
+    a.contains(b) || b.contains(a)
+}
 
 /// A configuration that cannot be used.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -16,8 +16,8 @@ use super::place::{At, Checked, at};
 use super::raw::{RawConfig, RawLanes, RawMetrics, RawNetwork, RawNode, RawSegment, RawSource};
 use super::{
     Config, Environment, Interface, Lanes, Metrics, Mode, Mtu, Network, Node, Offloads, PollMode,
-    PortRange, SHARED_SEGMENT, Segment, Source, Station, StationPlace, Uplink, XdpMode,
-    serves_no_pods,
+    PortRange, SHARED_SEGMENT, SMALLEST_MTU, Segment, Source, Station, StationPlace, Uplink,
+    XdpMode, overlap, serves_no_pods,
 };
 
 /// Frames of 4 KiB with `lanes.frames = "auto"`: 64 MiB.
@@ -26,8 +26,6 @@ const DEFAULT_FRAMES: usize = 16384;
 const FRAMES: std::ops::RangeInclusive<i64> = 512..=1 << 20;
 /// VNIs have 24 bits (RFC 7348 section 5); 0 is no network.
 const VNIS: std::ops::RangeInclusive<i64> = 1..=(1 << 24) - 1;
-/// Smallest MTU of an IPv4 host (RFC 791) and of an IPv6 link (RFC 8200).
-pub(crate) const SMALLEST_MTU: [u32; 2] = [576, 1280];
 /// Longest IP packet.
 const LARGEST_MTU: i64 = 65535;
 /// One lane's index is a byte, and no node gives away so many cores.
@@ -277,10 +275,6 @@ fn cidrs(texts: Option<&[String]>, at: At<'_>) -> Checked<Vec<IpNet>> {
         nets.push(net);
     }
     Ok(nets)
-}
-
-pub(super) fn overlap(a: &IpNet, b: &IpNet) -> bool {
-    a.contains(b) || b.contains(a)
 }
 
 fn vni(raw: Option<i64>, at: At<'_>) -> Checked<Option<u32>> {

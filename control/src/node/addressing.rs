@@ -12,12 +12,11 @@ use ipnet::IpNet;
 use spinlane_api::cni::{AddRequest, Address};
 use spinlane_dataplane::types::is_routable;
 
-use super::attach::AttachError;
 use super::endpoint::PodRoute;
+use super::error::AttachError;
 use super::ipam::{Ipam, Lease, ScopeName};
-use super::plan::GATEWAY_LINK_LOCAL;
-use super::routes::host_prefix_len;
-use super::setup::Setup;
+use super::routes::{default_net, host_prefix_len};
+use super::setup::{GATEWAY_LINK_LOCAL, Setup};
 use super::shared::OnLink;
 
 /// Gateway of a routed pod whose node has no IPv4 range: any address that
@@ -214,15 +213,6 @@ pub(crate) fn pod_routes(
         }
     }
     routes
-}
-
-/// The default route's destination.
-pub(crate) fn default_net(v6: bool) -> IpNet {
-    if v6 {
-        IpNet::V6(ipnet::Ipv6Net::default())
-    } else {
-        IpNet::V4(ipnet::Ipv4Net::default())
-    }
 }
 
 #[cfg(test)]

@@ -5,20 +5,21 @@
 //! that says how far it came, or an interface whose alias says whose it is;
 //! [`super::reconcile`] repairs both.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::BorrowedFd;
 
 use ipnet::IpNet;
 use spinlane_api::cni::{AddRequest, AddResult, Attachment, Interface, Route};
 use spinlane_dataplane::types::MacAddr;
 
 use super::addressing::{choose_addresses, give_back, pod_routes};
-use super::endpoint::{Endpoint, State, host_ifname};
-pub use super::error::AttachError;
-use super::inventory::{BoundPort, Inventory, Lead, Live};
+use super::bound::BoundPort;
+use super::endpoint::{Endpoint, SUPER_FRAME_MTU, State, host_ifname};
+use super::error::AttachError;
+use super::inventory::{Inventory, Lead, Live};
 use super::ipam::{IpamError, ScopeName};
-use super::link::{self, LinkError, SUPER_FRAME_MTU, Veth};
+use super::link::{self, Veth};
 use super::netlink::Netlink;
-use super::netns::{self, NetnsError};
+use super::netns;
 use super::setup::pod_mac;
 use super::shared::OnLink;
 use super::steering::{self, Ends};
@@ -491,18 +492,4 @@ fn host_end(name: &str) -> Interface {
         mtu: link.map(|link| link.mtu),
         sandbox: None,
     }
-}
-
-/// Opens the namespace of a stored endpoint.
-pub(crate) fn open_netns(endpoint: &Endpoint) -> Result<std::os::fd::OwnedFd, NetnsError> {
-    netns::open(std::path::Path::new(&endpoint.netns_path))
-}
-
-/// Runs work in the namespace of a stored endpoint.
-pub(crate) fn in_pod<T: Send>(
-    endpoint: &Endpoint,
-    work: impl FnOnce() -> Result<T, LinkError> + Send,
-) -> Result<T, LinkError> {
-    let netns = open_netns(endpoint)?;
-    netns::run(netns.as_fd(), work)
 }

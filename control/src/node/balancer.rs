@@ -10,7 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use spinlane_dataplane::types::PortId;
 
 use super::Core;
-use super::attach::AttachError;
+use super::error::AttachError;
 use super::netns::{self, Sysfs};
 use super::steering::balance::{Asked, Balance, Change};
 use super::steering::{self, Ends};

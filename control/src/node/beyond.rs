@@ -4,6 +4,8 @@
 //! gave and what stood in the tables, so that a node that comes or goes
 //! touches its own entries and no others.
 
+pub mod inputs;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
 use std::net::IpAddr;
@@ -11,37 +13,21 @@ use std::sync::Arc;
 
 use ipnet::IpNet;
 use spinlane_dataplane::snapshot::{
-    Masquerade, Network as OverlayNetwork, NextHop, OuterHeader, OuterPath, Prefix, RouteTable,
+    Masquerade, Network as OverlayNetwork, NextHop, OuterHeader, OuterPath, RouteTable,
     RouteTarget, Underlay, Vtep,
 };
-use spinlane_dataplane::types::{MacAddr, NextHopId, PortId, SegmentId, Vni, VtepId};
+use spinlane_dataplane::types::{MacAddr, NextHopId, SegmentId, Vni, VtepId};
 
-use super::inventory::BoundUplink;
-use super::kernel::{Kernel, Way};
+use super::bound::BoundUplink;
+use super::kernel::Way;
 use super::masquerade::masquerade;
-use super::setup::{Setup, pod_mac};
+use super::setup::pod_mac;
 use crate::config::{Mode, Mtu, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6};
 use crate::source;
+use inputs::{Inputs, prefix};
 
 /// Kernel routes that are followed at most.
 const MOST_KERNEL_ROUTES: usize = 16_384;
-
-/// Everything that the tables follow from.
-#[derive(Debug, Clone, Copy)]
-pub struct Inputs<'a> {
-    /// Configuration.
-    pub setup: &'a Setup,
-    /// The cluster's nodes, this one among them.
-    pub nodes: &'a [Arc<source::Node>],
-    /// The kernel's tables.
-    pub kernel: &'a Kernel,
-    /// The uplink, when it is attached.
-    pub uplink: Option<BoundUplink>,
-    /// The host port and the interface at its other end.
-    pub host: Option<(PortId, u32)>,
-    /// What the underlay said of the longest packet to an address.
-    pub path_mtus: &'a HashMap<IpAddr, u32>,
-}
 
 /// The tables, as the snapshot shares them.
 #[derive(Debug, Clone, Default)]
@@ -155,13 +141,6 @@ fn replace<T: PartialEq>(table: &mut Arc<T>, now: T) -> bool {
         *table = Arc::new(now);
     }
     changed
-}
-
-pub(super) fn prefix(net: IpNet) -> Prefix {
-    Prefix {
-        address: net.network(),
-        len: net.prefix_len(),
-    }
 }
 
 /// Dense numbers that stay with what they were given for.

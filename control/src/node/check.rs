@@ -5,8 +5,8 @@ use std::os::fd::BorrowedFd;
 use spinlane_api::cni::CheckRequest;
 use spinlane_dataplane::types::MacAddr;
 
-use super::attach::AttachError;
 use super::endpoint::{Endpoint, State};
+use super::error::AttachError;
 use super::inventory::{Inventory, Lead};
 use super::link;
 use super::netlink::Netlink;

@@ -3,9 +3,9 @@
 use spinlane_api::cni::Attachment;
 use spinlane_dataplane::snapshot::Location;
 
-use super::attach::AttachError;
+use super::bound::BoundPort;
 use super::endpoint::{State, host_ifname};
-use super::inventory::BoundPort;
+use super::error::AttachError;
 use super::netlink::{Netlink, delete_link};
 use super::store::Change;
 use super::{Core, unix_s};

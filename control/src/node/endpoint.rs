@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 use spinlane_api::cni::{Address, Attachment, Pod};
 
-use super::link::SUPER_FRAME_MTU;
+/// Longest MTU of a veth that a frame of 64 KiB passes.
+pub const SUPER_FRAME_MTU: u32 = 65535;
 
 /// How far an attachment has come. A record in another state than
 /// [`Attached`](State::Attached) was interrupted, and the next start repairs

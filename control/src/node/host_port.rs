@@ -18,9 +18,9 @@ use spinlane_api::cni::Attachment;
 use spinlane_dataplane::types::is_routable;
 
 use super::Core;
-use super::attach::AttachError;
+use super::bound::BoundHost;
 use super::endpoint::ALIAS_PREFIX;
-use super::inventory::BoundHost;
+use super::error::AttachError;
 use super::link::{self, LinkError, Veth};
 use super::netlink::{Netlink, NetlinkError, delete_link};
 use super::netns::{self, NetnsError};

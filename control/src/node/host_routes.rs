@@ -15,8 +15,8 @@ use super::endpoint::{Endpoint, PodRoute};
 use super::host_port::HOST_SIDE;
 use super::kernel::neighbour_request;
 use super::netlink::{Netlink, NetlinkError, Request};
-use super::plan::GATEWAY_LINK_LOCAL;
 use super::routes::{self, KernelRoute};
+use super::setup::GATEWAY_LINK_LOCAL;
 use super::{Core, ipam};
 use crate::config::Mode;
 

@@ -10,7 +10,8 @@
 
 use std::collections::HashSet;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use ipnet::IpNet;
@@ -28,9 +29,6 @@ use super::netns::{self, NetnsError, Sysfs};
 use super::offload::{self, OffloadError};
 use super::routes;
 use super::steering::{self, SteeringError};
-
-/// Longest MTU of a veth that a frame of 64 KiB passes.
-pub const SUPER_FRAME_MTU: u32 = 65535;
 
 /// Why a pod's interface was not made.
 #[derive(Debug, thiserror::Error)]
@@ -392,4 +390,18 @@ pub fn set_offloads(name: &str, keep: bool) -> Result<(), OffloadError> {
     ]
     .concat();
     offload::set(name, &[], &off)
+}
+
+/// Opens the namespace of a stored endpoint.
+pub(crate) fn open_netns(endpoint: &Endpoint) -> Result<OwnedFd, NetnsError> {
+    netns::open(Path::new(&endpoint.netns_path))
+}
+
+/// Runs work in the namespace of a stored endpoint.
+pub(crate) fn in_pod<T: Send>(
+    endpoint: &Endpoint,
+    work: impl FnOnce() -> Result<T, LinkError> + Send,
+) -> Result<T, LinkError> {
+    let netns = open_netns(endpoint)?;
+    netns::run(netns.as_fd(), work)
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use spinlane_dataplane::snapshot::Masquerade;
 
-use super::beyond::{Inputs, prefix};
+use super::beyond::inputs::{Inputs, prefix};
 use super::setup::Setup;
 use crate::config::{Mode, Uplink};
 

@@ -18,6 +18,7 @@ pub mod announce;
 pub mod attach;
 mod balancer;
 pub mod beyond;
+pub mod bound;
 pub mod check;
 pub mod cleanup;
 pub mod cni_server;
@@ -52,6 +53,7 @@ pub mod setup;
 pub mod shared;
 pub mod steering;
 pub mod store;
+pub mod surroundings;
 pub mod switch;
 #[cfg(test)]
 mod tests;

@@ -17,7 +17,6 @@ use std::sync::Arc;
 use ipnet::IpNet;
 
 use super::Core;
-use super::attach::in_pod;
 use super::endpoint::{Endpoint, State};
 use super::inventory::Inventory;
 use super::kernel::Kernel;
@@ -212,7 +211,7 @@ impl Core {
                 netlink.request(link::set_mtu(name, host.index, mtu))?;
             }
         }
-        in_pod(&endpoint, || link::set_pod_mtu(&endpoint))?;
+        link::in_pod(&endpoint, || link::set_pod_mtu(&endpoint))?;
         if let Some(live) = self.inventory().endpoints.get_mut(&endpoint.attachment) {
             live.endpoint = endpoint.clone();
         }

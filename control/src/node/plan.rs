@@ -14,10 +14,7 @@ use spinlane_dataplane::snapshot::{
 use spinlane_dataplane::types::{MacAddr, PortId, SegmentId, Vni};
 
 use super::beyond::Tables;
-use super::inventory::BoundUplink;
-
-/// The gateway's link-local address, on every routed port.
-pub const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
+use super::bound::BoundUplink;
 
 /// A pod's port.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -332,6 +329,7 @@ impl PortIds {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::setup::GATEWAY_LINK_LOCAL;
 
     fn pod(id: u16, container: &str, address: &str, segment: Option<SegmentId>) -> PodPort {
         PodPort {

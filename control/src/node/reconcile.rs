@@ -18,12 +18,12 @@ use spinlane_api::PENDING_DELETIONS_DIR;
 use spinlane_api::cni::Attachment;
 use spinlane_dataplane::types::PortId;
 
-use super::attach::{AttachError, in_pod, open_netns};
 use super::detach::delete_ours;
 use super::endpoint::{ALIAS_PREFIX, Endpoint, NAME_PREFIX, State};
+use super::error::AttachError;
 use super::inventory::{Lead, Live};
 use super::ipam::{Ipam, ScopeName};
-use super::link::{self, LinkError};
+use super::link::{self, LinkError, in_pod, open_netns};
 use super::netlink::{Link, Netlink, NetlinkError};
 use super::offload;
 use super::store::Contents;

@@ -275,6 +275,15 @@ fn route_message(index: u32, route: &PodRoute, source: Option<IpAddr>) -> RouteM
     message
 }
 
+/// The default route's destination.
+pub(crate) fn default_net(v6: bool) -> IpNet {
+    if v6 {
+        IpNet::V6(ipnet::Ipv6Net::default())
+    } else {
+        IpNet::V4(ipnet::Ipv4Net::default())
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

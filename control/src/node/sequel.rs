@@ -17,9 +17,11 @@ use std::time::{Duration, Instant};
 use spinlane_api::cni::Attachment;
 use spinlane_dataplane::frame::LONGEST_SUPER_FRAME;
 
-use super::attach::{AttachError, open_netns};
+use super::bound::BoundPort;
 use super::endpoint::Endpoint;
-use super::inventory::{BoundPort, Lead, Live};
+use super::error::AttachError;
+use super::inventory::{Lead, Live};
+use super::link::open_netns;
 use super::netlink::Netlink;
 use super::netns::{self, NetnsError};
 use super::{Core, announce, link};

@@ -1,18 +1,20 @@
 //! What the node takes from the configuration.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
 
 use ipnet::IpNet;
 use spinlane_dataplane::types::{MacAddr, SegmentId};
 
-use super::endpoint::fnv1a;
+use super::endpoint::{SUPER_FRAME_MTU, fnv1a};
 use super::ipam::first_address;
-use super::link::SUPER_FRAME_MTU;
 use super::steering;
 use crate::config::{
     Config, Mode, Network, Offloads, SHARED_SEGMENT, Segment, Uplink, allowed_cores,
 };
+
+/// The gateway's link-local address, on every routed port.
+pub const GATEWAY_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
 /// The settings of one node.
 #[derive(Debug, Clone, PartialEq, Eq)]

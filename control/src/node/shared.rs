@@ -13,12 +13,10 @@ use std::net::IpAddr;
 use ipnet::IpNet;
 
 use super::Core;
-use super::addressing::default_net;
-use super::attach::in_pod;
 use super::endpoint::{Endpoint, PodRoute, State};
 use super::inventory::Inventory;
 use super::kernel::Kernel;
-use super::link::LinkError;
+use super::link::{LinkError, in_pod};
 use super::netlink::Netlink;
 use super::routes;
 use super::setup::Setup;
@@ -119,7 +117,7 @@ fn redirected(endpoint: &Endpoint, on_link: &OnLink) -> Option<Endpoint> {
         if !has_address {
             continue;
         }
-        let to = default_net(v6);
+        let to = routes::default_net(v6);
         match next.routes.iter_mut().find(|route| route.to == to) {
             Some(route) => route.via = Some(gateway),
             None => next.routes.push(PodRoute {

@@ -8,18 +8,7 @@ use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::Snapshot;
 use spinlane_dataplane::types::PortId;
 
-use super::inventory::{BoundHost, Offer};
-
-/// How a port is bound.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Binding {
-    /// XDP in the driver, not in the stack.
-    pub native: bool,
-    /// Frames are not copied.
-    pub zero_copy: bool,
-    /// Lanes that hold a queue of it.
-    pub lanes: usize,
-}
+use super::bound::{Binding, BoundHost, Offer};
 
 /// An interface that becomes the uplink.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -12,10 +12,10 @@ use spinlane_dataplane::snapshot::{Destination, Location, RouteTarget, Snapshot}
 use spinlane_dataplane::types::PortId;
 
 use super::Node;
+use super::bound::BoundPort;
 use super::host_port::SWITCH_SIDE;
-use super::inventory::BoundPort;
 use super::own;
-use super::uplink::UplinkState;
+use super::surroundings::UplinkState;
 use crate::config::Mode;
 use crate::source::Health;
 

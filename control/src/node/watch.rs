@@ -10,9 +10,8 @@ use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::Location;
 use spinlane_dataplane::types::PortId;
 
-use super::attach::in_pod;
 use super::host_port::{HOST_SIDE, SWITCH_SIDE};
-use super::link::LinkError;
+use super::link::{LinkError, in_pod};
 use super::netlink::{Link, Netlink, NetlinkError};
 use super::qdiscs::Qdisc;
 use super::routes;

@@ -1,10 +1,11 @@
 use std::collections::HashMap;
 
 use super::*;
-use crate::node::inventory::{BoundPort, Offer};
-use crate::node::kernel::Neighbour;
+use crate::node::bound::{Binding, BoundPort, Offer};
+use crate::node::kernel::{Kernel, Neighbour};
 use crate::node::samples::{self, link, route};
-use crate::node::switch::Binding;
+use crate::node::setup::Setup;
+use spinlane_dataplane::types::PortId;
 
 const UPLINK: u32 = 2;
 const OTHER: u32 = 3;

@@ -9,7 +9,8 @@ use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::Snapshot;
 use spinlane_dataplane::types::PortId;
 
-use crate::node::switch::{Binding, Switch, SwitchError, WayOut};
+use crate::node::bound::Binding;
+use crate::node::switch::{Switch, SwitchError, WayOut};
 
 /// A switch that only writes down what it is told.
 pub(super) struct Recorder {
