@@ -250,3 +250,37 @@ fn the_gateway_never_claims_a_pods_own_address() -> Result<(), LabError> {
     );
     Ok(())
 }
+
+#[test]
+fn a_pod_that_wants_the_gateways_address_is_told_that_it_is_taken() -> Result<(), LabError> {
+    if !root_or_skip("a_pod_that_wants_the_gateways_address_is_told_that_it_is_taken") {
+        return Ok(());
+    }
+    let node = Node::plain("taken")?;
+    let pod = Pod::attach(&node, "a")?;
+    let inside = pod.namespace();
+    // A probe (RFC 5227, section 2.1.1), which Linux leaves to its tools.
+    let script = "import logging; logging.getLogger('scapy.runtime').setLevel(logging.ERROR)\n\
+         from scapy.all import *\n\
+         conf.verb = 0\n\
+         mac, gw = get_if_hwaddr('eth0'), '10.244.1.1'\n\
+         probe = Ether(src=mac, dst='ff:ff:ff:ff:ff:ff') / ARP(hwsrc=mac, psrc='0.0.0.0', pdst=gw)\n\
+         for _, said in srp(probe, iface='eth0', timeout=60, nofilter=1)[0]:\n\
+         \x20   print(said[ARP].op, said[ARP].psrc, said[ARP].pdst, said.dst == mac)";
+    let answer = inside.run(&["/usr/bin/python3", "-c", script])?;
+    assert_eq!(answer.trim(), "2 10.244.1.1 0.0.0.0 True");
+    // What the kernel finds out by itself, where it is asked to.
+    inside.sysctl("net/ipv6/conf/eth0/accept_dad", "1")?;
+    for address in ["fd44:0:0:1::1/64", "fe80::1/64"] {
+        inside.ip(&format!("-6 address add {address} dev eth0"))?;
+        wait_for(&format!("{address} to be refused"), PATIENCE, || {
+            let shown = inside.ip("-6 address show dev eth0 dadfailed").ok()?;
+            shown.contains(&format!("{address} ")).then_some(())
+        })?;
+    }
+    // Its own are its own.
+    let own = pod.v6()?.to_string();
+    let shown = inside.ip("-6 address show dev eth0 dadfailed")?;
+    assert!(!shown.contains(&own), "{shown}");
+    traffic::reach(inside, "10.244.1.1".parse().expect("an address"))
+}

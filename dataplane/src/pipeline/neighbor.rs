@@ -3,9 +3,9 @@
 //! Every pod sees one neighbour, the gateway, whatever address it asks for:
 //! the gateway's own addresses, other pods' (proxied), the node's. What a pod
 //! says of its own addresses is taken note of by nobody, since control knows
-//! them; a claim to somebody else's is dropped and counted. Probes, gratuitous
-//! ARP and duplicate address detection are never answered (RFC 5227, RFC 4862
-//! section 5.4).
+//! them; a claim to somebody else's is dropped and counted. Who probes for an
+//! address (RFC 5227, RFC 4862 section 5.4) is told of the gateway's own that
+//! they are taken, and of no other; gratuitous ARP is never answered.
 
 use std::net::{IpAddr, Ipv6Addr};
 
@@ -62,14 +62,16 @@ fn judge_arp(
     if !is_own_mac(from, packet.sender_mac) {
         return Err(DropReason::SpoofedNeighbor);
     }
-    if sender.is_unspecified() {
-        return Err(DropReason::NeighborIgnored);
-    }
-    if !may_send(snapshot, from, sender.into()) {
+    let is_probe = sender.is_unspecified();
+    if !is_probe && !may_send(snapshot, from, sender.into()) {
         return Err(DropReason::SpoofedNeighbor);
     }
     let is_asked = packet.operation == Operation::REQUEST && sender != target;
-    match is_asked && answers_for(snapshot, from, target.into()) {
+    let is_known = match is_probe {
+        true => is_taken(snapshot, from, target.into()),
+        false => answers_for(snapshot, from, target.into()),
+    };
+    match is_asked && is_known {
         true => Ok(()),
         false => Err(DropReason::NeighborIgnored),
     }
@@ -99,6 +101,12 @@ fn answers_for(snapshot: &Snapshot, from: Ingress<'_>, target: IpAddr) -> bool {
         Some(Destination::Pod(out) | Destination::Host(out)) => out != port.id,
         None => snapshot.is_pod_address(target) || snapshot.routes.lookup(target).is_some(),
     }
+}
+
+/// Whether somebody there who wants the address for himself is told that it is
+/// taken.
+fn is_taken(snapshot: &Snapshot, from: Ingress<'_>, wanted: IpAddr) -> bool {
+    from.local().is_some() && snapshot.host(wanted) == Some(Destination::Gateway)
 }
 
 /// Answers or drops a neighbour discovery message of a routed port.
@@ -159,11 +167,19 @@ fn judge_discovery(
             false => DropReason::SpoofedNeighbor,
         });
     }
-    if source.is_unspecified() || target.is_multicast() {
+    if target.is_multicast() {
         return Err(DropReason::NeighborIgnored);
     }
     let mac = icmpv6::link_layer_option(options, icmpv6::OPTION_SOURCE)
         .map_err(|_| DropReason::NeighborIgnored)?;
+    if source.is_unspecified() {
+        // RFC 4861, section 7.1.1.
+        let is_probe = ip.destination() == ipv6::solicited_node(target) && mac.is_none();
+        return match is_probe && is_taken(snapshot, from, target.into()) {
+            true => Ok((source, target)),
+            false => Err(DropReason::NeighborIgnored),
+        };
+    }
     if !may_claim(snapshot, from, source) || mac.is_some_and(|mac| !is_own_mac(from, mac)) {
         return Err(DropReason::SpoofedNeighbor);
     }
@@ -192,6 +208,8 @@ fn may_claim(snapshot: &Snapshot, from: Ingress<'_>, address: Ipv6Addr) -> bool 
 /// Bytes of an advertisement with its one option.
 const ADVERTISEMENT_LEN: usize = size_of::<NeighborMessage>() + size_of::<LinkLayerOption>();
 
+/// Tells the solicitor that the target is here; everybody, when it has no
+/// address yet (RFC 4861, section 7.2.4).
 fn advertise(
     round: &Round<'_>,
     batch: &mut Batch,
@@ -208,20 +226,24 @@ fn advertise(
     let is_own = gateway.addresses_v6.contains(&target);
     // A proxy leaves Override clear (RFC 4861, section 7.2.8).
     let overrides = if is_own { icmpv6::NA_OVERRIDE } else { 0 };
+    let (destination, is_solicited) = match solicitor.is_unspecified() {
+        true => (ipv6::ALL_NODES, 0),
+        false => (solicitor, icmpv6::NA_SOLICITED),
+    };
     let header = Ipv6Header {
         version_class_flow: [0x60, 0, 0, 0],
         payload_length: U16::new(ADVERTISEMENT_LEN as u16),
         next_header: protocol::ICMPV6,
         hop_limit: 255,
         source: target.octets(),
-        destination: solicitor.octets(),
+        destination: destination.octets(),
     };
     let message = NeighborMessage {
         header: Icmpv6Header {
             kind: icmpv6::kind::NEIGHBOR_ADVERTISEMENT,
             code: 0,
             checksum: U16::ZERO,
-            body: U32::new(icmpv6::NA_ROUTER | icmpv6::NA_SOLICITED | overrides),
+            body: U32::new(icmpv6::NA_ROUTER | is_solicited | overrides),
         },
         target: target.octets(),
     };
@@ -231,7 +253,10 @@ fn advertise(
         mac: own_mac,
     };
     let bytes = round.umem.bytes_mut(frame);
-    bytes.copy_within(6..12, 0);
+    match solicitor.is_unspecified() {
+        true => bytes[..6].copy_from_slice(&ipv6::ALL_NODES_MAC.0),
+        false => bytes.copy_within(6..12, 0),
+    }
     bytes[6..12].copy_from_slice(&own_mac.0);
     let (ip_bytes, rest) = bytes[L3..].split_at_mut(ipv6::HEADER_LEN);
     ip_bytes.copy_from_slice(header.as_bytes());

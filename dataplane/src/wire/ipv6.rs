@@ -6,12 +6,19 @@ use zerocopy::big_endian::U16;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 use super::protocol;
+use crate::types::MacAddr;
 
 /// Bytes of the header.
 pub const HEADER_LEN: usize = 40;
 
 /// Extension headers that are walked at most. Real packets have one or two.
 pub const MAX_EXTENSIONS: usize = 8;
+
+/// Everybody on a link.
+pub const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
+
+/// Where [`ALL_NODES`] are reached on Ethernet (RFC 2464, section 7).
+pub const ALL_NODES_MAC: MacAddr = MacAddr([0x33, 0x33, 0, 0, 0, 1]);
 
 /// Next header numbers that are extension headers.
 mod next {
@@ -195,6 +202,14 @@ fn options_fit(mut options: &[u8]) -> bool {
         }
     }
     true
+}
+
+/// The group in which somebody who has the address is asked for it (RFC 4291,
+/// section 2.7.1).
+pub fn solicited_node(address: Ipv6Addr) -> Ipv6Addr {
+    let [.., a, b, c] = address.octets();
+    let low = u16::from_be_bytes([b, c]);
+    Ipv6Addr::new(0xff02, 0, 0, 0, 0, 1, 0xff00 | u16::from(a), low)
 }
 
 /// `fe80::/10`.

@@ -185,6 +185,9 @@ def answers():
     ask = Ether(src=mac(A), dst=GW_MAC) / ARP(op=1, hwsrc=mac(A), psrc=v4(A), hwdst=GW_MAC, pdst=GW4)
     line("arp, unicast", A, ask, "reply", Ether(src=GW_MAC, dst=mac(A)) / ARP(op=2, hwsrc=GW_MAC, psrc=GW4, hwdst=mac(A), pdst=v4(A)))
 
+    probe = Ether(src=mac(A), dst=bc) / ARP(op=1, hwsrc=mac(A), psrc="0.0.0.0", hwdst="00:00:00:00:00:00", pdst=GW4)
+    line("arp probe for the gateway", A, probe, "reply", Ether(src=GW_MAC, dst=mac(A)) / ARP(op=2, hwsrc=GW_MAC, psrc=GW4, hwdst=mac(A), pdst="0.0.0.0"))
+
     def ns(name, src, target, own, p=A, lladdr=True, dst=None):
         sol = dst or inet_ntop(socket.AF_INET6, in6_getnsma(inet_pton(socket.AF_INET6, target)))
         dmac = GW_MAC if dst else in6_getnsmac(in6_getnsma(inet_pton(socket.AF_INET6, target)))
@@ -199,6 +202,11 @@ def answers():
     ns("nd for a pod address that nobody holds", v6(A), "fd00:1::99", 0)
     ns("nd, unicast without option", v6(A), GW6, 1, lladdr=False, dst=GW6)
     ns("the node's nd for a pod", v6(HOST), v6(A), 0, HOST)
+    for name, target, p in [("the gateway", GW6, A), ("the link-local gateway", GWL, A), ("the gateway by the node", GW6, HOST)]:
+        group = in6_getnsma(inet_pton(socket.AF_INET6, target))
+        ask = Ether(src=mac(p), dst=in6_getnsmac(group)) / IPv6(src="::", dst=inet_ntop(socket.AF_INET6, group), hlim=255) / ICMPv6ND_NS(tgt=target)
+        say = Ether(src=GW_MAC, dst="33:33:00:00:00:01") / IPv6(src=target, dst="ff02::1", hlim=255) / ICMPv6ND_NA(R=1, S=0, O=1, tgt=target) / ICMPv6NDOptDstLLAddr(lladdr=GW_MAC)
+        line(f"duplicate address detection of {name}", p, ask, "reply", say)
 
     line("echo of the gateway", A, E() / IP(src=v4(A), dst=GW4, id=3, ttl=1) / ICMP(id=5, seq=6) / b"abc",
          "reply", Ether(src=GW_MAC, dst=mac(A)) / IP(src=GW4, dst=v4(A), id=3, ttl=64) / ICMP(type=0, id=5, seq=6) / b"abc")
@@ -314,7 +322,8 @@ def silence():
     drop("dhcp", E(dst=bc) / IP(src="0.0.0.0", dst="255.255.255.255") / UDP(sport=68, dport=67) / bytes(240), "multicast")
     drop("mld report", E(dst="33:33:00:00:00:16") / IPv6(src="::", dst="ff02::16", hlim=1) / IPv6ExtHdrHopByHop(options=[RouterAlert()]) / ICMPv6MLReport2(), "multicast")
     arp = dict(hwsrc=mac(A), hwdst="00:00:00:00:00:00")
-    drop("arp probe", E(dst=bc) / ARP(psrc="0.0.0.0", pdst=GW4, **arp), "neighbor_ignored")
+    drop("arp probe for another's", E(dst=bc) / ARP(psrc="0.0.0.0", pdst=v4(B), **arp), "neighbor_ignored")
+    drop("arp probe with another's hardware address", E(dst=bc) / ARP(hwsrc=mac(B), psrc="0.0.0.0", pdst=GW4, hwdst="00:00:00:00:00:00"), "spoofed_neighbor")
     drop("arp probe for its own", E(dst=bc) / ARP(psrc="0.0.0.0", pdst=v4(A), **arp), "neighbor_ignored")
     drop("gratuitous arp", E(dst=bc) / ARP(psrc=v4(A), pdst=v4(A), **arp), "neighbor_ignored")
     drop("gratuitous arp reply", E(dst=bc) / ARP(op=2, psrc=v4(A), pdst=v4(A), **arp), "neighbor_ignored")
@@ -332,6 +341,9 @@ def silence():
         drop(name, p / ICMPv6NDOptSrcLLAddr(lladdr=lladdr) if lladdr else p, reason)
     ns("duplicate address detection", "::", v6(A), "neighbor_ignored", None)
     ns("duplicate address detection of another's", "::", v6(B), "neighbor_ignored", None)
+    ns("duplicate address detection that names its sender", "::", GW6, "neighbor_ignored")
+    drop("duplicate address detection in another group", E(dst="33:33:ff:00:00:02") / IPv6(src="::", dst="ff02::1:ff00:2", hlim=255) / ICMPv6ND_NS(tgt=GW6), "neighbor_ignored")
+    drop("duplicate address detection to the gateway alone", E() / IPv6(src="::", dst=GW6, hlim=255) / ICMPv6ND_NS(tgt=GW6), "neighbor_ignored")
     ns("nd for its own", v6(A), v6(A), "neighbor_ignored")
     ns("nd for its own link-local", v6(A), link(A), "neighbor_ignored")
     ns("nd for a foreign address", v6(A), "2001:db8::1", "neighbor_ignored")
