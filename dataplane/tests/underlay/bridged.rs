@@ -39,17 +39,17 @@ fn a_bridged_pod_shares_the_underlay_with_the_node() {
     let snapshot = share(&lab, &[POD, UPLINK]);
     learning(&engine, snapshot, || {
         // The pod asks, then the peer, whose ARP reaches node and pod alike.
-        lab.succeeds("pod", "ping -c 3 -i 0.2 -W 2 172.31.0.2");
+        lab.succeeds("pod", "ping -c 3 -i 0.2 -W 10 172.31.0.2");
         lab.ip("peer", "neighbor flush dev eth0");
-        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 172.31.0.77");
-        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 fd00:31::77");
-        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 172.31.0.1");
-        lab.succeeds("pod", "ping -c 3 -i 0.2 -W 2 fd00:31::2");
+        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 10 172.31.0.77");
+        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 10 fd00:31::77");
+        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 10 172.31.0.1");
+        lab.succeeds("pod", "ping -c 3 -i 0.2 -W 10 fd00:31::2");
     });
     frames_come_home(&engine);
     engine.stop();
     // The kernel has the uplink to itself, and no longer in promiscuous mode.
-    lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 172.31.0.1");
+    lab.succeeds("peer", "ping -c 2 -i 0.2 -W 10 172.31.0.1");
     let link = lab.succeeds("node", "ip -d link show up0");
     assert!(link.contains("promiscuity 0"), "{link}");
 }
@@ -99,13 +99,13 @@ fn the_node_is_a_station_of_the_segment_by_the_uplinks_address() {
     snapshot.ports = Arc::new(ports);
     let ((), snapshot) = learning(&engine, snapshot, || {
         for address in ["172.31.0.77", "fd00:31::77"] {
-            lab.succeeds("node", &format!("ping -c 3 -i 0.2 -W 2 {address}"));
+            lab.succeeds("node", &format!("ping -c 3 -i 0.2 -W 10 {address}"));
         }
         for address in ["172.31.0.1", "fd00:31::1", "172.31.0.2", "fd00:31::2"] {
-            lab.succeeds("pod", &format!("ping -c 3 -i 0.2 -W 2 {address}"));
+            lab.succeeds("pod", &format!("ping -c 3 -i 0.2 -W 10 {address}"));
         }
-        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 172.31.0.1");
-        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 fd00:31::77");
+        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 10 172.31.0.1");
+        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 10 fd00:31::77");
         // One station with one MAC address, wherever the kernel answers.
         let neighbors = lab.succeeds("pod", "ip neighbor show 172.31.0.1");
         assert!(neighbors.contains(&UPLINK_MAC.to_string()), "{neighbors}");
@@ -118,5 +118,5 @@ fn the_node_is_a_station_of_the_segment_by_the_uplinks_address() {
     assert_eq!(target.at, spinlane_dataplane::snapshot::Location::Port(POD));
     frames_come_home(&engine);
     engine.stop();
-    lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 172.31.0.1");
+    lab.succeeds("peer", "ping -c 2 -i 0.2 -W 10 172.31.0.1");
 }

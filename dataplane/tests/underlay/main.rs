@@ -33,10 +33,10 @@ fn the_kernel_keeps_the_uplink() {
     let engine = engine(&lab);
     engine.publish(with_overlay(snapshot(), "172.31.0.1", "172.31.0.2"));
     // ARP, echo and neighbour discovery are the node's own.
-    lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 172.31.0.1");
-    lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 fd00:31::1");
+    lab.succeeds("peer", "ping -c 2 -i 0.2 -W 10 172.31.0.1");
+    lab.succeeds("peer", "ping -c 2 -i 0.2 -W 10 fd00:31::1");
     engine.stop();
-    lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 172.31.0.1");
+    lab.succeeds("peer", "ping -c 2 -i 0.2 -W 10 172.31.0.1");
 }
 
 /// The peer as a plain Linux VXLAN router with an address of its own.
@@ -77,20 +77,20 @@ fn converse(lab: &Lab, mtu: u32) {
             "pod",
             &format!("route change default via {gateway} dev eth0 mtu {mtu}"),
         );
-        lab.succeeds("pod", &format!("ping -c 3 -i 0.1 -W 2 {address}"));
+        lab.succeeds("pod", &format!("ping -c 3 -i 0.1 -W 10 {address}"));
         lab.succeeds(
             "pod",
-            &format!("ping -c 2 -i 0.1 -W 2 -M do -s {longest} {address}"),
+            &format!("ping -c 2 -i 0.1 -W 10 -M do -s {longest} {address}"),
         );
         lab.succeeds(
             "pod",
-            &format!("ping -c 2 -i 0.1 -W 2 -M dont -s 4000 {address}"),
+            &format!("ping -c 2 -i 0.1 -W 10 -M dont -s 4000 {address}"),
         );
     }
-    lab.succeeds("peer", "ping -c 2 -i 0.1 -W 2 -I 10.244.2.2 10.244.1.2");
-    lab.succeeds("peer", "ping -c 2 -i 0.1 -W 2 -I fd00:2::2 fd00:1::2");
+    lab.succeeds("peer", "ping -c 2 -i 0.1 -W 10 -I 10.244.2.2 10.244.1.2");
+    lab.succeeds("peer", "ping -c 2 -i 0.1 -W 10 -I fd00:2::2 fd00:1::2");
     // The gateway, and what the overlay's own neighbours ask for.
-    lab.succeeds("peer", "ping -c 2 -i 0.1 -W 2 -I 10.244.2.2 10.244.1.1");
+    lab.succeeds("peer", "ping -c 2 -i 0.1 -W 10 -I 10.244.2.2 10.244.1.1");
 }
 
 /// Sends from the peer to the pod over TCP, by two scripts that say what they
@@ -105,7 +105,7 @@ s.accept()[0].sendall(data)
 print(hashlib.sha256(data).hexdigest())";
     const FETCH: &str = "
 import hashlib, socket, sys
-h, s = hashlib.sha256(), socket.create_connection((sys.argv[1], 9), timeout=20)
+h, s = hashlib.sha256(), socket.create_connection((sys.argv[1], 9), timeout=60)
 while data := s.recv(1 << 20): h.update(data)
 print(h.hexdigest())";
     let len = len.to_string();
@@ -377,8 +377,8 @@ fn a_segment_reaches_a_linux_bridge_through_the_overlay() {
     lab.ip("peer", "link set br0 up");
     lab.ip("peer", "address add 10.50.0.2/24 dev br0");
     let (_, after) = learning(&engine, snapshot, || {
-        lab.succeeds("pod", "ping -c 3 -i 0.2 -W 2 10.50.0.2");
-        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 2 10.50.0.1");
+        lab.succeeds("pod", "ping -c 3 -i 0.2 -W 10 10.50.0.2");
+        lab.succeeds("peer", "ping -c 3 -i 0.2 -W 10 10.50.0.1");
     });
     let segment = after.segment(SegmentId(0)).unwrap();
     let places: Vec<Location> = segment.fdb.values().map(|target| target.at).collect();
@@ -582,7 +582,7 @@ fn an_uplink_is_taken_in_the_best_way_that_its_driver_has() {
         assert_eq!(attached.xdp_mode, mode);
         engine.publish(with_routes(snapshot(), Some(PEER_MAC)));
         // The kernel goes on using it, and pods use it too.
-        lab.succeeds("peer", "ping -c 2 -i 0.2 -W 2 172.31.0.1");
+        lab.succeeds("peer", "ping -c 2 -i 0.2 -W 10 172.31.0.1");
         converse(&lab, 1500);
         many_flows(&lab);
         ends_with_all_frames(&engine);
