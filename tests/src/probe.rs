@@ -3,13 +3,12 @@
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, TcpStream};
-use std::time::Duration;
 
 use serde_json::Value;
 
 use crate::error::{LabError, Result};
 use crate::namespace::Namespace;
-use crate::{PATIENCE, wait_for};
+use crate::{PATIENCE, Process, wait_for};
 
 /// The hops that `traceroute` shows up to `to`, `*` for a silent one.
 /// `options` choose how it asks (`-I`, `-T`…).
@@ -83,6 +82,19 @@ pub fn tracepath(from: &Namespace, to: IpAddr) -> Result<Path> {
     })
 }
 
+/// An iperf3 server at `address`, listening, that serves one client.
+///
+/// # Errors
+/// When it does not come to listen.
+pub fn iperf3_server(server: &Namespace, address: IpAddr) -> Result<Process> {
+    let serving = server.spawn(&["iperf3", "-s", "-1", "-B", &address.to_string()])?;
+    wait_for("iperf3 to listen", PATIENCE, || {
+        let listening = server.run(&["ss", "-Htln", "sport = :5201"]).ok()?;
+        (!listening.is_empty()).then_some(())
+    })?;
+    Ok(serving)
+}
+
 /// Runs iperf3 from `client` to a server at `address` inside `server`; its
 /// report.
 ///
@@ -94,12 +106,8 @@ pub fn iperf3(
     address: IpAddr,
     options: &[&str],
 ) -> Result<Value> {
+    let _serving = iperf3_server(server, address)?;
     let address = address.to_string();
-    let _serving = server.spawn(&["iperf3", "-s", "-1", "-B", &address])?;
-    wait_for("iperf3 to listen", Duration::from_secs(10), || {
-        let listening = server.run(&["ss", "-Htln", "sport = :5201"]).ok()?;
-        (!listening.is_empty()).then_some(())
-    })?;
     let mut line = vec!["iperf3", "-J", "-c", &address];
     line.extend(options);
     let text = client.run(&line)?;

@@ -238,8 +238,7 @@ fn a_pod_that_goes_in_mid_stream_leaves_nothing_behind() -> Result<()> {
             _ => (&b, &a),
         };
         let to = takes.v4()?.to_string();
-        let server = takes.namespace().spawn(&["iperf3", "-s", "-1"])?;
-        std::thread::sleep(Duration::from_millis(300));
+        let server = probe::iperf3_server(takes.namespace(), takes.v4()?)?;
         let client = sends
             .namespace()
             .spawn(&["iperf3", "-t", "30", "-P", "4", "-c", &to])?;
