@@ -8,7 +8,7 @@ use spinlane_tests::capture::Recording;
 use spinlane_tests::cluster::UPLINK;
 use spinlane_tests::lan::{HOST, Lan, OUTSIDE, ROUTER};
 use spinlane_tests::{
-    LabError, Namespace, Pod, Process, capture, lab_dir, root_or_skip, traffic, wait_for,
+    LabError, Namespace, PATIENCE, Pod, Process, capture, lab_dir, root_or_skip, traffic, wait_for,
 };
 
 const SOON: Duration = Duration::from_secs(15);
@@ -140,7 +140,7 @@ fn join(namespace: &Namespace, group: IpAddr) -> Result<UdpSocket, LabError> {
                 socket
             }
         };
-        socket.set_read_timeout(Some(Duration::from_secs(3)))?;
+        socket.set_read_timeout(Some(PATIENCE))?;
         Ok(socket)
     };
     namespace.enter(make)?.map_err(LabError::io(format!(
