@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 use std::io::Write as _;
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use clap::ValueEnum;
@@ -31,11 +32,16 @@ fn may_be_missing(kind: Kind) -> bool {
     kind == Kind::AfxdpCrate || (more.contains(&kind) && !in_ci)
 }
 
+/// Whose turn it is: what a flood has no room for in the CPUs' backlogs may be
+/// anybody's packets.
+static TURN: Mutex<()> = Mutex::new(());
+
 #[test]
 fn pods_reach_each_other_through_every_subject() {
     if !root_or_skip("pods_reach_each_other_through_every_subject") {
         return;
     }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     for kind in Kind::value_variants() {
         // Setting up ends with a ping each way over IPv4 and IPv6.
         let mut subject = match kind.set_up(20) {
@@ -113,6 +119,7 @@ fn frames_of_a_pods_own_queue_cross_the_switch() {
     if !root_or_skip("frames_of_a_pods_own_queue_cross_the_switch") {
         return;
     }
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     let subject = Kind::Spinlane.set_up(0).unwrap();
     let [from, to] = subject.pods();
     let filter = Filter {
