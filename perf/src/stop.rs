@@ -14,6 +14,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 
+/// How often one looks whether something came, and for how many times.
+const LOOK: Duration = Duration::from_millis(5);
+const LOOKS: u32 = 1000;
+
 /// Written by the signal handler only. Relaxed: it guards no other data.
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
@@ -77,6 +81,21 @@ impl Stop {
         StopGuard(self.clone())
     }
 
+    /// Sleeps for as long as is measured, and on as long as nothing came: a
+    /// machine that stood still meanwhile is no verdict. Not past the end, and
+    /// a few seconds longer at most; whether the time passed in full.
+    #[must_use]
+    pub fn watch(&self, duration: Duration, is_idle: impl Fn() -> bool) -> bool {
+        // By looks, not by the clock, which goes on for a process that is
+        // stopped.
+        let mut looks = 0..LOOKS;
+        let mut whole = self.sleep(duration);
+        while whole && is_idle() && looks.next().is_some() {
+            whole = self.sleep(LOOK);
+        }
+        whole
+    }
+
     /// Sleeps, but not past the end; whether the time passed in full.
     #[must_use]
     pub fn sleep(&self, duration: Duration) -> bool {
@@ -99,5 +118,25 @@ pub struct StopGuard(Stop);
 impl Drop for StopGuard {
     fn drop(&mut self) {
         self.0.set();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn what_came_to_nothing_is_watched_for_longer() {
+        for (idle_looks, looked) in [(0, 1), (3, 4)] {
+            let looks = Cell::new(0);
+            let is_idle = || looks.replace(looks.get() + 1) < idle_looks;
+            assert!(Stop::new().watch(Duration::ZERO, is_idle));
+            assert_eq!(looks.get(), looked);
+        }
+        let stop = Stop::new();
+        stop.set();
+        assert!(!stop.watch(Duration::from_secs(60), || true));
     }
 }

@@ -85,7 +85,7 @@ pub fn bulk(
             return Err(MeasureError::Interrupted);
         }
         let (began, first) = (Instant::now(), received.load(Ordering::Relaxed));
-        let whole = stop.sleep(run.duration);
+        let whole = stop.watch(run.duration, || received.load(Ordering::Relaxed) == first);
         let bytes = received.load(Ordering::Relaxed) - first;
         let seconds = began.elapsed().as_secs_f64();
         over.set();

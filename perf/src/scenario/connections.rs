@@ -50,7 +50,7 @@ pub(super) fn of(subject: &dyn Subject, run: &Run, stop: &Stop) -> Result<Sample
         }
         let busy = busy()?;
         let (began, first) = (Instant::now(), made.load(Ordering::Relaxed));
-        let whole = stop.sleep(run.duration);
+        let whole = stop.watch(run.duration, || made.load(Ordering::Relaxed) == first);
         let count = made.load(Ordering::Relaxed) - first;
         let sample = Sample::new(count as f64 / began.elapsed().as_secs_f64(), [], busy)?;
         over.set();
@@ -61,7 +61,7 @@ pub(super) fn of(subject: &dyn Subject, run: &Run, stop: &Stop) -> Result<Sample
             0 if !whole => Err(MeasureError::Interrupted),
             0 => Err(MeasureError::Unreachable {
                 what: "a TCP connection",
-                seconds: run.duration.as_secs(),
+                seconds: began.elapsed().as_secs(),
             }),
             _ => Ok(sample),
         }

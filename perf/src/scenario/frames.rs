@@ -174,7 +174,8 @@ fn sink_counted(
         }
         let busy = busy()?;
         let first = (Instant::now(), sink.count()?);
-        let whole = stop.sleep(run.duration);
+        let is_idle = || sink.count().is_ok_and(|now| now.packets == first.1.packets);
+        let whole = stop.watch(run.duration, is_idle);
         let rate = Rate::between(first, (Instant::now(), sink.count()?));
         let mut sample = Sample::new(rate.packets_per_second, [], busy)?;
         over.set();
