@@ -225,6 +225,7 @@ impl Batch {
     }
 
     /// Packets in the batch.
+    #[inline]
     pub fn packets(&self) -> &[Packet] {
         &self.packets
     }
@@ -259,6 +260,7 @@ impl Batch {
     }
 
     /// The head frame of packet `index`.
+    #[inline]
     pub fn head(&self, index: usize) -> &Frame {
         let first = self.packets[index].first as usize;
         self.frames[first]
@@ -267,6 +269,7 @@ impl Batch {
     }
 
     /// The head frame of packet `index`, to rewrite it.
+    #[inline]
     pub fn head_mut(&mut self, index: usize) -> &mut Frame {
         let first = self.packets[index].first as usize;
         self.frames[first]
@@ -284,23 +287,27 @@ impl Batch {
     }
 
     /// Sets what becomes of packet `index`.
+    #[inline]
     pub fn decide(&mut self, index: usize, verdict: Verdict) {
         self.packets[index].verdict = verdict;
     }
 
-    /// Grows packet `index` to the front by `bytes`; `false` and unchanged
-    /// when its head frame has no room.
-    #[must_use]
-    pub(crate) fn push_front(&mut self, index: usize, bytes: usize) -> bool {
-        let fits = self.head_mut(index).push_front(bytes);
-        if fits {
-            self.packets[index].len += bytes as u32;
+    /// Grows packet `index` to the front by `bytes`, and gives its head frame;
+    /// `None` and unchanged when that has no room.
+    #[inline]
+    pub(crate) fn push_front(&mut self, index: usize, bytes: usize) -> Option<&mut Frame> {
+        let packet = &mut self.packets[index];
+        let head = self.frames[packet.first as usize].as_mut()?;
+        if !head.push_front(bytes) {
+            return None;
         }
-        fits
+        packet.len += bytes as u32;
+        Some(head)
     }
 
     /// Cuts `bytes` off the front of packet `index`; `false` and unchanged
     /// when its head frame has fewer.
+    #[inline]
     #[must_use]
     pub(crate) fn pull_front(&mut self, index: usize, bytes: usize) -> bool {
         let fits = self.head_mut(index).pull_front(bytes);

@@ -142,6 +142,7 @@ impl Umem {
     ///     bytes[0]
     /// }
     /// ```
+    #[inline]
     pub fn bytes<'a>(&'a self, frame: &'a Frame) -> &'a [u8] {
         self.check(frame.offset(), frame.len());
         // SAFETY: check() keeps offset and length inside the mapping.
@@ -152,6 +153,7 @@ impl Umem {
     }
 
     /// The data of a frame, to write.
+    #[inline]
     #[allow(clippy::mut_from_ref)] // the frame, not the region, is the right to write
     pub fn bytes_mut<'a>(&'a self, frame: &'a mut Frame) -> &'a mut [u8] {
         self.check(frame.offset(), frame.len());

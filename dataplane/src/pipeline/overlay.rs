@@ -53,7 +53,7 @@ pub(crate) fn source_port_of(frame: &[u8]) -> u16 {
 }
 
 /// Puts the outer headers before packet `index`, whose checksums are complete.
-#[inline]
+#[inline(always)]
 pub(crate) fn wrap(
     umem: &Umem,
     batch: &mut Batch,
@@ -61,17 +61,32 @@ pub(crate) fn wrap(
     vtep: &Vtep,
     source_port: u16,
 ) -> Result<(), DropReason> {
-    let len = batch.packets()[index].len as usize;
-    // Only an IPv6 outer packet has a checksum over its payload.
-    let payload = match vtep.outer.is_v6() {
-        true => chain::sum(umem, batch, index, 0),
-        false => Sum::ZERO,
-    };
-    if !batch.push_front(index, vtep.outer.bytes().len()) {
-        return Err(DropReason::NoHeadroom);
+    match vtep.outer.template() {
+        Template::V4(template) => {
+            let len = batch.packets()[index].len as usize;
+            let head = batch.push_front(index, template.len());
+            let bytes = umem.bytes_mut(head.ok_or(DropReason::NoHeadroom)?);
+            finish_v4(bytes, template, len, source_port);
+            Ok(())
+        }
+        Template::V6(template) => wrap_v6(umem, batch, index, template, source_port),
     }
-    let bytes = umem.bytes_mut(batch.head_mut(index));
-    finish(bytes, &vtep.outer, len, payload, source_port);
+}
+
+/// As [`wrap`]: only an IPv6 outer packet has a checksum over its payload.
+#[inline(never)]
+fn wrap_v6(
+    umem: &Umem,
+    batch: &mut Batch,
+    index: usize,
+    template: &[u8; OuterHeader::LEN_V6],
+    source_port: u16,
+) -> Result<(), DropReason> {
+    let len = batch.packets()[index].len as usize;
+    let payload = chain::sum(umem, batch, index, 0);
+    let head = batch.push_front(index, template.len());
+    let bytes = umem.bytes_mut(head.ok_or(DropReason::NoHeadroom)?);
+    finish_v6(bytes, template, len, (payload, source_port));
     Ok(())
 }
 
@@ -95,7 +110,6 @@ pub(super) fn wrap_reply(umem: &Umem, frame: &mut Frame, vtep: &Vtep) -> Result<
 
 /// Writes the outer headers into the room before an inner frame of `len`
 /// bytes, whose sum is `payload`.
-#[inline]
 pub(super) fn finish(
     bytes: &mut [u8],
     outer: &OuterHeader,
@@ -112,24 +126,23 @@ pub(super) fn finish(
 // Both copy arrays of a known length: a call of memcpy costs more than all the
 // rest.
 
-#[inline]
+#[inline(always)]
 fn finish_v4(bytes: &mut [u8], template: &[u8; OuterHeader::LEN_V4], len: usize, source_port: u16) {
     const UDP: usize = L3 + ipv4::HEADER_LEN;
     let Some((front, inner)) = bytes.split_first_chunk_mut() else {
         return;
     };
-    *front = *template;
     let class = traffic_class(inner);
     let udp_len = (TUNNEL_LEN + len) as u16;
     let total = udp_len + ipv4::HEADER_LEN as u16;
-    // Both were zero when the template was summed (RFC 1624, equation 3).
-    let sum = u16::from_be_bytes([front[L3 + 10], front[L3 + 11]]);
-    let sum = u32::from(!sum) + u32::from(total) + u32::from(class);
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let sum = !(sum + (sum >> 16)) as u16;
+    // Length and class were zero when the template was summed (RFC 1624,
+    // equation 3).
+    let sum = u16::from_be_bytes([template[L3 + 10], template[L3 + 11]]);
+    let sum = Sum::ZERO.word(!sum).word(total).word(class.into());
+    *front = *template;
     front[L3 + 1] = class;
     front[L3 + 2..L3 + 4].copy_from_slice(&total.to_be_bytes());
-    front[L3 + 10..L3 + 12].copy_from_slice(&sum.to_be_bytes());
+    front[L3 + 10..L3 + 12].copy_from_slice(&sum.checksum().to_be_bytes());
     front[UDP..UDP + 2].copy_from_slice(&source_port.to_be_bytes());
     front[UDP + 4..UDP + 6].copy_from_slice(&udp_len.to_be_bytes());
 }
@@ -161,15 +174,26 @@ fn finish_v6(
 #[inline]
 fn traffic_class(frame: &[u8]) -> u8 {
     // Nearly always.
-    if let [_, _, _, _, _, _, _, _, _, _, _, _, 0x08, 0x00, _, class, ..] = *frame {
-        return class;
+    if let &[_, _, _, _, _, _, _, _, _, _, _, _, t0, t1, high, low, ..] = frame {
+        let ethertype = EtherType([t0, t1]);
+        if ethertype == EtherType::IPV4 {
+            return low;
+        }
+        if ethertype == EtherType::IPV6 {
+            return high << 4 | low >> 4;
+        }
     }
-    match ethernet::payload(frame) {
-        Some((EtherType::IPV4, at)) => frame.get(at + 1).copied().unwrap_or(0),
-        Some((EtherType::IPV6, at)) => match frame.get(at..at + 2) {
-            Some(&[high, low]) => high << 4 | low >> 4,
-            _ => 0,
-        },
+    tagged_class(frame)
+}
+
+#[cold]
+fn tagged_class(frame: &[u8]) -> u8 {
+    let Some((ethertype, at)) = ethernet::payload(frame) else {
+        return 0;
+    };
+    match (ethertype, frame.get(at..at + 2)) {
+        (EtherType::IPV4, Some(&[_, class])) => class,
+        (EtherType::IPV6, Some(&[high, low])) => high << 4 | low >> 4,
         _ => 0,
     }
 }

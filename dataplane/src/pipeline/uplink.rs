@@ -90,7 +90,7 @@ fn by(snapshot: &Snapshot, port: &PortEntry, (id, next_hop): (NextHopId, &NextHo
 
 /// Makes a packet that goes on as it is ready for the wire, and names the way
 /// out.
-#[inline]
+#[inline(always)]
 pub(super) fn leave(
     round: &Round<'_>,
     batch: &mut Batch,
