@@ -204,6 +204,9 @@ pub struct Packet {
     pub verdict: Verdict,
 }
 
+/// Why a packet of the pipeline has its head frame.
+const HEADS_STAY: &str = "frames leave a batch only after the pipeline";
+
 /// Packets taken from one port's ring in one go. Empty between rounds; its
 /// memory is kept.
 #[derive(Debug, Default)]
@@ -263,18 +266,14 @@ impl Batch {
     #[inline]
     pub fn head(&self, index: usize) -> &Frame {
         let first = self.packets[index].first as usize;
-        self.frames[first]
-            .as_ref()
-            .expect("frames leave a batch only after the pipeline")
+        self.frames[first].as_ref().expect(HEADS_STAY)
     }
 
     /// The head frame of packet `index`, to rewrite it.
     #[inline]
     pub fn head_mut(&mut self, index: usize) -> &mut Frame {
         let first = self.packets[index].first as usize;
-        self.frames[first]
-            .as_mut()
-            .expect("frames leave a batch only after the pipeline")
+        self.frames[first].as_mut().expect(HEADS_STAY)
     }
 
     /// All frames of packet `index`, head first.
@@ -297,7 +296,8 @@ impl Batch {
     #[inline]
     pub(crate) fn push_front(&mut self, index: usize, bytes: usize) -> Option<&mut Frame> {
         let packet = &mut self.packets[index];
-        let head = self.frames[packet.first as usize].as_mut()?;
+        let head = self.frames[packet.first as usize].as_mut();
+        let head = head.expect(HEADS_STAY);
         if !head.push_front(bytes) {
             return None;
         }
