@@ -344,3 +344,33 @@ fn mark(frame: &mut [u8], outer: u8) -> Result<(), DropReason> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_class_is_found_behind_tags_too() {
+        const MACS: [u8; 12] = [2; 12];
+        let tag = [0x81, 0x00, 0, 5];
+        let outer_tag = [0x88, 0xa8, 0, 6];
+        let v4 = [0x08, 0x00, 0x45, 0xbb];
+        let v6 = [0x86, 0xdd, 0x6b, 0xb1];
+        let arp = [0x08, 0x06, 0, 1];
+        for (name, rest, class) in [
+            ("IPv4", &[v4][..], 0xbb),
+            ("IPv6", &[v6], 0xbb),
+            ("IPv4 in a tag", &[tag, v4], 0xbb),
+            ("IPv6 in two tags", &[outer_tag, tag, v6], 0xbb),
+            ("a third tag", &[tag, tag, tag, v4], 0),
+            ("ARP", &[arp], 0),
+        ] {
+            let frame = [&MACS[..], rest.as_flattened()].concat();
+            assert_eq!(traffic_class(&frame), class, "{name}");
+            // Cut off anywhere: nothing found, nothing read outside.
+            for len in 0..frame.len() {
+                assert_eq!(traffic_class(&frame[..len]), 0, "{name}, {len} bytes");
+            }
+        }
+    }
+}
