@@ -68,8 +68,8 @@ drop_reasons! {
     NoEndpoint => "no_endpoint",
     /// Addressed to the gateway itself with something it does not serve.
     GatewayUnserved => "gateway_unserved",
-    /// A fragment for the gateway itself, which reassembles nothing: echo
-    /// requests longer than the path's MTU.
+    /// A fragment for the gateway itself that is of no echo request, or whose
+    /// first piece did not come; nothing is reassembled.
     GatewayFragment => "gateway_fragment",
     /// Bigger than the path takes: fragmentation-needed or packet-too-big
     /// was answered.

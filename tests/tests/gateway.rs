@@ -11,11 +11,23 @@ fn the_gateway_answers_pings() -> Result<(), LabError> {
     }
     let node = Node::plain("gateway")?;
     let pod = Pod::attach(&node, "a")?;
+    let inside = pod.namespace();
     for address in ["10.244.1.1", "fd44:0:0:1::1"] {
         let address = address.parse().expect("an address");
         for size in ["16", "1400"] {
             let pings = traffic::ping_with(pod.namespace(), address, 2, &["-s", size])?;
             assert!(pings.all(), "{size} bytes: {}", pings.text);
+        }
+    }
+    // Whole, in several frames, and in pieces.
+    for address in ["10.244.1.1", "fd44:0:0:1::1"] {
+        let address = address.parse().expect("an address");
+        for mtu in ["65535", "9000", "1500"] {
+            inside.ip(&format!("link set eth0 mtu {mtu}"))?;
+            for size in ["8000", "65507"] {
+                let pings = traffic::ping_with(inside, address, 2, &["-s", size])?;
+                assert!(pings.all(), "{size} bytes by {mtu}: {}", pings.text);
+            }
         }
     }
     let link_local = pod.namespace().run(&[

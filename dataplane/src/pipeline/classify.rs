@@ -27,7 +27,7 @@ pub(super) enum Decision {
     Drop(DropReason),
     /// Neighbour discovery, for [`super::neighbor`].
     Neighbor,
-    /// An echo request to the gateway.
+    /// An echo request to the gateway, or a piece of what may be one.
     Echo,
     /// An ICMP error to the node itself, for [`super::uplink::news`].
     News,
@@ -283,11 +283,12 @@ pub(super) fn deliver(snapshot: &Snapshot, from: Ingress<'_>, out: PortId) -> De
 
 /// What the gateway itself answers. It reassembles nothing.
 fn serve<K: RoutedKey>(headers: &Headers) -> Decision {
-    let echo = match K::IS_V6 {
+    let (icmp, request) = match K::IS_V6 {
         true => (protocol::ICMPV6, icmpv6::kind::ECHO_REQUEST),
         false => (protocol::ICMP, icmpv4::kind::ECHO_REQUEST),
     };
-    if (headers.protocol, headers.icmp_kind) == echo && headers.part == Part::Whole {
+    let may_be_echo = headers.part == Part::Later || headers.icmp_kind == request;
+    if headers.protocol == icmp && may_be_echo {
         return Decision::Echo;
     }
     if headers.part != Part::Whole {

@@ -467,7 +467,7 @@ fn ask<K: RoutedKey>(
             Err(Verdict::Wait(awaited))
         }
         Decision::Neighbor => Err(neighbor::discovery(round, batch, index, headers)),
-        Decision::Echo => Err(reply::echo(round, batch, index, headers, K::IS_V6)),
+        Decision::Echo => Err(reply::echo(round, batch, subject, lane)),
         Decision::Refuse(refusal, reason) => Err(refuse::refuse::<K>(
             round, batch, index, headers, refusal, reason, lane,
         )),

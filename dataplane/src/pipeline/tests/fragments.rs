@@ -131,3 +131,60 @@ fn dont_fragment_is_obeyed() {
     assert!(out.is_empty());
     world.free(&mut batch);
 }
+
+/// An echo request to the gateway, cut by etherparse's rules.
+fn echo_pieces() -> (Vec<u8>, Vec<Vec<u8>>) {
+    let data: Vec<u8> = (0..4000).map(|i| (i % 249) as u8).collect();
+    let mut message = Vec::new();
+    etherparse::Icmpv4Header::with_checksum(
+        etherparse::Icmpv4Type::EchoRequest(etherparse::IcmpEchoHeader { id: 5, seq: 6 }),
+        &data,
+    )
+    .write(&mut message)
+    .unwrap();
+    message.extend(&data);
+    let pieces = message.chunks(1424).enumerate().map(|(number, part)| {
+        let (from, to) = (v4(A).octets(), [10, 244, 1, 1]);
+        let len = part.len() as u16;
+        let mut header = etherparse::Ipv4Header::new(len, 64, IpNumber::ICMP, from, to).unwrap();
+        header.dont_fragment = false;
+        header.identification = 99;
+        header.more_fragments = number < 2;
+        header.fragment_offset = (number as u16 * 1424 / 8).try_into().unwrap();
+        header.header_checksum = header.calc_header_checksum();
+        let mut packet = [&GATEWAY_MAC.0[..], &mac(A).0, &[8, 0]].concat();
+        header.write_raw(&mut packet).unwrap();
+        packet.extend(part);
+        packet
+    });
+    (data, pieces.collect())
+}
+
+#[test]
+fn an_echo_in_pieces_is_answered_piece_by_piece() {
+    let mut world = World::new();
+    let (data, pieces) = echo_pieces();
+    // What the first piece did not come of is nobody's.
+    let early = world.send(A, &pieces[1]);
+    assert_eq!(early.verdict, Verdict::Drop(DropReason::GatewayFragment));
+    let replies: Vec<_> = pieces.iter().map(|piece| world.send(A, piece)).collect();
+    let is_reply = |outcome: &Outcome| outcome.verdict == Verdict::Reply { dropped: None };
+    assert!(replies.iter().all(is_reply), "{replies:?}");
+    let bytes: Vec<_> = replies.into_iter().map(|outcome| outcome.bytes).collect();
+    let whole = join(&bytes, 1444).expect("all pieces");
+    let (header, payload) = etherparse::Icmpv4Slice::from_slice(&whole.payload)
+        .map(|message| (message.header(), message.payload()))
+        .unwrap();
+    let reply = etherparse::IcmpEchoHeader { id: 5, seq: 6 };
+    assert_eq!(header.icmp_type, etherparse::Icmpv4Type::EchoReply(reply));
+    assert_eq!(header.checksum, header.icmp_type.calc_checksum(payload));
+    assert_eq!(payload, data);
+    // Nor is another datagram's.
+    let mut other = pieces[1].clone();
+    other[19] = 100;
+    other[24..26].fill(0);
+    let sum = crate::wire::checksum::checksum(&other[14..34]);
+    other[24..26].copy_from_slice(&sum.to_be_bytes());
+    let other = world.send(A, &other);
+    assert_eq!(other.verdict, Verdict::Drop(DropReason::GatewayFragment));
+}

@@ -214,6 +214,11 @@ def answers():
          "reply", Ether(src=GW_MAC, dst=mac(A)) / IP(src=GW4, dst=v4(A)) / ICMP(type=0) / bytes(6))
     line("echo of the gateway, short and padded", A, bytes(E() / IP(src=v4(A), dst=GW4) / ICMP(id=5)) + bytes(18),
          "reply", Ether(src=GW_MAC, dst=mac(A)) / IP(src=GW4, dst=v4(A)) / ICMP(type=0, id=5))
+    for name, data in [("", b"abcdefgh" * 4), (", nothing but zeros", bytes(24))]:
+        line("first piece of an echo of the gateway" + name, A, E() / IP(src=v4(A), dst=GW4, id=3, flags="MF") / ICMP() / data,
+             "reply", Ether(src=GW_MAC, dst=mac(A)) / IP(src=GW4, dst=v4(A), id=3, flags="MF") / ICMP(type=0) / data)
+    line("first piece of an echo of the gateway over v6", A, E() / IPv6(src=v6(A), dst=GW6, hlim=9) / IPv6ExtHdrFragment(m=1, id=7) / ICMPv6EchoRequest(data=bytes(1024)),
+         "reply", Ether(src=GW_MAC, dst=mac(A)) / IPv6(src=GW6, dst=v6(A), hlim=64) / IPv6ExtHdrFragment(m=1, id=7) / ICMPv6EchoReply(data=bytes(1024)))
     line("echo of the gateway over v6", A, E() / IPv6(src=v6(A), dst=GW6, hlim=9) / ICMPv6EchoRequest(id=1, seq=2, data=b"abcde"),
          "reply", Ether(src=GW_MAC, dst=mac(A)) / IPv6(src=GW6, dst=v6(A), hlim=64) / ICMPv6EchoReply(id=1, seq=2, data=b"abcde"))
     line("echo of the link-local gateway", A, E() / IPv6(src=link(A), dst=GWL) / ICMPv6EchoRequest(id=1, data=b"abcde"),
@@ -361,9 +366,10 @@ def silence():
     drop("redirect", E() / IPv6(src=v6(A), dst=v6(B), hlim=255) / ICMPv6ND_Redirect(), "spoofed_neighbor")
     drop("tcp to the gateway", E() / IP(src=v4(A), dst=GW4) / TCP(flags="S"), "gateway_unserved")
     drop("echo reply to the gateway", E() / IP(src=v4(A), dst=GW4) / ICMP(type=0), "gateway_unserved")
-    drop("fragmented echo of the gateway", E() / IP(src=v4(A), dst=GW4, flags="MF") / ICMP() / bytes(24), "gateway_fragment")
-    drop("later fragment of an echo of the gateway", E() / IP(src=v4(A), dst=GW4, proto=1, frag=3) / bytes(24), "gateway_fragment")
-    drop("fragmented echo of the gateway v6", E() / IPv6(src=v6(A), dst=GW6) / IPv6ExtHdrFragment(m=1, id=7) / ICMPv6EchoRequest(data=bytes(1024)), "gateway_fragment")
+    drop("fragmented datagram to the gateway", E() / IP(src=v4(A), dst=GW4, flags="MF") / UDP() / bytes(24), "gateway_fragment")
+    drop("fragmented echo reply to the gateway", E() / IP(src=v4(A), dst=GW4, flags="MF", id=9) / ICMP(type=0) / bytes(24), "gateway_fragment")
+    drop("later fragment to the gateway without the first", E() / IP(src=v4(A), dst=GW4, proto=1, frag=3, id=8) / bytes(24), "gateway_fragment")
+    drop("later fragment to the gateway without the first v6", E() / IPv6(src=v6(A), dst=GW6) / IPv6ExtHdrFragment(nh=58, offset=3, id=8) / bytes(24), "gateway_fragment")
     # Errors are never answered by errors, nor are later fragments.
     err = ICMP(type=3, code=1) / IP(src=v4(B), dst=v4(A)) / u
     drop("icmp error without hops", E() / IP(src=v4(A), dst=v4(B), ttl=1) / err, "ttl_exceeded")
