@@ -29,7 +29,7 @@ use crate::tcx::{self, Hook};
 use crate::types::PortId;
 use crate::umem::OwnerTag;
 use crate::uplink_way::UplinkWay;
-use crate::xdp_link::{self, Old};
+use crate::xdp_link::{self, Old, XdpMode};
 use crate::xsk::queue::Queue;
 use crate::xsk::socket::{KernelDrops, kernel_drops};
 
@@ -79,15 +79,6 @@ pub enum XdpChoice {
     Native,
     /// Native or not at all.
     NativeOnly,
-}
-
-/// How XDP is attached.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum XdpMode {
-    /// In the driver.
-    Native,
-    /// In the stack, after the skb is made.
-    Generic,
 }
 
 impl XdpChoice {

@@ -9,8 +9,6 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use crate::port::XdpMode;
-
 const HEADER_BYTES: usize = 16;
 const INFO_BYTES: usize = 16;
 /// Longer than what the kernel says of any one device.
@@ -31,6 +29,15 @@ const FLAG_IF_NONE: u32 = 1;
 const FLAG_GENERIC: u32 = 2;
 const FLAG_NATIVE: u32 = 4;
 const FLAG_REPLACE: u32 = 16;
+
+/// How XDP is attached.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum XdpMode {
+    /// In the driver.
+    Native,
+    /// In the stack, after the skb is made.
+    Generic,
+}
 
 /// What is attached to a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -53,8 +53,9 @@ pub use connections::ConnectionCount;
 pub use error::{EngineError, PortError};
 pub use stats::{EngineStats, FrameStats, LaneStats, PortStats, Traffic};
 
-pub use crate::port::{Attached, HostSide, PortSpec, ProgramError, UplinkSpec, XdpChoice, XdpMode};
+pub use crate::port::{Attached, HostSide, PortSpec, ProgramError, UplinkSpec, XdpChoice};
 pub use crate::uplink::attachment::release as release_uplink;
+pub use crate::xdp_link::XdpMode;
 
 /// What an engine is made of.
 #[derive(Debug, Clone, PartialEq, Eq)]

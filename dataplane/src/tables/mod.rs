@@ -4,6 +4,7 @@
 pub mod connection;
 #[cfg(not(loom))]
 pub mod flow;
+mod mix;
 #[cfg(not(loom))]
 pub mod paths;
 mod prefetch;

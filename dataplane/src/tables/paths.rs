@@ -21,7 +21,7 @@
 
 use std::net::IpAddr;
 
-use super::connection::mix;
+use super::mix::mix;
 use crate::mapped_words::MappedWords;
 use crate::sync::{AtomicU32, Ordering};
 

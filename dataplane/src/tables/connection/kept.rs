@@ -27,11 +27,11 @@ use super::entry::{Entries, HEADER, LAYOUT, Pair, WORDS};
 use super::opening::{Published, check};
 use super::share::Share;
 use super::state::State;
-use super::tuple::mix;
 use super::words::Memory;
 use super::{Connections, Origin, Size, UNSETTLED};
 use crate::monotonic;
 use crate::sync::{AtomicU64, Ordering};
+use crate::tables::mix::mix;
 use crate::tables::paths::Paths;
 use crate::types::PortId;
 

@@ -83,7 +83,6 @@ use share::Shares;
 pub use stamp::Stamp;
 pub use state::{Origin, Side, State};
 #[cfg(not(loom))]
-pub(super) use tuple::mix;
 pub use tuple::{Address, End, Tuple};
 
 /// How often a flow in use refreshes its connection, in milliseconds.

@@ -20,9 +20,10 @@
 
 use std::ops::{Range, RangeInclusive};
 
-use super::tuple::{Address, End, mix};
+use super::tuple::{Address, End};
 use super::words::Words;
 use crate::sync::Ordering;
+use crate::tables::mix::mix;
 use crate::wire::protocol;
 
 /// Addresses that have words of their own; more share.

@@ -2,6 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use crate::tables::mix::mix;
+
 /// An address of either family: IPv4 as IPv4-mapped IPv6 (RFC 4291, section
 /// 2.5.5.2), which never stands in a packet that the switch forwards.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -120,19 +122,4 @@ impl End {
         let upper = u64::from(self.port) | u64::from(protocol) << 32;
         mix(&[a, b, upper], seed)
     }
-}
-
-/// Multiplies and folds word by word, with an odd constant between, as
-/// foldhash and wyhash do.
-#[inline]
-pub(in crate::tables) fn mix(words: &[u64], seed: u64) -> u64 {
-    const ODD: u64 = 0x9e37_79b9_7f4a_7c15;
-    let fold = |a: u64, b: u64| {
-        let product = u128::from(a) * u128::from(b);
-        (product >> 64) as u64 ^ product as u64
-    };
-    let state = words.iter().fold(seed ^ ODD, |state, &word| {
-        fold(state ^ word, ODD ^ seed.rotate_left(23)).wrapping_add(word.rotate_left(32))
-    });
-    fold(state, ODD)
 }
