@@ -14,8 +14,9 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command as Process, ExitCode};
 
+use clap::builder::Resettable;
 use clap::error::ErrorKind;
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use spinlane_api::view;
@@ -27,6 +28,8 @@ use crate::node;
 
 /// Where the agent keeps its sockets.
 pub const DEFAULT_RUN_DIR: &str = "/run/spinlane";
+/// The variable that says so, too.
+const RUN_DIR_VARIABLE: &str = "SPINLANE_RUN_DIR";
 /// Where the agent keeps what outlives it.
 pub const DEFAULT_STATE_DIR: &str = "/var/lib/spinlane";
 /// Where the agent's configuration is.
@@ -50,7 +53,7 @@ struct Arguments {
 #[derive(Debug, Args)]
 struct Common {
     /// Run directory of the agent
-    #[arg(long, value_name = "DIR", global = true, env = "SPINLANE_RUN_DIR", default_value = DEFAULT_RUN_DIR)]
+    #[arg(long, value_name = "DIR", global = true, env = RUN_DIR_VARIABLE, default_value = DEFAULT_RUN_DIR)]
     run_dir: PathBuf,
     /// How to print
     #[arg(short, long, value_name = "FORMAT", global = true, value_enum, default_value_t = Output::Table)]
@@ -171,9 +174,19 @@ impl From<ClientError> for Failure {
 
 type Done = Result<ExitCode, Failure>;
 
+/// Reads the command line. A variable that is empty is as good as none.
+fn arguments(words: impl IntoIterator<Item = OsString>) -> Result<Arguments, clap::Error> {
+    let mut command = Arguments::command();
+    if std::env::var_os(RUN_DIR_VARIABLE).is_some_and(|dir| dir.is_empty()) {
+        command = command.mut_arg("run_dir", |arg| arg.env(Resettable::Reset));
+    }
+    let matches = command.try_get_matches_from_mut(words)?;
+    Arguments::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+}
+
 /// Runs the command that the process was started with.
 pub fn main() -> ExitCode {
-    let arguments = match Arguments::try_parse() {
+    let arguments = match arguments(std::env::args_os()) {
         Ok(arguments) => arguments,
         Err(error) => return refuse(&error),
     };

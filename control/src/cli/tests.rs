@@ -6,7 +6,8 @@ use crate::views::Views;
 use crate::views::fake::switch;
 
 fn parsed(words: &[&str]) -> Result<Arguments, clap::Error> {
-    Arguments::try_parse_from([&["spinlane"], words].concat())
+    let words = [&["spinlane"], words].concat();
+    arguments(words.into_iter().map(OsString::from))
 }
 
 #[test]
