@@ -184,13 +184,17 @@ fn mtu_goes_down_and_up(mut cluster: Cluster) -> Result<(), LabError> {
                 size.to_string(),
             ]
         };
-        let ping = |size: u32| {
+        for (size, fits) in [(fits, true), (is_too_long, false)] {
             let options = options(size);
             let options: Vec<&str> = options.iter().map(String::as_str).collect();
-            traffic::ping_with(a.namespace(), b.v4()?, 1, &options)
-        };
-        assert!(ping(fits)?.all(), "{fits} bytes");
-        assert!(!ping(is_too_long)?.all(), "{is_too_long} bytes");
+            let ping = if fits {
+                traffic::ping_with
+            } else {
+                traffic::ping_in_vain
+            };
+            let pings = ping(a.namespace(), b.v4()?, 1, &options)?;
+            assert_eq!(pings.all(), fits, "{size} bytes: {}", pings.text);
+        }
         for address in b.addresses("eth0")? {
             traffic::tcp_both_ways(a.namespace(), b.namespace(), address, MEGABYTE)?;
         }

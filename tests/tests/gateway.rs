@@ -61,7 +61,7 @@ fn a_packet_that_ran_out_of_hops_is_answered_for() -> Result<(), LabError> {
         (b.v4()?, "10.244.1.1", "Time to live exceeded"),
         (b.v6()?, "", "Hop limit"),
     ] {
-        let pings = traffic::ping_with(a.namespace(), address, 2, &["-t", "1"])?;
+        let pings = traffic::ping_in_vain(a.namespace(), address, 2, &["-t", "1"])?;
         assert_eq!(pings.received, 0, "{}", pings.text);
         assert!(
             pings.text.contains(words) && pings.text.contains(gateway),
@@ -86,7 +86,8 @@ fn nobodys_address_is_unreachable_at_once() -> Result<(), LabError> {
         "203.0.113.9",
         "2001:db8::9",
     ] {
-        let pings = traffic::ping(pod.namespace(), address.parse().expect("an address"), 2)?;
+        let address = address.parse().expect("an address");
+        let pings = traffic::ping_in_vain(pod.namespace(), address, 2, &[])?;
         assert_eq!(pings.received, 0);
         assert!(
             pings.text.to_lowercase().contains("unreachable") || pings.text.contains("No route"),
