@@ -78,12 +78,37 @@ pub(super) struct Subject<'a, K> {
 /// one search now and then.
 #[derive(Debug, Default)]
 pub(super) struct Exhausted {
+    /// For everybody.
+    all: Places,
+    /// For what is left of connections: who begins may still get a port whose
+    /// connection is over.
+    picked_up: Places,
+}
+
+impl Exhausted {
+    fn holds(&self, tuple: &Tuple, state: State, now_ms: u64) -> bool {
+        self.all.hold(tuple, now_ms)
+            || state == State::PickedUp && self.picked_up.hold(tuple, now_ms)
+    }
+
+    fn note(&mut self, refused: Refused, tuple: &Tuple, state: State, now_ms: u64) {
+        match (refused, state) {
+            (Refused::NoPort, _) => self.all.note(tuple, now_ms),
+            (Refused::NoFreePort, State::PickedUp) => self.picked_up.note(tuple, now_ms),
+            _ => {}
+        }
+    }
+}
+
+/// Some destinations, each for a while.
+#[derive(Debug, Default)]
+struct Places {
     places: [Option<(End, u8, u64)>; EXHAUSTED],
     next: usize,
 }
 
-impl Exhausted {
-    fn holds(&self, tuple: &Tuple, now_ms: u64) -> bool {
+impl Places {
+    fn hold(&self, tuple: &Tuple, now_ms: u64) -> bool {
         self.places.iter().flatten().any(|(end, protocol, until)| {
             *end == tuple.destination && *protocol == tuple.protocol && *until > now_ms
         })
@@ -358,7 +383,7 @@ fn connect(
         }
     }
     let state = first.ok_or(DropReason::NoConnection)?;
-    if lane.exhausted.holds(tuple, now_ms) {
+    if lane.exhausted.holds(tuple, state, now_ms) {
         return Err(DropReason::NoMasqueradePort);
     }
     let exits = Exits {
@@ -378,9 +403,7 @@ fn connect(
     match opened {
         Ok(found) => Ok((found, Age::New)),
         Err(refused) => {
-            if refused == Refused::NoPort {
-                lane.exhausted.note(tuple, now_ms);
-            }
+            lane.exhausted.note(refused, tuple, state, now_ms);
             Err(refusal(refused))
         }
     }

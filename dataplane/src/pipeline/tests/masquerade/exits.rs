@@ -309,3 +309,35 @@ fn what_is_left_of_a_connection_takes_no_port_from_one_that_is_over() {
     );
     assert_eq!(send(&mut world, 40_002, SYN, 3000), None);
 }
+
+/// The search for such a packet's port is not repeated either, and shuts
+/// nobody out who begins.
+#[test]
+fn what_is_left_of_connections_is_searched_for_now_and_then() {
+    let mut world = world();
+    world.publish(|snapshot| {
+        let masquerade = Arc::make_mut(&mut snapshot.masquerade);
+        masquerade.ports = 61_000..=61_000;
+    });
+    let send = |world: &mut World, inside, flags| {
+        let out = world.send(A, &stamped(inside, flags, (1000, 1000)));
+        out.dropped()
+    };
+    assert_eq!(send(&mut world, 40_000, SYN), None);
+    for flags in [SYN | ACK, FIN] {
+        let answer = packet(Kind::Tcp(flags), Leg::FromWire, node(61_000));
+        assert!(world.send(UPLINK, &answer).dropped().is_none());
+        assert_eq!(send(&mut world, 40_000, ACK), None);
+    }
+    assert_eq!(send(&mut world, 40_000, FIN), None);
+    let refused = Some(DropReason::NoMasqueradePort);
+    assert_eq!(send(&mut world, 40_001, FIN), refused);
+    // A search would find this one.
+    world.connections.forget(PortId(A));
+    assert_eq!(send(&mut world, 40_001, FIN), refused);
+    assert_eq!(send(&mut world, 40_002, ACK), refused, "nor for another");
+    assert_eq!(send(&mut world, 40_003, SYN), None);
+    world.connections.forget(PortId(A));
+    world.now.0 += 100_000_000;
+    assert_eq!(send(&mut world, 40_002, ACK), None);
+}
