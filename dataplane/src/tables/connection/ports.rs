@@ -9,11 +9,11 @@
 //! ```
 //!
 //! The words of one address are a hash table of its own. An end has its own
-//! port, when that is in range and free, or one of four buckets of eight, a
-//! cache line each; the emptiest takes it, so nearly all ports find a holder.
-//! Two ends whose fingerprints
-//! are equal share a port; that hurts nobody, because what makes packets
-//! unambiguous is the reply tuple, which the index holds once.
+//! port, when that is in range and free, or one of eight buckets of four, each
+//! in a cache line or two; the emptiest takes it, so nearly all ports find a
+//! holder. Two ends whose fingerprints are equal share a port; that hurts
+//! nobody, because what makes packets unambiguous is the reply tuple, which the
+//! index holds once.
 //!
 //! Any lane claims and releases at any time, with one compare-and-swap; the
 //! words publish nothing else, so every access is relaxed.
