@@ -21,11 +21,6 @@ use super::{ConnectionId, Connections, Found};
 /// one the next time.
 const TRIES: usize = 16_384;
 
-/// From port to port when they are tried, around the range: a prime beyond any
-/// range, so that each comes once. Pods' kernels choose ports side by side, and
-/// ends keep theirs, so the free ones may be far from where the search begins.
-const STRIDE: usize = 2_654_435_761;
-
 /// Ports in use that are passed by before one is taken whose connection is
 /// over.
 const PASSED_BY: usize = 64;
@@ -192,7 +187,7 @@ impl Connections {
         let first = *ports.start();
         let range = usize::from(*ports.end() - first) + 1;
         let start = original.hash(self.seed.rotate_left(17) ^ now_ms) as usize % range;
-        let stride = STRIDE % range;
+        let stride = self.stride.of(range);
         let place = original.destination.hash(original.protocol, self.seed) as usize % CROWDED;
         let is_crowded = self.crowded.has(place, now_ms);
         for step in 0..range.min(TRIES) {

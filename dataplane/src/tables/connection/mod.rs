@@ -58,6 +58,7 @@ mod shard;
 mod share;
 mod stamp;
 mod state;
+mod stride;
 #[cfg(all(test, not(loom)))]
 mod tests;
 mod tuple;
@@ -79,6 +80,7 @@ use ports::Holders;
 pub use record::ConnectionRecord;
 use shard::{Shard, Shards};
 use share::Shares;
+use stride::Stride;
 
 pub use stamp::Stamp;
 pub use state::{Origin, Side, State};
@@ -159,6 +161,7 @@ pub struct Connections {
     shards: Shards,
     holders: Holders,
     crowded: Crowded,
+    stride: Stride,
     echoes: Echoes,
     shares: Shares,
     #[cfg(not(loom))]
@@ -219,6 +222,7 @@ impl Connections {
             shards: Shards::new(shard_count, size.per_shard as u32),
             holders: Holders::new(seed.rotate_left(32)),
             crowded: Crowded::new(),
+            stride: Stride::new(),
             echoes: Echoes::new(),
             shares: Shares::new(capacity),
             #[cfg(not(loom))]

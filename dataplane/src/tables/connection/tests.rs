@@ -181,6 +181,23 @@ fn ports_that_are_kept_side_by_side_are_in_nobodys_way() {
     assert_eq!(open(3, 80), Err(Refused::NoPort));
 }
 
+/// Nor in a range of which one search sees a part, of this width say.
+#[test]
+fn a_part_of_a_long_range_is_not_all_of_one_side() {
+    let table = Connections::new(1 << 17, 1);
+    let open = |pod, sport| {
+        let original = numbered(pod, sport, 1, 53);
+        open_as(&table, original, State::SynSent, 1024..=64_263, NOW)
+    };
+    for sport in 1024..40_000 {
+        open(2, sport).unwrap();
+    }
+    for sport in 0..1000 {
+        let opened = open(3, sport).unwrap_or_else(|e| panic!("{sport}: {e:?}"));
+        assert!(opened.reply.destination.port >= 40_000);
+    }
+}
+
 /// Of the widest range one search sees a part. Who asks again gets the last one.
 #[test]
 fn another_try_looks_elsewhere() {
