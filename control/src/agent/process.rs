@@ -115,17 +115,20 @@ mod tests {
     #[test]
     fn before_lanes_run_their_cpus_are_used_too() {
         let allowed = allowed_cores();
+        // Of all CPUs, which this thread may use.
+        let quota = available_parallelism().unwrap().get();
         let (lane, spare) = allowed.split_first().unwrap();
         let cpus = Cpus::with_lanes(&[*lane]);
         std::thread::spawn({
             let (allowed, spare) = (allowed.clone(), spare.to_vec());
             move || {
                 cpus.keep_off_lanes();
-                let of_work = cpus.before_lanes(|_| {
+                let (number, of_work) = cpus.before_lanes(|number| {
                     let worker = std::thread::spawn(allowed_cores);
-                    worker.join().unwrap()
+                    (number, worker.join().unwrap())
                 });
                 assert_eq!(of_work, allowed);
+                assert_eq!(number, quota.min(allowed.len()));
                 if !spare.is_empty() {
                     assert_eq!(allowed_cores(), spare);
                 }
