@@ -8,12 +8,13 @@ use std::cell::Cell;
 use super::FlowCapacity;
 use super::parse::{self, Parsed};
 use super::plain::Ingress;
+use super::reply::HOPS;
 use super::segment::segment;
 use super::world::{NEIGHBOR_MAC, UPLINK, UPLINK_MAC, World};
 use crate::frame::{Batch, FRAME_SIZE, HEADROOM, TX_METADATA_BYTES, TxChecksum, Verdict};
 use crate::snapshot::{Role, Snapshot};
 use crate::types::PortId;
-use crate::wire::{checksum, ethernet, icmpv6, ipv4, ipv6, tunnel};
+use crate::wire::{checksum, ethernet, icmpv4, icmpv6, ipv4, ipv6, protocol, tunnel};
 
 /// Everything that walks bytes of a stranger, on bytes of a stranger. Every
 /// offset that comes out lies where it should.
@@ -124,7 +125,7 @@ fn check(world: &mut World, batch: &Batch, index: usize, port: u16, before: &[u8
             }
             assert!(after.len() <= before.len());
             if out == PortId(port) {
-                return check_echo(before, &after);
+                return check_echo(world, role, before, &after);
             }
             check_way(world, role, port, out);
             if let Some(field) = checksum {
@@ -240,16 +241,48 @@ fn check_way(world: &World, role: Option<Role>, port: u16, out: PortId) {
     }
 }
 
-/// An echo that the gateway turned round as it is.
-fn check_echo(before: &[u8], after: &[u8]) {
-    let (len, source, destination) = match before[14] >> 4 {
-        4 => (4, 26, 30),
-        _ => (16, 22, 38),
+/// An echo, or a piece of one, that the gateway turned round as it is.
+fn check_echo(world: &World, role: Option<Role>, before: &[u8], after: &[u8]) {
+    assert!(matches!(role, Some(Role::Pod | Role::Host)));
+    assert!(after.len() > FRAME_SIZE - HEADROOM, "one frame is a reply");
+    let word = |at: usize| usize::from(u16::from_be_bytes([before[at], before[at + 1]]));
+    let is_v6 = before[14] >> 4 == 6;
+    let (len, source, destination) = match is_v6 {
+        false => (4, 26, 30),
+        true => (16, 22, 38),
     };
-    assert_eq!(after.len(), before.len());
+    let to = &before[destination..][..len];
     assert_eq!(after[..6], before[6..12]);
-    assert_eq!(after[source..][..len], before[destination..][..len]);
+    assert_eq!(&after[source..][..len], to);
     assert_eq!(after[destination..][..len], before[source..][..len]);
+    let gateway = &world.snapshot.gateway;
+    let (ip_len, hops, transport, is_later) = if is_v6 {
+        assert!(gateway.addresses_v6.iter().any(|own| own.octets() == to));
+        let upper = ipv6::walk(&before[14..]).expect("headers that were walked");
+        assert_eq!(upper.protocol, protocol::ICMPV6);
+        let is_later = upper.fragment.is_some_and(|piece| piece.offset > 0);
+        (word(18) + 40, after[21], upper.offset + 14, is_later)
+    } else {
+        assert!(gateway.addresses_v4.iter().any(|own| own.octets() == to));
+        assert_eq!(before[23], protocol::ICMP);
+        let transport = 14 + usize::from(before[14] & 15) * 4;
+        assert_eq!(checksum::checksum(&after[14..transport]), 0);
+        (word(16), after[22], transport, word(20) & 0x1fff > 0)
+    };
+    assert_eq!(after.len(), ip_len + 14, "without what is behind it");
+    assert_eq!(hops, HOPS);
+    let (request, reply) = match is_v6 {
+        true => (icmpv6::kind::ECHO_REQUEST, icmpv6::kind::ECHO_REPLY),
+        false => (icmpv4::kind::ECHO_REQUEST, icmpv4::kind::ECHO_REPLY),
+    };
+    let same = match is_later {
+        true => transport,
+        false => {
+            assert_eq!((before[transport], after[transport]), (request, reply));
+            transport + 4
+        }
+    };
+    assert_eq!(after[same..], before[same..after.len()]);
 }
 
 /// One hop less, and a right IPv4 header.
@@ -300,7 +333,11 @@ mod tests {
             .filter(|(_, s)| s.len() > 50)
             .cloned()
             .collect();
-        for (port, mut seed) in long.into_iter().step_by(7) {
+        // Echoes to the gateway among them, which come back in their frames.
+        let is_echo = |s: &[u8]| s[12..14] == [8, 0] && s[23] == 1 && s[30..34] == [10, 244, 1, 1];
+        let long = long.into_iter().enumerate();
+        let long = long.filter(|(index, (_, seed))| index % 7 == 0 || is_echo(seed));
+        for (_, (port, mut seed)) in long {
             seed.resize(seed.len() + 9000, 0x5a);
             if seed[12..14] == [8, 0] {
                 let len = (seed.len() - 14) as u16;

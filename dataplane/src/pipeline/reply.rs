@@ -18,7 +18,7 @@ use crate::wire::checksum;
 use crate::wire::{icmpv4, icmpv6};
 
 /// Hops that the gateway's own packets start with.
-const HOPS: u8 = 64;
+pub(super) const HOPS: u8 = 64;
 
 /// Turns an echo request round, or a piece of one. What other nodes ask in
 /// several frames is not served.
@@ -56,10 +56,7 @@ pub(super) fn echo<K: RoutedKey>(
         let transport = usize::from(headers.transport);
         set(bytes, transport, reply, transport + 2);
         if !K::IS_V6 {
-            // Of a message whose rest is elsewhere, either zero is right unless
-            // that is zeros, too.
-            let end = bytes.len().min(transport + headers.transport_len());
-            icmpv4::choose_zero(&mut bytes[transport..end]);
+            icmpv4::choose_zero(bytes, transport, headers.transport_len());
         }
     }
     match packet.frames {

@@ -83,10 +83,7 @@ pub(super) fn apply(
         protocol::ICMP => {
             adjust(bytes, at, translation.port_delta);
             if bytes[at..at + 2] == [0, 0] {
-                // What further frames hold changes nothing: if it is not zero,
-                // both zeros are right.
-                let end = bytes.len().min(transport + headers.transport_len());
-                icmpv4::choose_zero(&mut bytes[transport..end]);
+                icmpv4::choose_zero(bytes, transport, headers.transport_len());
             }
         }
         protocol::UDP => adjust_udp(bytes, at, translation.both_deltas()),

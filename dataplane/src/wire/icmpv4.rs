@@ -55,10 +55,14 @@ pub struct Icmpv4Header {
 
 const _: () = assert!(size_of::<Icmpv4Header>() == HEADER_LEN);
 
-/// Makes the checksum of a message of nothing but zeros right. The two zeros of
-/// one's complement differ only where nothing else is summed (RFC 1071, section
-/// 1).
-pub(crate) fn choose_zero(message: &mut [u8]) {
+/// Makes the checksum of a message of nothing but zeros right: of `len` bytes,
+/// from `at` on in a packet of which `head` is there. The two zeros of one's
+/// complement differ only where nothing else is summed (RFC 1071, section 1).
+/// So of a message whose rest is elsewhere either will do: unless that is
+/// zeros, too, both are right.
+pub(crate) fn choose_zero(head: &mut [u8], at: usize, len: usize) {
+    let end = head.len().min(at + len);
+    let message = &mut head[at..end];
     if message.len() >= HEADER_LEN && message.iter().all(|byte| *byte == 0) {
         message[2..4].fill(0xff);
     }

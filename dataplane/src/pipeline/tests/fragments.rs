@@ -188,3 +188,57 @@ fn an_echo_in_pieces_is_answered_piece_by_piece() {
     let other = world.send(A, &other);
     assert_eq!(other.verdict, Verdict::Drop(DropReason::GatewayFragment));
 }
+
+/// An echo of `data`, of IPv4 and of IPv6.
+fn echoes(is_reply: bool, data: &[u8]) -> [Vec<u8>; 2] {
+    let (from, to, hops) = match is_reply {
+        true => (GATEWAY_MAC, mac(A), 64),
+        false => (mac(A), GATEWAY_MAC, 9),
+    };
+    let ether = || PacketBuilder::ethernet2(from.0, to.0);
+    let (pod_v4, pod_v6) = (v4(A).octets(), v6(A).octets());
+    let (own_v4, own_v6) = (GATEWAY_V4.octets(), GATEWAY_V6.octets());
+    let mut packets = [Vec::new(), Vec::new()];
+    let [over_v4, over_v6] = &mut packets;
+    let done = match is_reply {
+        true => [
+            ether()
+                .ipv4(own_v4, pod_v4, hops)
+                .icmpv4_echo_reply(5, 6)
+                .write(over_v4, data),
+            ether()
+                .ipv6(own_v6, pod_v6, hops)
+                .icmpv6_echo_reply(5, 6)
+                .write(over_v6, data),
+        ],
+        false => [
+            ether()
+                .ipv4(pod_v4, own_v4, hops)
+                .icmpv4_echo_request(5, 6)
+                .write(over_v4, data),
+            ether()
+                .ipv6(pod_v6, own_v6, hops)
+                .icmpv6_echo_request(5, 6)
+                .write(over_v6, data),
+        ],
+    };
+    assert!(done.iter().all(Result::is_ok));
+    packets
+}
+
+#[test]
+fn an_echo_of_several_frames_goes_back_in_them() {
+    let mut world = World::new();
+    let data = [0x5a; 8000];
+    for (mut request, reply) in echoes(false, &data).into_iter().zip(echoes(true, &data)) {
+        // What stands behind the IP packet does not come back.
+        request.extend([1; 7]);
+        let outcome = world.send(A, &request);
+        let back = Verdict::Forward {
+            out: PortId(A),
+            checksum: None,
+        };
+        assert_eq!(outcome.verdict, back);
+        assert!(outcome.bytes == reply);
+    }
+}

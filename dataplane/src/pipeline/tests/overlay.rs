@@ -185,3 +185,25 @@ fn a_super_frame_leaves_through_the_overlay_in_pieces() {
     assert_eq!(outcome.dropped(), Some(DropReason::TooBig));
     assert_eq!(outcome.bytes[58..62], 1450u32.to_be_bytes());
 }
+
+#[test]
+fn an_echo_of_several_frames_from_afar_is_not_served() {
+    let case = overlay_cases().find(|case| case.name == "in: echo to the gateway");
+    let request = case.unwrap().request;
+    let mut world = World::with_underlay();
+    for (more, verdict) in [(1000, "reply"), (8000, "drop gateway_unserved")] {
+        let mut longer = request.clone();
+        longer.resize(request.len() + more, 7);
+        // Both IP headers, and UDP between them.
+        for at in [16, 38, 66] {
+            let len = u16::from_be_bytes([longer[at], longer[at + 1]]) + more as u16;
+            longer[at..at + 2].copy_from_slice(&len.to_be_bytes());
+        }
+        for header in [14, 64] {
+            longer[header + 10..header + 12].fill(0);
+            let sum = !naive_sum(&longer[header..header + 20]);
+            longer[header + 10..header + 12].copy_from_slice(&sum.to_be_bytes());
+        }
+        assert_eq!(words(world.send(UPLINK, &longer).verdict), verdict);
+    }
+}
