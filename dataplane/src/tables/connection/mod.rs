@@ -84,7 +84,6 @@ use stride::Stride;
 
 pub use stamp::Stamp;
 pub use state::{Origin, Side, State};
-#[cfg(not(loom))]
 pub use tuple::{Address, End, Tuple};
 
 /// How often a flow in use refreshes its connection, in milliseconds.
