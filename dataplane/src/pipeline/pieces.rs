@@ -1,5 +1,6 @@
 //! What later fragments get, as their first piece decided: only that one has
-//! ports, or says that it is an echo request to the gateway. Bounded: a datagram pushes the oldest one of its set out.
+//! ports, or says that it is an echo request to the gateway. Bounded: a datagram
+//! pushes the oldest one of its set out.
 
 use super::classify::RoutedKey;
 use super::parse::{Headers, L3};

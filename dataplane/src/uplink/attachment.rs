@@ -10,8 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use aya::programs::{ProgramFd, loaded_programs};
 
 use crate::port::{Kind, Program, ProgramError, XdpChoice};
-use crate::xdp_link::XdpMode;
-use crate::xdp_link::{self, Held, Old};
+use crate::xdp_link::{self, Held, Old, XdpMode};
 
 /// The program of a process before this one, or of this one.
 pub(crate) struct Own {
