@@ -1,11 +1,9 @@
 //! Arguments of the command line.
 
-use std::fs;
-use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
-use spinlane_perf::measure::{MeasureError, io_error};
+use clap::{Args, Parser, Subcommand};
+use spinlane_perf::measure::MeasureError;
 use spinlane_perf::rr::Transport;
 use spinlane_perf::subject::Kind;
 
@@ -14,6 +12,7 @@ use crate::commands::rfc2544::Rfc2544;
 use crate::commands::sink::Sink;
 use crate::commands::udp::Udp;
 use crate::comparing;
+use crate::output::{Format, Output};
 
 /// Packet generator, measurements and side-by-side comparisons.
 #[derive(Debug, Parser)]
@@ -70,10 +69,44 @@ pub(crate) enum Command {
 }
 
 impl Command {
+    /// Whether its result can be written where it is to go.
+    pub(crate) fn check_outputs(&self) -> Result<(), MeasureError> {
+        match self {
+            Command::Pktgen(pktgen) => pktgen.output.check(),
+            Command::Sink(sink) => sink.output.check(),
+            Command::Rfc2544(rfc2544) if rfc2544.dry_run => Ok(()),
+            Command::Rfc2544(rfc2544) => {
+                rfc2544.output.check()?;
+                rfc2544.reports.check()
+            }
+            Command::Udp(udp) => udp.output.check(),
+            Command::Tcp(tcp) => tcp.output.check(),
+            Command::Rr(rr) => rr.output.check(),
+            Command::Crr(crr) => crr.output.check(),
+            Command::Churn(churn) => churn.output.check(),
+            Command::Compare(compare) if compare.dry_run => Ok(()),
+            Command::Compare(compare) => {
+                compare.output.check()?;
+                compare.files.check()
+            }
+            Command::Baseline(baseline) => baseline.output.check(),
+            Command::Report(report) => report.files.check(),
+            Command::Cni(cni) => cni.output.check(),
+            Command::Idle(idle) => idle.output.check(),
+            Command::Memory(memory) => memory.output.check(),
+            Command::Lifecycle(lifecycle) => lifecycle.output.check(),
+            Command::Micro(micro) => micro.output.check(),
+            Command::Demo(_) => Ok(()),
+            #[cfg(feature = "afxdp-baseline")]
+            Command::Forward { .. } => Ok(()),
+        }
+    }
+
     /// Whether switches, or a node, are made for it.
     pub(crate) fn makes_namespaces(&self) -> bool {
         match self {
             Command::Compare(compare) => !compare.dry_run,
+            Command::Rfc2544(rfc2544) => !rfc2544.dry_run,
             Command::Pktgen(_)
             | Command::Sink(_)
             | Command::Baseline(_)
@@ -81,8 +114,7 @@ impl Command {
             | Command::Micro(_) => false,
             #[cfg(feature = "afxdp-baseline")]
             Command::Forward { .. } => false,
-            Command::Rfc2544(_)
-            | Command::Udp(_)
+            Command::Udp(_)
             | Command::Tcp(_)
             | Command::Rr(_)
             | Command::Crr(_)
@@ -103,72 +135,6 @@ pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
         .filter(|seconds| (0.001..=86_400.0).contains(seconds))
         .map(Duration::from_secs_f64)
         .ok_or_else(|| format!("{text:?} is no time between 0.001 and 86400 seconds"))
-}
-
-/// Where the result goes besides standard output.
-#[derive(Debug, Args)]
-pub(crate) struct Output {
-    /// Write the result as JSON too; `-` for standard output instead of text
-    #[arg(long, value_name = "FILE")]
-    pub(crate) json: Option<PathBuf>,
-    /// What standard output gets
-    #[arg(
-        short = 'o',
-        long = "output",
-        value_name = "FORMAT",
-        value_enum,
-        default_value = "table"
-    )]
-    pub(crate) format: Format,
-}
-
-impl Output {
-    /// Whether standard output gets JSON alone.
-    pub(crate) fn is_json(&self) -> bool {
-        self.format == Format::Json || self.json.as_deref() == Some(Path::new("-"))
-    }
-}
-
-/// Where a result goes as a report for readers.
-#[derive(Debug, Args)]
-pub(crate) struct Reports {
-    /// Write the result as Markdown
-    #[arg(long, value_name = "FILE")]
-    markdown: Option<PathBuf>,
-    /// Write the result as one HTML page with plots
-    #[arg(long, value_name = "FILE")]
-    html: Option<PathBuf>,
-}
-
-impl Reports {
-    /// Writes those that were asked for.
-    pub(crate) fn write(
-        &self,
-        markdown: impl FnOnce() -> String,
-        html: impl FnOnce() -> String,
-    ) -> Result<(), MeasureError> {
-        if let Some(path) = &self.markdown {
-            put(path, &markdown())?;
-        }
-        if let Some(path) = &self.html {
-            put(path, &html())?;
-        }
-        Ok(())
-    }
-}
-
-/// Writes a file.
-pub(crate) fn put(path: &Path, text: &str) -> Result<(), MeasureError> {
-    fs::write(path, text).map_err(io_error(format!("writing {}", path.display())))
-}
-
-/// What a result is printed as.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// Text for a reader.
-    Table,
-    /// A document.
-    Json,
 }
 
 /// What every measurement of one or more switches takes.
@@ -387,6 +353,47 @@ mod tests {
         };
         assert!(compare.subjects.is_empty() && compare.scenarios.is_empty());
         assert_eq!((compare.pairs, compare.services), (9, 1000));
+    }
+
+    #[test]
+    fn every_command_looks_where_its_result_goes() {
+        for line in [
+            "pktgen --dst 10.0.0.1 --json",
+            "sink --json",
+            "rfc2544 --json",
+            "rfc2544 --markdown",
+            "rfc2544 --html",
+            "udp --json",
+            "tcp --json",
+            "rr --json",
+            "crr --json",
+            "churn --json",
+            "compare --json",
+            "compare --markdown",
+            "compare --html",
+            "compare --results",
+            "baseline a.json b.json --json",
+            "report a.json --markdown",
+            "report a.json --html",
+            "report a.json --results",
+            "cni --json",
+            "idle --json",
+            "memory --json",
+            "lifecycle --json",
+            "micro --json",
+        ] {
+            let command = |to: &str| {
+                parse(&format!("spinlane-perf {line} {to}"))
+                    .unwrap()
+                    .command
+            };
+            let error = command("/dev/null/a").check_outputs().unwrap_err();
+            assert!(error.to_string().contains("/dev/null/a"), "{line}: {error}");
+        }
+        for dry in ["compare --dry-run", "rfc2544 --dry-run"] {
+            let arguments = parse(&format!("spinlane-perf {dry} --json /dev/null/a")).unwrap();
+            assert!(arguments.command.check_outputs().is_ok(), "{dry}");
+        }
     }
 
     #[test]

@@ -24,12 +24,14 @@ use spinlane_perf::stop::Stop;
 use spinlane_perf::terminal::{say, warn};
 use spinlane_perf::{demo, micro, node, report};
 
-use crate::args::{self, Arguments, Command, Format, Output};
+use crate::args::{self, Arguments, Command};
 use crate::comparing;
+use crate::output::{Format, Output, json, print};
 
 /// Does what the arguments say.
 pub(crate) fn run(arguments: Arguments) -> Result<ExitCode, MeasureError> {
     let stop = Stop::new();
+    arguments.command.check_outputs()?;
     if arguments.command.makes_namespaces() {
         check_root()?;
     }
@@ -148,36 +150,6 @@ pub(crate) fn show_measured(
         true => Ok(()),
         false => Err(MeasureError::Partial),
     }
-}
-
-/// A result as JSON.
-fn json(result: &impl Serialize) -> Result<String, MeasureError> {
-    serde_json::to_string_pretty(result).map_err(|error| MeasureError::Unexpected {
-        what: "writing the result as JSON".to_owned(),
-        detail: error.to_string(),
-    })
-}
-
-/// Prints a document that says its version itself.
-pub(crate) fn print(
-    output: &Output,
-    result: &impl Serialize,
-    text: &str,
-) -> Result<(), MeasureError> {
-    if let Some(path) = output
-        .json
-        .as_deref()
-        .filter(|path| *path != Path::new("-"))
-    {
-        fs::write(path, json(result)? + "\n")
-            .map_err(io_error(format!("writing {}", path.display())))?;
-    }
-    if output.is_json() {
-        say(&json(result)?)?;
-    } else {
-        say(text)?;
-    }
-    Ok(())
 }
 
 /// Says so when the machine has other work, which calls then wait for.

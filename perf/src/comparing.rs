@@ -21,8 +21,9 @@ use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::Kind;
 use spinlane_perf::terminal::{say, warn};
 
-use crate::args::{Measured, Output, Reports, put};
-use crate::commands::{print, run_of, show};
+use crate::args::Measured;
+use crate::commands::{run_of, show};
+use crate::output::{Output, Reports, check_directory, print, put};
 
 /// Who takes part when only scenarios are named.
 const SUBJECTS: [Kind; 4] = [
@@ -89,6 +90,14 @@ pub(crate) struct Files {
     pub(crate) results: Option<PathBuf>,
 }
 
+impl Files {
+    /// Whether they will be written.
+    pub(crate) fn check(&self) -> Result<(), MeasureError> {
+        self.reports.check()?;
+        self.results.as_deref().map_or(Ok(()), check_directory)
+    }
+}
+
 /// `baseline`.
 #[derive(Debug, Args)]
 #[command(
@@ -125,7 +134,7 @@ pub(crate) fn compare(arguments: &Compare, stop: &Stop) -> Result<ExitCode, Meas
         return Ok(ExitCode::SUCCESS);
     }
     let mut comparison = {
-        let progress = Progress::start(plan.steps());
+        let progress = Progress::expecting(plan.steps(), plan.estimate());
         let mut field = Field::set_up(&plan, &progress)?;
         field.run(&plan, &progress, stop)?
         // Everything that was set up goes here, before the result is shown.
@@ -143,12 +152,13 @@ pub(crate) fn compare(arguments: &Compare, stop: &Stop) -> Result<ExitCode, Meas
             )),
         }
     }
-    write(&comparison, &arguments.files)?;
+    let written = write(&comparison, &arguments.files);
     print(
         &arguments.output,
         &comparison,
         &text::comparison(&comparison),
     )?;
+    written?;
     if !comparison.complete {
         return Err(MeasureError::Partial);
     }

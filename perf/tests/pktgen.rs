@@ -1,11 +1,12 @@
-//! Numbers of packets and paces that no clock reaches.
+//! Numbers of packets and paces that no clock reaches, and frames that no
+//! device takes.
 #![allow(clippy::unwrap_used)]
 
 use std::process::Command;
 
 use assert_cmd::cargo::CommandCargoExt;
 use serde_json::Value;
-use spinlane_tests::{Namespace, root_or_skip};
+use spinlane_tests::{Namespace, root_or_skip, veth};
 
 const MOST: &str = "18446744073709551615";
 
@@ -35,9 +36,8 @@ fn what_never_ends_is_ended() {
     let file = dir.path().join("two.pcap");
     std::fs::write(&file, recording()).unwrap();
     let file = file.to_str().unwrap();
+    let namespace = Namespace::create("pktgen").unwrap();
     let sent = |arguments: &[&str]| {
-        // A queue is free again only some time after its socket has gone.
-        let namespace = Namespace::create("pktgen").unwrap();
         let output = Command::cargo_bin("spinlane-perf")
             .unwrap()
             .args(["pktgen", "--netns", namespace.name(), "--dev", "lo"])
@@ -57,4 +57,26 @@ fn what_never_ends_is_ended() {
     let socket = ["--engine", "socket", "--dst", "127.0.0.1"];
     let paced = ["--count", MOST, "--rate", "1"];
     assert!(sent(&[socket, paced].concat()) <= 1);
+}
+
+#[test]
+fn frames_that_the_far_end_does_not_take_are_named() {
+    if !root_or_skip("frames_that_the_far_end_does_not_take_are_named") {
+        return;
+    }
+    let ends = ["left", "right"].map(|name| Namespace::create(name).unwrap());
+    veth((&ends[0], "eth0"), (&ends[1], "eth0")).unwrap();
+    for (size, warned) in [("1518", false), ("9000", true)] {
+        let output = Command::cargo_bin("spinlane-perf")
+            .unwrap()
+            .args(["pktgen", "--netns", ends[0].name(), "--engine", "afxdp"])
+            .args(["--src", "10.0.0.1", "--dst", "10.0.0.2"])
+            .args(["--dst-mac", "02:00:00:00:00:0b", "--count", "100"])
+            .args(["--size", size])
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        let said = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(said.contains("took 0 of 100 packets"), warned, "{said:?}");
+    }
 }

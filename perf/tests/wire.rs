@@ -83,11 +83,7 @@ fn generate(end: &Namespace, engine: Engine, traffic: &Traffic, limit: Limit) ->
             }
             Engine::AfXdp => {
                 let template = Template::new(traffic, MAX_FRAME_BYTES).unwrap();
-                // The kernel lets go of an earlier socket a little later.
-                let mut generator = wait_for("the queue", Duration::from_secs(2), || {
-                    AfXdpGenerator::new(ifindex).ok()
-                })
-                .unwrap();
+                let mut generator = AfXdpGenerator::new(ifindex).unwrap();
                 generator.run(&template, limit, &Stop::new()).unwrap()
             }
         }

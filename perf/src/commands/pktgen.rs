@@ -25,7 +25,8 @@ use spinlane_perf::stop::Stop;
 use spinlane_perf::terminal;
 
 use super::{device, enter, show, show_measured};
-use crate::args::{Output, seconds};
+use crate::args::seconds;
+use crate::output::Output;
 
 /// Flows that ranges make by themselves, without `--flows`.
 const MAX_OWN_FLOWS: u64 = 1 << 20;
@@ -48,6 +49,20 @@ impl Engine {
             Engine::Xdp => "xdp",
             Engine::Afxdp => "afxdp",
             Engine::Socket => "socket",
+        }
+    }
+
+    /// Why a device may not have taken what was offered, and what to do.
+    fn hint_when_refused(self) -> &'static str {
+        match self {
+            Engine::Xdp => {
+                "a veth does only where GRO is on at its far end (ethtool -K FAR-END gro on); or \
+                 use --engine afxdp"
+            }
+            Engine::Afxdp | Engine::Socket => {
+                "a veth drops what is longer than the MTU of its far end, and all while that is \
+                 down"
+            }
         }
     }
 
@@ -93,7 +108,7 @@ pub(crate) struct Pktgen {
     #[arg(long)]
     core: Option<usize>,
     #[command(flatten)]
-    output: Output,
+    pub(crate) output: Output,
 }
 
 /// What is in the packets.
@@ -283,10 +298,10 @@ pub(crate) fn run(arguments: &Pktgen, stop: &Stop) -> Result<(), MeasureError> {
         device_packets: device_packets(&arguments.dev)?.saturating_sub(before),
     };
     // The namespace's own packets are among what the device took.
-    if engine == Engine::Xdp && offered.device_packets < sent.packets.div_ceil(10) {
+    if engine != Engine::Socket && offered.device_packets < sent.packets.div_ceil(10) {
+        let hint = engine.hint_when_refused();
         terminal::warn(&format!(
-            "spinlane-perf: {} took {} of {} packets: a veth does only where GRO is on at its far \
-             end (ethtool -K FAR-END gro on); or use --engine afxdp",
+            "spinlane-perf: {} took {} of {} packets: {hint}",
             arguments.dev, offered.device_packets, sent.packets
         ));
     }

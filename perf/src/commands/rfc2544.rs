@@ -9,9 +9,10 @@ use spinlane_perf::progress::Progress;
 use spinlane_perf::rfc2544::{self, Plan, page, report};
 use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::{Kind, SERVICES};
+use spinlane_perf::terminal::say;
 
-use super::print;
-use crate::args::{Output, Reports, seconds};
+use crate::args::seconds;
+use crate::output::{Output, Reports, print};
 
 /// `rfc2544`.
 #[derive(Debug, Args)]
@@ -49,10 +50,13 @@ pub(crate) struct Rfc2544 {
     /// IPv6 instead of IPv4
     #[arg(short = '6', long = "ipv6")]
     v6: bool,
+    /// Only say how long it takes
+    #[arg(long)]
+    pub(crate) dry_run: bool,
     #[command(flatten)]
-    output: Output,
+    pub(crate) output: Output,
     #[command(flatten)]
-    reports: Reports,
+    pub(crate) reports: Reports,
 }
 
 /// Commas part sizes here, so a mix of one's own has no place.
@@ -96,15 +100,18 @@ pub(crate) fn run(arguments: &Rfc2544, stop: &Stop) -> Result<(), MeasureError> 
         latency_trials: arguments.latency_trials,
         loss_curve: !arguments.no_loss_curve,
     };
-    let progress = Progress::start(plan.steps());
+    if arguments.dry_run {
+        return say(&report::plan(&plan));
+    }
+    let progress = Progress::expecting(plan.steps(), plan.estimate());
     progress.says(&format!("setting {} up", arguments.subject.name()));
     let subject = arguments.subject.set_up(SERVICES)?;
     let result = rfc2544::run(subject.as_ref(), &plan, &progress, stop)?;
     drop(progress);
-    arguments
-        .reports
-        .write(|| report::markdown(&result), || page::page(&result))?;
+    let reports = &arguments.reports;
+    let written = reports.write(|| report::markdown(&result), || page::page(&result));
     print(&arguments.output, &result, &report::text(&result))?;
+    written?;
     if stop.is_set() {
         return Err(MeasureError::Partial);
     }

@@ -10,7 +10,8 @@ use spinlane_perf::stop::Stop;
 use spinlane_perf::subject::{Kind, SERVICES};
 
 use super::{run_of, show_measured};
-use crate::args::{self, Measured, Output};
+use crate::args::{self, Measured};
+use crate::output::Output;
 
 /// What came of it; this is the JSON document.
 #[derive(Debug, Serialize)]

@@ -19,7 +19,8 @@ use spinlane_perf::stop::Stop;
 use spinlane_perf::terminal::say;
 
 use super::{device, enter, show};
-use crate::args::{Output, seconds};
+use crate::args::seconds;
+use crate::output::Output;
 
 /// `sink`.
 #[derive(Debug, Args)]
@@ -56,7 +57,7 @@ pub(crate) struct Sink {
     #[arg(long, value_parser = seconds, value_name = "S", default_value = "1")]
     interval: Duration,
     #[command(flatten)]
-    output: Output,
+    pub(crate) output: Output,
 }
 
 /// What a sink saw in all.

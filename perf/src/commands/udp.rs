@@ -13,7 +13,8 @@ use spinlane_perf::subject::{Kind, SENDER_CORE, SERVICES};
 use spinlane_perf::udp::{UdpResult, UdpStream, udp};
 
 use super::{show_measured, stamps_text};
-use crate::args::{Output, seconds};
+use crate::args::seconds;
+use crate::output::Output;
 
 /// `udp`.
 #[derive(Debug, Args)]
@@ -44,7 +45,7 @@ pub(crate) struct Udp {
     #[arg(short = '6', long = "ipv6")]
     v6: bool,
     #[command(flatten)]
-    output: Output,
+    pub(crate) output: Output,
 }
 
 /// Sends, and says what arrived.

@@ -1,6 +1,7 @@
 //! Frames from user space by an AF_XDP socket: any frame, jumbo ones and
 //! recorded ones too, as the device's own driver sends.
 
+use std::io::ErrorKind;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -16,6 +17,10 @@ use crate::xsk::SendingSocket;
 const BATCH: u64 = 32;
 /// How long the last frames may take to leave.
 const DRAIN: Duration = Duration::from_secs(2);
+/// The kernel frees a queue some time after its socket has gone, that of the
+/// generator before this one, say: how often and for how long that is awaited.
+const TRY_AGAIN: Duration = Duration::from_millis(10);
+const TRIES: u32 = 200;
 
 /// A generator out of one queue of a device.
 #[derive(Debug)]
@@ -29,10 +34,23 @@ impl AfXdpGenerator {
     /// # Errors
     /// When the kernel refuses the socket.
     pub fn new(ifindex: u32) -> Result<AfXdpGenerator, MeasureError> {
-        let what = "opening an AF_XDP socket (needs root and a kernel with AF_XDP)";
-        Ok(AfXdpGenerator {
-            socket: SendingSocket::open(ifindex, 0).map_err(io_error(what))?,
-        })
+        let mut tries = 1;
+        loop {
+            let error = match SendingSocket::open(ifindex, 0) {
+                Ok(socket) => return Ok(AfXdpGenerator { socket }),
+                Err(error) => error,
+            };
+            let is_busy = error.kind() == ErrorKind::ResourceBusy;
+            if !is_busy || tries == TRIES {
+                let why = match is_busy {
+                    true => "another one has the device's first queue",
+                    false => "needs root and a kernel with AF_XDP",
+                };
+                return Err(io_error(format!("opening an AF_XDP socket ({why})"))(error));
+            }
+            tries += 1;
+            thread::sleep(TRY_AGAIN);
+        }
     }
 
     /// Sends the frames of `template` on the calling thread.

@@ -1,7 +1,7 @@
 //! Recorded packets: pcap and pcapng files, read whole.
 
 use std::fs::File;
-use std::io::{BufReader, Read, Seek};
+use std::io::{BufReader, ErrorKind, Read, Seek};
 use std::path::Path;
 use std::time::Duration;
 
@@ -50,9 +50,11 @@ impl Recording {
         };
         let mut file = File::open(path).map_err(|error| wrong(error.to_string()))?;
         let mut magic = [0u8; 4];
-        file.read_exact(&mut magic)
-            .and_then(|()| file.rewind())
-            .map_err(|error| wrong(error.to_string()))?;
+        let begun = file.read_exact(&mut magic).and_then(|()| file.rewind());
+        begun.map_err(|error| match error.kind() {
+            ErrorKind::UnexpectedEof => wrong("it is empty, no pcap or pcapng file".to_owned()),
+            _ => wrong(error.to_string()),
+        })?;
         let mut packets = Packets::default();
         let read = if magic == PCAPNG_MAGIC {
             read_pcapng(file, &mut packets)

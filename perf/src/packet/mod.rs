@@ -74,6 +74,11 @@ pub enum PacketError {
     /// Source and destination are of different families.
     #[error("--src {0} and --dst {1} are of different address families; give two of one")]
     Families(IpAddr, IpAddr),
+    /// The ends of the tunnel are.
+    #[error(
+        "--outer-src {0} and --outer-dst {1} are of different address families; give two of one"
+    )]
+    TunnelFamilies(IpAddr, IpAddr),
     /// Too small or too large.
     #[error(
         "--size {size}: {what} takes {least} to {most} bytes, the 4 of the frame check sequence counted"

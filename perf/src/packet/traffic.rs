@@ -168,7 +168,8 @@ impl Traffic {
         if let Some(tunnel) = self.tunnel
             && tunnel.source.is_ipv6() != tunnel.destination.is_ipv6()
         {
-            return Err(PacketError::Families(tunnel.source, tunnel.destination));
+            let ends = (tunnel.source, tunnel.destination);
+            return Err(PacketError::TunnelFamilies(ends.0, ends.1));
         }
         let least = self.least_bytes() + FCS_BYTES;
         let most = most.min(MAX_FRAME_BYTES);

@@ -9,7 +9,7 @@ pub mod report;
 pub mod search;
 mod trial;
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
@@ -36,8 +36,14 @@ const LATENCY_PERCENT: [u32; 3] = [10, 50, 90];
 const LEAST_SHARE: f64 = 0.001;
 /// Paced frames go one by one, which costs a little of the full speed.
 const PACED_SHARE: f64 = 0.98;
-/// What a search takes, about, for the time that is left.
+/// What a search takes, about, for the time that is left: trials, and their
+/// mean length as a share of the full one.
 const SEARCH_TRIALS: u64 = 24;
+const SEARCH_SHARE: f64 = 0.6;
+/// Trials of a frame loss rate curve, about.
+const CURVE_TRIALS: f64 = 6.0;
+/// What a trial takes beside its length, about.
+const AROUND_S: f64 = 0.15;
 
 /// What is measured, and for how long.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,10 +72,33 @@ impl Plan {
     /// Steps of the progress bar.
     #[must_use]
     pub fn steps(&self) -> u64 {
-        let latency = LATENCY_PERCENT.len() as u64 * u64::from(self.latency_trials);
+        self.cases() * self.case_steps()
+    }
+
+    fn cases(&self) -> u64 {
+        self.sizes.len() as u64 * self.flows.len() as u64
+    }
+
+    fn latency_steps(&self) -> u64 {
+        LATENCY_PERCENT.len() as u64 * u64::from(self.latency_trials)
+    }
+
+    /// Steps of one size and number of flows: trials at most, but for the
+    /// search, which may take more.
+    fn case_steps(&self) -> u64 {
         let curve = if self.loss_curve { 10 } else { 0 };
-        let each = 1 + SEARCH_TRIALS + latency + curve;
-        self.sizes.len() as u64 * self.flows.len() as u64 * each
+        1 + SEARCH_TRIALS + self.latency_steps() + curve
+    }
+
+    /// How long it takes, about.
+    #[must_use]
+    pub fn estimate(&self) -> Duration {
+        let curve = if self.loss_curve { CURVE_TRIALS } else { 0.0 };
+        let whole = 1.0 + self.latency_steps() as f64 + curve;
+        let search = SEARCH_TRIALS as f64;
+        let sending = (whole + search * SEARCH_SHARE) * self.trial_seconds;
+        let case = sending + (whole + search) * AROUND_S;
+        Duration::try_from_secs_f64(case * self.cases() as f64).unwrap_or(Duration::MAX)
     }
 
     fn goals(&self) -> [Goal; 2] {
@@ -233,6 +262,8 @@ pub fn run(
             let interrupted = matches!(measured, Err(MeasureError::Interrupted));
             case.failure = measured.err().map(|error| error.to_string());
             report.cases.push(case);
+            // A case that failed, or that was found early, is over as well.
+            progress.reach(report.cases.len() as u64 * plan.case_steps());
             report.took_s = began.elapsed().as_secs_f64();
             if interrupted {
                 return Ok(report);

@@ -6,7 +6,7 @@ use std::fmt::Write as _;
 use crate::report::markdown::cell;
 use crate::report::text::{figure, table};
 use crate::report::{busy_elsewhere, machine_text, minutes, quantity};
-use crate::rfc2544::{Case, Report};
+use crate::rfc2544::{Case, Plan, Report};
 
 /// One table of the report.
 pub(super) struct Sheet {
@@ -69,6 +69,20 @@ pub(super) fn settings(report: &Report) -> String {
         .map(|(name, value)| format!("{name} {value}"))
         .collect();
     texts.join(", ")
+}
+
+/// What would be measured, and how long that takes.
+#[must_use]
+pub fn plan(plan: &Plan) -> String {
+    let sizes: Vec<String> = plan.sizes.iter().map(ToString::to_string).collect();
+    let flows: Vec<String> = plan.flows.iter().map(ToString::to_string).collect();
+    format!(
+        "frames of {}; {} flows; trials of {} s: about {}",
+        sizes.join(", "),
+        flows.join(", "),
+        plan.trial_seconds,
+        minutes(plan.estimate().as_secs_f64())
+    )
 }
 
 /// For a terminal.
