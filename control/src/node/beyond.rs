@@ -5,6 +5,7 @@
 //! touches its own entries and no others.
 
 pub mod inputs;
+pub mod unreached;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::Hash;
@@ -21,10 +22,12 @@ use spinlane_dataplane::types::{MacAddr, NextHopId, SegmentId, Vni, VtepId};
 use super::bound::BoundUplink;
 use super::kernel::Way;
 use super::masquerade::masquerade;
+use super::routes::KernelRoute;
 use super::setup::pod_mac;
 use crate::config::{Mode, Mtu, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6};
 use crate::source;
 use inputs::{Inputs, prefix};
+use unreached::{Unreached, Why};
 
 /// Kernel routes that are followed at most.
 const MOST_KERNEL_ROUTES: usize = 16_384;
@@ -47,6 +50,8 @@ pub struct Tables {
     /// Ranges of pods that the kernel too reaches as they are, and the
     /// neighbour on the uplink that they are behind.
     pub direct: Arc<BTreeMap<IpNet, IpAddr>>,
+    /// Nodes whose pods are out of reach.
+    pub unreached: Arc<Unreached>,
 }
 
 /// The planner.
@@ -71,6 +76,7 @@ impl Beyond {
         draft.nodes();
         if inputs.setup.network.mode != Mode::L2 {
             draft.cluster();
+            draft.refused();
             draft.kernel_routes();
         }
         let Draft {
@@ -80,6 +86,7 @@ impl Beyond {
             underlay,
             segment_vteps,
             direct,
+            unreached,
             ..
         } = draft;
         self.vtep_ids.release_unused();
@@ -92,6 +99,7 @@ impl Beyond {
             replace(&mut self.tables.masquerade, masquerade(inputs)),
             self.segments(segment_vteps),
             replace(&mut self.tables.direct, direct),
+            replace(&mut self.tables.unreached, unreached),
         ];
         changed.contains(&true)
     }
@@ -208,6 +216,7 @@ struct Draft<'a, 'b> {
     underlay: Underlay,
     segment_vteps: BTreeMap<SegmentId, Vec<VtepId>>,
     direct: BTreeMap<IpNet, IpAddr>,
+    unreached: Unreached,
 }
 
 impl<'a, 'b> Draft<'a, 'b> {
@@ -222,6 +231,7 @@ impl<'a, 'b> Draft<'a, 'b> {
             underlay: Underlay::default(),
             segment_vteps: BTreeMap::new(),
             direct: BTreeMap::new(),
+            unreached: Unreached::default(),
         }
     }
 
@@ -310,6 +320,11 @@ impl<'a, 'b> Draft<'a, 'b> {
             {
                 self.direct.insert(*net, next_hop.address);
             }
+            if target.is_none()
+                && let Some(why) = self.why_unreached(node, ends.filter(|_| through), through)
+            {
+                self.unreached.add(why, &node.name);
+            }
             self.targets
                 .insert(*net, target.unwrap_or(RouteTarget::Unreachable));
         }
@@ -321,6 +336,31 @@ impl<'a, 'b> Draft<'a, 'b> {
             if let Some(target) = target.filter(|_| !setup.addresses.contains(&address)) {
                 self.targets.insert(address.into(), target);
             }
+        }
+    }
+
+    /// What keeps a node's pods out of reach; nothing while that is the
+    /// uplink's or this node's own lack of an address.
+    fn why_unreached(
+        &self,
+        node: &source::Node,
+        ends: Option<(IpAddr, IpAddr)>,
+        through: bool,
+    ) -> Option<Why> {
+        let uplink = self.inputs.uplink?;
+        if node.addresses.is_empty() {
+            return Some(Why::NoAddress);
+        }
+        let Some((_, remote)) = ends else {
+            return match through {
+                true if self.inputs.setup.addresses.is_empty() => None,
+                true => Some(Why::NoCommonFamily),
+                false => Some(Why::NoRoute),
+            };
+        };
+        match self.inputs.kernel.way(remote) {
+            Some(way) if way.oif != uplink.port.ifindex => Some(Why::AnotherInterface),
+            _ => Some(Why::NoRoute),
         }
     }
 
@@ -459,19 +499,13 @@ impl<'a, 'b> Draft<'a, 'b> {
     /// gateway, by any other interface through the host.
     fn kernel_routes(&mut self) {
         let inputs = self.inputs;
-        let setup = inputs.setup;
         let mut best: BTreeMap<IpNet, u32> = BTreeMap::new();
         for route in inputs.kernel.routes.iter().take(MOST_KERNEL_ROUTES) {
             let net = route.to.trunc();
             let ours = inputs
                 .host
                 .is_some_and(|(_, index)| route.oif == Some(index));
-            let inside = |list: &[IpNet]| list.iter().any(|wide| wide.contains(&net));
-            if ours
-                || is_local(&net)
-                || inside(&setup.pod_cidrs)
-                || inside(&setup.network.cluster_cidrs)
-            {
+            if ours || !self.is_the_kernels(&net) {
                 continue;
             }
             let priority = best.entry(net).or_insert(u32::MAX);
@@ -503,6 +537,27 @@ impl<'a, 'b> Draft<'a, 'b> {
                 self.targets.insert(net, target);
             }
         }
+    }
+
+    /// Networks that the kernel refuses to send to, unless it has a better
+    /// route to the same.
+    fn refused(&mut self) {
+        let kernel = self.inputs.kernel;
+        for refused in kernel.refused.iter().take(MOST_KERNEL_ROUTES) {
+            let net = refused.to.trunc();
+            let mut routes = kernel.routes.iter();
+            let is_better = |r: &KernelRoute| r.to.trunc() == net && r.priority <= refused.priority;
+            if self.is_the_kernels(&net) && !routes.any(is_better) {
+                self.targets.entry(net).or_insert(RouteTarget::Unreachable);
+            }
+        }
+    }
+
+    /// Whether the kernel has the say where a network is: not of pods.
+    fn is_the_kernels(&self, net: &IpNet) -> bool {
+        let setup = self.inputs.setup;
+        let inside = |list: &[IpNet]| list.iter().any(|wide| wide.contains(net));
+        !is_local(net) && !inside(&setup.pod_cidrs) && !inside(&setup.network.cluster_cidrs)
     }
 
     /// The neighbours that the kernel knows in a network of the uplink.

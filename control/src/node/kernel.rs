@@ -2,9 +2,11 @@
 //! addresses, routes and neighbours, read as one. Pure but for
 //! [`Kernel::read`] and [`resolve`].
 
+use std::cmp::Reverse;
 use std::collections::HashMap;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use netlink_packet_route::neighbour::{
     NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
 };
@@ -14,7 +16,7 @@ use spinlane_dataplane::types::MacAddr;
 
 use super::endpoint::fnv1a;
 use super::netlink::{Link, Netlink, NetlinkError, Request};
-use super::routes::{self, KernelRoute};
+use super::routes::{self, KernelRoute, Refused};
 
 /// A neighbour that the kernel has resolved.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,6 +37,8 @@ pub struct Kernel {
     pub addresses: Vec<(u32, IpAddr)>,
     /// Unicast routes of the main table.
     pub routes: Vec<KernelRoute>,
+    /// Networks of the main table that it refuses to send to.
+    pub refused: Vec<Refused>,
     /// Resolved neighbours by interface and address.
     pub neighbours: HashMap<(u32, IpAddr), Neighbour>,
 }
@@ -55,7 +59,7 @@ pub struct Way {
 impl Kernel {
     /// Reads everything.
     pub fn read(netlink: &mut Netlink) -> Result<Kernel, NetlinkError> {
-        let mut routes = routes::list(netlink)?;
+        let (mut routes, refused) = routes::list_with_refused(netlink)?;
         // They follow from the rest.
         routes.retain(|route| !route.is_ours);
         Ok(Kernel {
@@ -66,6 +70,7 @@ impl Kernel {
                 .map(|a| (a.0, a.1))
                 .collect(),
             routes,
+            refused,
             neighbours: neighbours(netlink)?,
         })
     }
@@ -90,14 +95,20 @@ impl Kernel {
 
     /// The way to a destination: longest prefix, then lowest priority; among
     /// several next hops one by the destination's hash, so that destinations
-    /// spread and each keeps its own.
+    /// spread and each keeps its own. None where a route says so.
     pub fn way(&self, destination: IpAddr) -> Option<Way> {
         let usable = |index: u32| self.link(index).is_some_and(|link| link.up);
         let covering = self.routes.iter().filter(|route| {
             route.to.contains(&destination)
                 && (route.oif.is_some_and(usable) || route.hops.iter().any(|h| usable(h.1)))
         });
-        let route = covering.max_by_key(|r| (r.to.prefix_len(), std::cmp::Reverse(r.priority)))?;
+        let rank = |to: &IpNet, priority: u32| (to.prefix_len(), Reverse(priority));
+        let route = covering.max_by_key(|r| rank(&r.to, r.priority))?;
+        let refused = self.refused.iter().filter(|r| r.to.contains(&destination));
+        let refused = refused.map(|r| rank(&r.to, r.priority)).max();
+        if refused.is_some_and(|refused| refused > rank(&route.to, route.priority)) {
+            return None;
+        }
         let hops: Vec<_> = route.hops.iter().filter(|hop| usable(hop.1)).collect();
         let (via, oif) = match hops.len() {
             0 => (route.via, route.oif?),
@@ -266,6 +277,18 @@ mod tests {
             ["192.0.2.1", "192.0.2.2"]
         );
         assert!(kernel.way("2001:db8::1".parse().unwrap()).is_none());
+        let refused = |to: &str, priority| Kernel {
+            refused: vec![Refused {
+                to: to.parse().unwrap(),
+                priority,
+            }],
+            ..kernel.clone()
+        };
+        let is_refused = |kernel: Kernel, to: &str| kernel.way(to.parse().unwrap()).is_none();
+        assert!(is_refused(refused("8.0.0.0/8", 0), "8.8.8.8"));
+        assert!(is_refused(refused("0.0.0.0/0", 10), "8.8.8.8"));
+        assert!(!is_refused(refused("0.0.0.0/0", 60), "8.8.8.8"));
+        assert!(!is_refused(refused("192.0.0.0/8", 0), "192.0.2.7"));
         assert_eq!(kernel.default_route().unwrap().name, "eth1");
     }
 }

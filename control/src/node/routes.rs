@@ -76,26 +76,60 @@ impl KernelRoute {
     }
 }
 
+/// A network of the main table that the kernel refuses to send to
+/// (`unreachable`, `blackhole`, `prohibit`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// Destination.
+    pub to: IpNet,
+    /// The lower the better, among routes to the same destination.
+    pub priority: u32,
+}
+
 /// Unicast routes of the main table, both families.
 pub fn list(netlink: &mut Netlink) -> Result<Vec<KernelRoute>, NetlinkError> {
-    let mut found = Vec::new();
+    Ok(list_with_refused(netlink)?.0)
+}
+
+/// As [`list`], and the networks of that table that are refused.
+pub fn list_with_refused(
+    netlink: &mut Netlink,
+) -> Result<(Vec<KernelRoute>, Vec<Refused>), NetlinkError> {
+    let (mut found, mut refused) = (Vec::new(), Vec::new());
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut request = RouteMessage::default();
         request.header.address_family = family;
         let answers = netlink.dump("list the routes", RouteNetlinkMessage::GetRoute(request))?;
-        found.extend(answers.iter().filter_map(kernel_route));
+        for answer in &answers {
+            let RouteNetlinkMessage::NewRoute(message) = answer else {
+                continue;
+            };
+            if message.header.table != RouteHeader::RT_TABLE_MAIN {
+                continue;
+            }
+            match message.header.kind {
+                RouteType::Unicast => found.extend(kernel_route(message)),
+                RouteType::Unreachable | RouteType::BlackHole | RouteType::Prohibit => {
+                    refused.extend(kernel_route(message).map(Refused::from));
+                }
+                _ => {}
+            }
+        }
     }
-    Ok(found)
+    Ok((found, refused))
 }
 
-fn kernel_route(message: &RouteNetlinkMessage) -> Option<KernelRoute> {
-    let RouteNetlinkMessage::NewRoute(message) = message else {
-        return None;
-    };
-    let header = &message.header;
-    if header.kind != RouteType::Unicast || header.table != RouteHeader::RT_TABLE_MAIN {
-        return None;
+impl From<KernelRoute> for Refused {
+    fn from(route: KernelRoute) -> Self {
+        Refused {
+            to: route.to,
+            priority: route.priority,
+        }
     }
+}
+
+fn kernel_route(message: &RouteMessage) -> Option<KernelRoute> {
+    let header = &message.header;
     let unspecified = match header.address_family {
         AddressFamily::Inet => IpAddr::from([0; 4]),
         _ => IpAddr::from([0; 16]),

@@ -137,7 +137,11 @@ impl Node {
         notices.extend(own::strangers_notice(&inventory.strangers(&setup)));
         notices.extend(inventory.segmentless_notice(&setup));
         notices.extend(inventory.held_notices(&setup));
+        let is_up = inventory.surroundings.state == UplinkState::Up;
         drop(inventory);
+        if is_up {
+            notices.extend(self.core.tables().unreached.notices());
+        }
         notices.extend(self.core.qdisc_notices());
         let source = self.source_health().into_iter();
         notices.extend(source.flat_map(|source| [source.errors, source.warnings].concat()));

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use super::*;
 use crate::node::bound::{Binding, BoundPort, Offer};
 use crate::node::kernel::{Kernel, Neighbour};
+use crate::node::routes::Refused;
 use crate::node::samples::{self, link, route};
 use crate::node::setup::Setup;
 use spinlane_dataplane::types::PortId;
@@ -131,6 +132,78 @@ fn through_the_overlay_to_nodes_and_by_the_kernels_routes_to_the_rest() {
         Some(RouteTarget::NextHop(_))
     ));
     assert!(!follow(&mut beyond, &setup, &[node(1), node(2)], &kernel));
+}
+
+#[test]
+fn what_the_kernel_refuses_is_out_of_reach() {
+    let refused = |to: &str, priority| Refused {
+        to: to.parse().unwrap(),
+        priority,
+    };
+    let kernel = Kernel {
+        refused: vec![
+            refused("203.0.113.0/24", 0),
+            // A better route to the same stands beside it.
+            refused("192.168.5.0/24", 5),
+            // Pods are none of the kernel's business.
+            refused("10.100.2.0/24", 0),
+        ],
+        ..kernel()
+    };
+    let mut beyond = Beyond::default();
+    follow(&mut beyond, &setup("vxlan"), &[node(1), node(2)], &kernel);
+    assert_eq!(
+        target(&beyond, "203.0.113.9"),
+        Some(RouteTarget::Unreachable)
+    );
+    assert_eq!(
+        target(&beyond, "192.168.5.9"),
+        Some(RouteTarget::Host(HOST))
+    );
+    let far = target(&beyond, "10.100.2.7");
+    assert!(matches!(far, Some(RouteTarget::Vtep(_))), "{far:?}");
+}
+
+#[test]
+fn nodes_out_of_reach_are_named_with_the_cause() {
+    let with = |number: u32, addresses: &[&str]| {
+        Arc::new(source::Node {
+            addresses: addresses.iter().map(|a| a.parse().unwrap()).collect(),
+            ..source::Node::clone(&node(number))
+        })
+    };
+    let nodes = [
+        node(1),
+        node(2),
+        with(3, &[]),
+        with(4, &["fd31::4"]),
+        with(5, &["203.0.113.5"]),
+        with(6, &["192.168.5.6"]),
+    ];
+    let mut kernel = kernel();
+    kernel.routes.remove(1);
+    let mut beyond = Beyond::default();
+    for mode in ["vxlan", "routed"] {
+        follow(&mut beyond, &setup(mode), &nodes, &kernel);
+        let notices: Vec<_> = beyond.tables().unreached.notices().collect();
+        let expected = match mode {
+            "vxlan" => [
+                "no address:",
+                "no address of a family",
+                "no route",
+                "interface",
+            ]
+            .as_slice(),
+            // By another interface they are reached through the host.
+            _ => ["no address:", "no route"].as_slice(),
+        };
+        assert_eq!(notices.len(), expected.len(), "{notices:?}");
+        for (notice, cause) in notices.iter().zip(expected) {
+            assert!(notice.contains(cause), "{mode}: {notice}");
+        }
+        assert!(notices[0].contains(" node-3 "), "{}", notices[0]);
+        assert!(!notices.concat().contains("node-2"), "{notices:?}");
+    }
 }
 
 #[test]
