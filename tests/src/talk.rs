@@ -8,11 +8,9 @@ use crate::traffic;
 
 /// Bytes that TCP carries each way.
 const TCP_BYTES: usize = 200 << 10;
-/// Bytes of a datagram that its sender's kernel sends in fragments.
-const IN_PIECES: usize = 9000;
 
-/// Ping, TCP and UDP, also in fragments, between every two stations that can, over
-/// every address of the target that the source has a family for. The target sees the source's own
+/// Ping, TCP and UDP between every two stations that can, over every address of the
+/// target that the source has a family for. The target sees the source's own
 /// address; the host outside sees the address of the pod's node.
 ///
 /// # Errors
@@ -111,10 +109,7 @@ fn talks(pair: &Pair<'_>) -> Result<()> {
         return Err(LabError::unexpected("the address it comes from", detail));
     }
     traffic::tcp_both_ways(from.namespace, to.namespace, address, TCP_BYTES)?;
-    // Too long for one packet: over IPv6 the first ones may find out, either
-    // way, how narrow the path is.
-    traffic::udp_echo(from.namespace, to.namespace, address, 2, IN_PIECES)?;
-    for size in [18, 1300, IN_PIECES] {
+    for size in [18, 1300] {
         let whole = traffic::udp_echo(from.namespace, to.namespace, address, 3, size)?;
         if whole != 3 {
             let detail = format!("{whole} of 3 came back whole");
