@@ -239,7 +239,23 @@ impl Program {
     }
 }
 
-/// One try to load; with a log when `level` is not 0.
+/// A signal that comes while a program is verified ends that; as often as this
+/// it is tried again.
+const LOADS: u32 = 5;
+
+/// Calls until no signal came in between.
+fn undisturbed<T>(mut load: impl FnMut() -> io::Result<T>) -> io::Result<T> {
+    let mut result = load();
+    for _ in 1..LOADS {
+        match &result {
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => result = load(),
+            _ => break,
+        }
+    }
+    result
+}
+
+/// Loads; with a log when `level` is not 0.
 fn load(kind: ProgramType, code: &[Instruction], level: u32) -> (io::Result<OwnedFd>, String) {
     let license = c"GPL";
     let mut log = vec![0u8; if level == 0 { 0 } else { LOG_BYTES }];
@@ -257,7 +273,7 @@ fn load(kind: ProgramType, code: &[Instruction], level: u32) -> (io::Result<Owne
         },
         ..ProgLoad::default()
     };
-    let result = call_for_fd(PROG_LOAD, &mut attribute);
+    let result = undisturbed(|| call_for_fd(PROG_LOAD, &mut attribute));
     let log = String::from_utf8_lossy(std::hint::black_box(&log)).into_owned();
     (result, log)
 }
@@ -266,4 +282,29 @@ fn load(kind: ProgramType, code: &[Instruction], level: u32) -> (io::Result<Owne
 #[derive(Debug)]
 pub struct Attachment {
     _link: OwnedFd,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[test]
+    fn a_signal_does_not_keep_a_program_from_being_loaded() {
+        use io::ErrorKind::{InvalidInput, WouldBlock};
+        for (answers, tries, found) in [
+            (vec![Ok(7)], 1, Ok(7)),
+            (vec![Err(WouldBlock), Err(WouldBlock), Ok(7)], 3, Ok(7)),
+            (vec![Err(InvalidInput), Ok(7)], 1, Err(InvalidInput)),
+            (vec![Err(WouldBlock); 9], 5, Err(WouldBlock)),
+        ] {
+            let tried = Cell::new(0);
+            let result = undisturbed(|| {
+                let answer = answers[tried.replace(tried.get() + 1)];
+                answer.map_err(io::Error::from)
+            });
+            assert_eq!((result.map_err(|e| e.kind()), tried.get()), (found, tries));
+        }
+    }
 }

@@ -65,7 +65,8 @@ pub struct Sent {
     pub seconds: f64,
     /// Seconds that a paced generator was late and did not make up for.
     pub late_seconds: f64,
-    /// Of these, seconds in which other work had the core.
+    /// Of these, or of all without a pace, seconds in which other work had the
+    /// core.
     pub preempted_seconds: f64,
 }
 

@@ -98,7 +98,10 @@ impl XdpGenerator {
                         _ => wall,
                     },
                     late_seconds,
-                    preempted_seconds: (wall - worked).clamp(0.0, late_seconds),
+                    preempted_seconds: match limit.rate {
+                        Some(_) => (wall - worked).clamp(0.0, late_seconds),
+                        None => (wall - worked).max(0.0),
+                    },
                 });
             }
             self.call(&record, left, limit.rate)?;

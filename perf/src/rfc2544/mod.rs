@@ -36,6 +36,10 @@ const LATENCY_PERCENT: [u32; 3] = [10, 50, 90];
 const LEAST_SHARE: f64 = 0.001;
 /// Paced frames go one by one, which costs a little of the full speed.
 const PACED_SHARE: f64 = 0.98;
+/// Trials at full speed at most, and the share of one that other work may
+/// have of the generator's core before there is another.
+const FULL_SPEED_TRIALS: usize = 3;
+const MAX_PREEMPTED_SHARE: f64 = 0.1;
 /// What a search takes, about, for the time that is left: trials, and their
 /// mean length as a share of the full one.
 const SEARCH_TRIALS: u64 = 24;
@@ -314,7 +318,7 @@ fn measure(
     let name = case.name();
     progress.says(&format!("{name}: full speed"));
     // The subject learns every flow in this trial, which does not count.
-    let full = bench.run(0.0, plan.trial_seconds)?;
+    let full = full_speed(|| bench.run(0.0, plan.trial_seconds))?;
     progress.step();
     if full.received == 0 {
         return Err(MeasureError::Unreachable {
@@ -348,6 +352,25 @@ fn measure(
         loss_curve(bench, plan, case, (most, progress, &name))?;
     }
     Ok(())
+}
+
+/// What the generator offers at most, which is where the search begins. While
+/// other work has its core it offers less, and then the best of a few counts.
+fn full_speed(
+    mut trial: impl FnMut() -> Result<Outcome, MeasureError>,
+) -> Result<Outcome, MeasureError> {
+    let mut best = trial()?;
+    let mut last = best;
+    for _ in 1..FULL_SPEED_TRIALS {
+        if last.preempted_seconds <= MAX_PREEMPTED_SHARE * last.seconds {
+            break;
+        }
+        last = trial()?;
+        if last.offered_per_second() > best.offered_per_second() {
+            best = last;
+        }
+    }
+    Ok(best)
 }
 
 fn search(
@@ -409,4 +432,32 @@ fn loss_curve(
         progress.step();
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disturbed_generator_is_no_measure_of_full_speed() {
+        let outcome = |seconds: f64, preempted_seconds: f64| Outcome {
+            load: 0.0,
+            sent: 1000,
+            received: 1000,
+            seconds,
+            preempted_seconds,
+            loss_ratio: 0.0,
+        };
+        let [free, held, longer] = [outcome(1.0, 0.05), outcome(20.0, 19.0), outcome(30.0, 29.0)];
+        for (trials, made, found) in [
+            (vec![free], 1, free),
+            (vec![held, free], 2, free),
+            (vec![held, longer, free], 3, free),
+            (vec![longer, held, longer, free], 3, held),
+        ] {
+            let mut left = trials.iter();
+            let best = full_speed(|| Ok(*left.next().expect("a trial"))).expect("a speed");
+            assert_eq!((best, trials.len() - left.len()), (found, made));
+        }
+    }
 }
