@@ -169,10 +169,17 @@ fn draw(title: &str, x: &Axis, y: &Axis, lines: &[Series]) -> Option<String> {
     (!lines.is_empty()).then(|| plot::lines(title, x, y, lines))
 }
 
+/// The smallest size that has latencies; a case that failed has none.
+fn with_latency<'a>(sizes: &[(f64, &'a Case)]) -> Option<(f64, &'a Case)> {
+    let mut sizes = sizes.iter().copied();
+    sizes.find(|(_, case)| !case.latency.is_empty())
+}
+
 /// Median and 99th percentile at each load, by size.
 fn delays(title: &str, cases: &[&Case]) -> Option<String> {
     let sizes = by_size(cases);
-    let percents: Vec<u32> = sizes.first()?.1.latency.iter().map(|p| p.percent).collect();
+    let (_, case) = with_latency(&sizes)?;
+    let percents: Vec<u32> = case.latency.iter().map(|p| p.percent).collect();
     let mut lines = Vec::new();
     let figures: [(&str, Delay); 2] = [("p50", |l| l.p50_us), ("p99", |l| l.p99_us)];
     for (name, figure) in figures {
@@ -192,7 +199,7 @@ fn delays(title: &str, cases: &[&Case]) -> Option<String> {
 /// Shares of frames over their delay, at each load.
 fn distribution(title: &str, cases: &[&Case]) -> Option<String> {
     let sizes = by_size(cases);
-    let (_, case) = sizes.first()?;
+    let (_, case) = with_latency(&sizes)?;
     let lines = series(
         case.latency
             .iter()
@@ -248,4 +255,50 @@ fn loss(title: &str, cases: &[&Case]) -> Option<String> {
     };
     let y = Axis::from_zero("%", most(&lines).max(1.0), |loss| format!("{loss} %"));
     draw(title, &x, &y, &lines)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rfc2544::LatencyPoint;
+
+    #[test]
+    fn a_case_that_failed_takes_no_plot_from_the_others() {
+        let case = |size: &str, latency: Vec<LatencyPoint>| Case {
+            size: size.to_owned(),
+            mean_frame_bytes: 64.0,
+            flows: 1,
+            full_speed: None,
+            throughput: Vec::new(),
+            irregular: false,
+            trials: Vec::new(),
+            latency,
+            loss_curve: Vec::new(),
+            failure: None,
+        };
+        let point = LatencyPoint {
+            percent: 10,
+            load: 1.0,
+            trials: vec![Latency {
+                count: 5,
+                min_us: 1.0,
+                mean_us: 2.0,
+                p50_us: 2.0,
+                p90_us: 3.0,
+                p99_us: 4.0,
+                p999_us: 5.0,
+                max_us: 6.0,
+            }],
+        };
+        let cases = [
+            case("64", Vec::new()),
+            case("128", vec![point.clone()]),
+            case("256", vec![point]),
+        ];
+        let cases: Vec<&Case> = cases.iter().collect();
+        for plot in [delays as Plot, distribution] {
+            assert!(plot("", &cases).is_some_and(|svg| svg.contains("class=\"line\"")));
+            assert_eq!(plot("", &cases[..1]), None);
+        }
+    }
 }
