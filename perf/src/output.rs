@@ -130,12 +130,13 @@ fn check_file(path: &Path) -> Result<(), MeasureError> {
     if found.is_some_and(|found| !found.is_file() && !found.is_dir()) {
         return Ok(());
     }
-    let is_new = fs::symlink_metadata(path).is_err();
     let mut options = OpenOptions::new();
     let opened = options.write(true).create(true).truncate(false).open(path);
     opened.map_err(cannot_write(path))?;
-    if is_new {
-        fs::remove_file(path).map_err(cannot_write(path))?;
+    if found.is_none() {
+        // A link that led nowhere stays, what it leads to does not.
+        let made = fs::canonicalize(path).map_err(cannot_write(path))?;
+        fs::remove_file(made).map_err(cannot_write(path))?;
     }
     Ok(())
 }

@@ -76,7 +76,6 @@ impl Beyond {
         draft.nodes();
         if inputs.setup.network.mode != Mode::L2 {
             draft.cluster();
-            draft.refused();
             draft.kernel_routes();
         }
         let Draft {
@@ -496,41 +495,44 @@ impl<'a, 'b> Draft<'a, 'b> {
     }
 
     /// The rest of the world as the kernel has it: by the uplink to the
-    /// gateway, by any other interface through the host.
+    /// gateway, by any other interface through the host, or nowhere.
     fn kernel_routes(&mut self) {
         let inputs = self.inputs;
-        let mut best: BTreeMap<IpNet, u32> = BTreeMap::new();
+        let mut best: BTreeMap<IpNet, &KernelRoute> = BTreeMap::new();
         for route in inputs.kernel.routes.iter().take(MOST_KERNEL_ROUTES) {
             let net = route.to.trunc();
             let ours = inputs
                 .host
                 .is_some_and(|(_, index)| route.oif == Some(index));
-            if ours || !self.is_the_kernels(&net) {
+            if ours || !self.is_the_kernels(&net) || !inputs.kernel.is_usable(route) {
                 continue;
             }
-            let priority = best.entry(net).or_insert(u32::MAX);
-            if route.priority < *priority {
-                *priority = route.priority;
-            } else {
-                continue;
+            let best = best.entry(net).or_insert(route);
+            if route.priority < best.priority {
+                *best = route;
             }
-            let Some(way) = inputs.kernel.way(net.network()) else {
+        }
+        for refused in inputs.kernel.refused.iter().take(MOST_KERNEL_ROUTES) {
+            let net = refused.to.trunc();
+            let is_better = |route: &&KernelRoute| route.priority <= refused.priority;
+            if self.is_the_kernels(&net)
+                && !self.is_of_pods(&net)
+                && !best.get(&net).is_some_and(is_better)
+            {
+                self.targets.entry(net).or_insert(RouteTarget::Unreachable);
+            }
+        }
+        for (net, route) in best {
+            let Some(way) = inputs.kernel.way_by(route, net.network()) else {
                 continue;
             };
             // A network that this node is in: its stations follow one by one.
-            let by_uplink = inputs
-                .uplink
-                .is_some_and(|u| route.oif == Some(u.port.ifindex));
-            if by_uplink && route.via.is_none() {
+            let by_uplink = inputs.uplink.is_some_and(|u| way.oif == u.port.ifindex);
+            if by_uplink && way.is_on_link {
                 self.targets.entry(net).or_insert(RouteTarget::OnLink);
                 self.stations(&net);
                 continue;
             }
-            let way = Way {
-                oif: route.oif.unwrap_or(way.oif),
-                next: route.via.unwrap_or(way.next),
-                ..way
-            };
             if !self.targets.contains_key(&net)
                 && let Some(target) = self.by(&way)
             {
@@ -539,21 +541,14 @@ impl<'a, 'b> Draft<'a, 'b> {
         }
     }
 
-    /// Networks that the kernel refuses to send to, unless it has a better
-    /// route to the same.
-    fn refused(&mut self) {
-        let kernel = self.inputs.kernel;
-        for refused in kernel.refused.iter().take(MOST_KERNEL_ROUTES) {
-            let net = refused.to.trunc();
-            let mut routes = kernel.routes.iter();
-            let is_better = |r: &KernelRoute| r.to.trunc() == net && r.priority <= refused.priority;
-            if self.is_the_kernels(&net) && !routes.any(is_better) {
-                self.targets.entry(net).or_insert(RouteTarget::Unreachable);
-            }
-        }
+    /// Whether a network is in some node's range of pods.
+    fn is_of_pods(&self, net: &IpNet) -> bool {
+        let mut ranges = self.inputs.nodes.iter().flat_map(|node| &node.pod_cidrs);
+        ranges.any(|range| range.contains(net))
     }
 
-    /// Whether the kernel has the say where a network is: not of pods.
+    /// Whether the kernel has the say where a network is: not of this node's
+    /// pods nor in the cluster's ranges.
     fn is_the_kernels(&self, net: &IpNet) -> bool {
         let setup = self.inputs.setup;
         let inside = |list: &[IpNet]| list.iter().any(|wide| wide.contains(net));

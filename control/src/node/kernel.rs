@@ -93,23 +93,32 @@ impl Kernel {
         self.link(best.oif?)
     }
 
-    /// The way to a destination: longest prefix, then lowest priority; among
-    /// several next hops one by the destination's hash, so that destinations
-    /// spread and each keeps its own. None where a route says so.
+    /// The way to a destination: longest prefix, then lowest priority. None
+    /// where a route says so.
     pub fn way(&self, destination: IpAddr) -> Option<Way> {
-        let usable = |index: u32| self.link(index).is_some_and(|link| link.up);
-        let covering = self.routes.iter().filter(|route| {
-            route.to.contains(&destination)
-                && (route.oif.is_some_and(usable) || route.hops.iter().any(|h| usable(h.1)))
-        });
+        let covering = self.routes.iter().filter(|r| r.to.contains(&destination));
         let rank = |to: &IpNet, priority: u32| (to.prefix_len(), Reverse(priority));
-        let route = covering.max_by_key(|r| rank(&r.to, r.priority))?;
+        let best = covering
+            .filter(|route| self.is_usable(route))
+            .max_by_key(|r| rank(&r.to, r.priority))?;
         let refused = self.refused.iter().filter(|r| r.to.contains(&destination));
         let refused = refused.map(|r| rank(&r.to, r.priority)).max();
-        if refused.is_some_and(|refused| refused > rank(&route.to, route.priority)) {
+        if refused.is_some_and(|refused| refused > rank(&best.to, best.priority)) {
             return None;
         }
-        let hops: Vec<_> = route.hops.iter().filter(|hop| usable(hop.1)).collect();
+        self.way_by(best, destination)
+    }
+
+    /// Whether the kernel sends by a route: an interface of it is up.
+    pub fn is_usable(&self, route: &KernelRoute) -> bool {
+        route.oif.is_some_and(|oif| self.is_up(oif)) || route.hops.iter().any(|h| self.is_up(h.1))
+    }
+
+    /// The way to a destination by a route to it; among several next hops one
+    /// by the destination's hash, so that destinations spread and each keeps
+    /// its own.
+    pub fn way_by(&self, route: &KernelRoute, destination: IpAddr) -> Option<Way> {
+        let hops: Vec<_> = route.hops.iter().filter(|hop| self.is_up(hop.1)).collect();
         let (via, oif) = match hops.len() {
             0 => (route.via, route.oif?),
             several => {
@@ -126,6 +135,10 @@ impl Kernel {
             is_on_link: via.is_none(),
             mtu: route.mtu.filter(|mtu| *mtu > 0),
         })
+    }
+
+    fn is_up(&self, link: u32) -> bool {
+        self.link(link).is_some_and(|link| link.up)
     }
 }
 

@@ -3,6 +3,7 @@ use std::collections::HashMap;
 use super::*;
 use crate::node::bound::{Binding, BoundPort, Offer};
 use crate::node::kernel::{Kernel, Neighbour};
+use crate::node::netlink::Link;
 use crate::node::routes::Refused;
 use crate::node::samples::{self, link, route};
 use crate::node::setup::Setup;
@@ -10,6 +11,7 @@ use spinlane_dataplane::types::PortId;
 
 const UPLINK: u32 = 2;
 const OTHER: u32 = 3;
+const DOWN: u32 = 4;
 const HOST_SIDE: u32 = 9;
 const HOST: PortId = PortId(0);
 const MAC: MacAddr = MacAddr([2, 0, 0, 0, 0, 7]);
@@ -147,7 +149,29 @@ fn what_the_kernel_refuses_is_out_of_reach() {
             refused("192.168.5.0/24", 5),
             // Pods are none of the kernel's business.
             refused("10.100.2.0/24", 0),
+            refused("10.100.2.64/26", 0),
+            // They begin where wider routes do.
+            refused("0.0.0.0/8", 0),
+            refused("192.168.0.0/24", 0),
+            // Only a route whose interface is down stands beside it.
+            refused("198.51.100.0/24", 9),
         ],
+        routes: [
+            kernel().routes,
+            vec![
+                route("192.168.0.0/16", None, OTHER),
+                route("198.51.100.0/24", None, DOWN),
+            ],
+        ]
+        .concat(),
+        links: [
+            kernel().links,
+            vec![Link {
+                up: false,
+                ..link(DOWN)
+            }],
+        ]
+        .concat(),
         ..kernel()
     };
     let mut beyond = Beyond::default();
@@ -160,8 +184,21 @@ fn what_the_kernel_refuses_is_out_of_reach() {
         target(&beyond, "192.168.5.9"),
         Some(RouteTarget::Host(HOST))
     );
-    let far = target(&beyond, "10.100.2.7");
-    assert!(matches!(far, Some(RouteTarget::Vtep(_))), "{far:?}");
+    for pod in ["10.100.2.7", "10.100.2.70"] {
+        let far = target(&beyond, pod);
+        assert!(matches!(far, Some(RouteTarget::Vtep(_))), "{pod}: {far:?}");
+    }
+    let outside = target(&beyond, "8.8.8.8");
+    assert!(
+        matches!(outside, Some(RouteTarget::NextHop(_))),
+        "{outside:?}"
+    );
+    let wide = target(&beyond, "192.168.77.1");
+    assert_eq!(wide, Some(RouteTarget::Host(HOST)));
+    for nowhere in ["0.0.0.9", "192.168.0.9", "198.51.100.9"] {
+        let target = target(&beyond, nowhere);
+        assert_eq!(target, Some(RouteTarget::Unreachable), "{nowhere}");
+    }
 }
 
 #[test]
