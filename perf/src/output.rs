@@ -125,15 +125,16 @@ fn cannot_write(path: &Path) -> impl FnOnce(std::io::Error) -> MeasureError {
 
 /// Whether a file can be written; it stays as it is.
 fn check_file(path: &Path) -> Result<(), MeasureError> {
-    let found = fs::metadata(path).ok();
+    let found = fs::metadata(path);
+    let is_new = found.is_err();
     // The reader of a pipe would take its closing for the end.
-    if found.is_some_and(|found| !found.is_file() && !found.is_dir()) {
+    if found.is_ok_and(|found| !found.is_file() && !found.is_dir()) {
         return Ok(());
     }
     let mut options = OpenOptions::new();
     let opened = options.write(true).create(true).truncate(false).open(path);
     opened.map_err(cannot_write(path))?;
-    if found.is_none() {
+    if is_new {
         // A link that led nowhere stays, what it leads to does not.
         let made = fs::canonicalize(path).map_err(cannot_write(path))?;
         fs::remove_file(made).map_err(cannot_write(path))?;
