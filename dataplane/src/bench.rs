@@ -183,6 +183,11 @@ impl Rig {
         self.snapshot.generation.0 = self.snapshot.generation.0.wrapping_add(1).max(1);
     }
 
+    /// Removes every connection of a pod.
+    pub fn forget(&mut self, pod: PortId) {
+        self.state.connections().forget(pod);
+    }
+
     /// What the lane counted.
     pub fn counters(&self) -> &LaneCounters {
         &self.counters

@@ -221,6 +221,11 @@ impl LaneState {
         record::records(&self.lane, snapshot, now)
     }
 
+    /// The node's connections.
+    pub(crate) fn connections(&self) -> &Connections {
+        &self.connections
+    }
+
     /// Whether control has events to fetch since the last time of asking.
     pub fn take_events_pending(&mut self) -> bool {
         std::mem::take(&mut self.lane.events_pending)

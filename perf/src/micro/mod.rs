@@ -347,7 +347,7 @@ fn row(case: &Case, bench: &Bench, samples: Vec<f64>, clock: &Clock) -> Result<R
 /// Instructions do not depend on how many flows there are, and callgrind
 /// would take minutes to make a million.
 fn counted(case: &Case, counter: &Counter) -> Result<Option<f64>, MeasureError> {
-    let is_small = case.flows <= 1024 || case.work == Work::Churn;
+    let is_small = case.flows <= 1024 || case.work.is_new();
     match is_small {
         true => counter.count(*case),
         false => Ok(None),

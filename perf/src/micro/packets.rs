@@ -28,6 +28,8 @@ pub(super) const UPLINK: PortId = PortId(2);
 pub(super) const MTU: u32 = 1450;
 /// Bytes of a super-frame's IP packet.
 const SUPER_FRAME: usize = 65_000;
+/// Source ports of the pod that opens connections, fewer than masquerade has.
+pub(super) const ENDS: u32 = 2000;
 /// Shortest Ethernet frame without its check sequence.
 const SHORTEST: usize = 60;
 
@@ -263,6 +265,16 @@ pub(super) fn set_flow(frame: &mut [u8], layer2: bool, v6: bool, number: u32) {
         false => transport(v6),
     };
     frame[at..at + 4].copy_from_slice(&word);
+}
+
+/// Makes a frame the first one of connection `number`: each of [`ENDS`] source
+/// ports in turn, then towards the next port.
+#[inline]
+pub(super) fn set_connection(frame: &mut [u8], v6: bool, number: u32) {
+    let (source, destination) = (number % ENDS, number / ENDS);
+    let ports = (1024 + source) << 16 | destination & 0xffff;
+    let at = transport(v6);
+    frame[at..at + 4].copy_from_slice(&ports.to_be_bytes());
 }
 
 const fn transport(v6: bool) -> usize {

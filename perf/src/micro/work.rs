@@ -17,6 +17,9 @@ const ROUNDS: u32 = 50;
 const WARM_UP: u64 = 20_000;
 /// Flows of a case that decides each packet anew.
 const CLASSIFIED_FLOWS: u32 = 1024;
+/// New connections before the table forgets them: of the same ends towards
+/// another port each time, and fewer than a pod may have.
+const CONNECTIONS: u32 = 48 * packets::ENDS;
 /// As many flows as there are packets.
 pub(super) const ENDLESS: u32 = u32::MAX;
 /// Bytes that are summed: the payload of a full segment.
@@ -42,6 +45,8 @@ pub enum Work {
     VxlanIn,
     /// A known flow that leaves with the node's address.
     Masquerade,
+    /// A new connection with every packet, from ends that have ports already.
+    MasqueradeNew,
     /// A super-frame into segments; the unit is a segment.
     Segmentation,
     /// Neighbouring segments out of VXLAN into a super-frame; the unit is a
@@ -64,6 +69,7 @@ impl Work {
             Work::VxlanOut => "vxlan-out",
             Work::VxlanIn => "vxlan-in",
             Work::Masquerade => "masquerade",
+            Work::MasqueradeNew => "masquerade-new",
             Work::Segmentation => "segmentation",
             Work::Coalescing => "coalescing",
             Work::Checksum => "checksum",
@@ -82,7 +88,13 @@ impl Work {
 
     /// Whether the same bytes cannot go through twice.
     const fn needs_a_fresh_batch(self) -> bool {
-        matches!(self, Work::Classify | Work::Churn | Work::Masquerade) || self.is_tunneled()
+        let has_one_round = matches!(self, Work::Classify | Work::Masquerade);
+        has_one_round || self.is_new() || self.is_tunneled()
+    }
+
+    /// Whether every packet is the first one of its flow.
+    pub(super) const fn is_new(self) -> bool {
+        matches!(self, Work::Churn | Work::MasqueradeNew)
     }
 
     /// Whether the batch function moves where the packet begins.
@@ -153,6 +165,7 @@ pub fn cases() -> Vec<Case> {
         add(Work::VxlanOut, v6, 32, 1);
         add(Work::VxlanIn, v6, 32, 1);
         add(Work::Masquerade, v6, 32, 1);
+        add(Work::MasqueradeNew, v6, 32, ENDLESS);
         add(Work::Segmentation, v6, 1, 1);
         add(Work::Coalescing, v6, 32, 1);
     }
@@ -202,7 +215,7 @@ impl Bench {
             Work::L2Hit => from(packets::node(true, true))?,
             Work::Segmentation => from(packets::node(false, false))?,
             Work::VxlanOut => from(half(true, Way::Overlay)?)?,
-            Work::Masquerade => from(half(true, Way::Masquerade)?)?,
+            Work::Masquerade | Work::MasqueradeNew => from(half(true, Way::Masquerade)?)?,
             Work::VxlanIn => {
                 // What the other node makes of the packet.
                 let mut other = from(half(true, Way::Overlay)?)?;
@@ -242,7 +255,14 @@ impl Bench {
             before: [0; 2],
         };
         bench.load()?;
-        if case.work != Work::Churn {
+        if case.work == Work::MasqueradeNew {
+            // Gives the ends their ports; not counted as work.
+            while bench.next_flow < packets::ENDS {
+                bench.refresh()?;
+                bench.rig.process();
+            }
+        }
+        if !case.work.is_new() {
             // Twice: a flow that saw two packets is not pushed out.
             for _ in 0..(case.flows as usize).div_ceil(case.batch) * 2 {
                 bench.refresh()?;
@@ -353,12 +373,19 @@ impl Bench {
         if work == Work::Classify {
             self.rig.publish();
         }
+        if work == Work::MasqueradeNew && self.next_flow.is_multiple_of(CONNECTIONS) {
+            self.rig.forget(IN_PORT);
+        }
         for index in 0..self.rig.batch_len() {
             let head = self.rig.head(index);
             let len = head.len();
             head.copy_from_slice(&self.template[..len]);
-            if flows > 1 {
-                packets::set_flow(head, work == Work::L2Hit, v6, self.next_flow);
+            match work {
+                Work::MasqueradeNew => packets::set_connection(head, v6, self.next_flow),
+                _ if flows > 1 => {
+                    packets::set_flow(head, work == Work::L2Hit, v6, self.next_flow);
+                }
+                _ => {}
             }
             self.next_flow = (self.next_flow + 1) % flows;
         }
@@ -389,7 +416,10 @@ impl Bench {
                 (Work::L2Hit, Verdict::Flood { .. }) => true,
                 (Work::L3Partial, Verdict::Forward { checksum, .. }) => checksum.is_some(),
                 (Work::L3Hit | Work::Classify | Work::Churn, Verdict::Forward { .. }) => true,
-                (Work::VxlanOut | Work::Masquerade, Verdict::Forward { out, .. }) => out == UPLINK,
+                (
+                    Work::VxlanOut | Work::Masquerade | Work::MasqueradeNew,
+                    Verdict::Forward { out, .. },
+                ) => out == UPLINK,
                 (Work::VxlanIn, Verdict::Forward { out, .. }) => out != UPLINK,
                 (Work::Segmentation, Verdict::Segment { .. }) => true,
                 // As many in one as a chain of frames holds.
@@ -410,7 +440,7 @@ impl Bench {
 fn capacity(case: &Case) -> FlowCapacity {
     let usual = FlowCapacity::default();
     let flows = match case.work {
-        Work::Churn => 0,
+        Work::Churn | Work::MasqueradeNew => 0,
         _ => case.flows as usize * 2,
     };
     FlowCapacity {
@@ -442,8 +472,8 @@ mod tests {
             let before = bench.units();
             bench.run(4).unwrap();
             assert!(bench.units() >= before + 4, "{}", small.name());
-            let is_new = matches!(case.work, Work::Classify | Work::Churn | Work::Checksum);
-            if !is_new {
+            let is_decided = matches!(case.work, Work::Classify | Work::Checksum);
+            if !is_decided && !case.work.is_new() {
                 let rounds = bench.rig.counters().flow_hits.get();
                 bench.run(4).unwrap();
                 let hits = bench.rig.counters().flow_hits.get() - rounds;
