@@ -212,8 +212,8 @@ pub(super) fn admit(
     }
     // Link-local addresses stay on their link (RFC 4007, section 9): between
     // the pod and the gateway.
-    let to_gateway = snapshot.host(destination) == Some(Destination::Gateway);
-    if (is_link_local(source) || is_link_local(destination)) && !to_gateway {
+    let to_gateway = || snapshot.host(destination) == Some(Destination::Gateway);
+    if (is_link_local(source) || is_link_local(destination)) && !to_gateway() {
         return Err(DropReason::Martian);
     }
     Ok(())

@@ -105,19 +105,23 @@ impl Exhausted {
 struct Places {
     places: [Option<(End, u8, u64)>; EXHAUSTED],
     next: usize,
+    /// When none of them holds any more.
+    until: u64,
 }
 
 impl Places {
     fn hold(&self, tuple: &Tuple, now_ms: u64) -> bool {
-        self.places.iter().flatten().any(|(end, protocol, until)| {
+        let is_it = |(end, protocol, until): &(End, u8, u64)| {
             *end == tuple.destination && *protocol == tuple.protocol && *until > now_ms
-        })
+        };
+        now_ms < self.until && self.places.iter().flatten().any(is_it)
     }
 
     fn note(&mut self, tuple: &Tuple, now_ms: u64) {
         let until = now_ms + EXHAUSTED_MS;
         self.places[self.next] = Some((tuple.destination, tuple.protocol, until));
         self.next = (self.next + 1) % EXHAUSTED;
+        self.until = until;
     }
 }
 
@@ -362,7 +366,8 @@ fn connect(
 ) -> Result<(Found, Age), DropReason> {
     let (connections, now_ms) = (round.connections, round.millis());
     let masquerade = &round.snapshot.masquerade;
-    if let Some(found) = connections.find(tuple, now_ms) {
+    let hash = connections.hash(tuple);
+    if let Some(found) = connections.find_hashed(hash, tuple, now_ms) {
         if !found.is_pods_way() {
             return Err(DropReason::NoConnection);
         }
@@ -399,7 +404,7 @@ fn connect(
         state,
         stamp,
     };
-    let opened = connections.masquerade(&opening, &exits, now_ms);
+    let opened = connections.masquerade_hashed(hash, &opening, &exits, now_ms);
     match opened {
         Ok(found) => Ok((found, Age::New)),
         Err(refused) => {

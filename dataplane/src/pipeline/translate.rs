@@ -27,16 +27,18 @@ const ICMP_IDENTIFIER: usize = 4;
 impl Translation {
     /// From the end that a packet names to the one that it is to name.
     pub(super) fn between(old: End, new: End, side: Side) -> Translation {
-        let address = |end: End| end.address.octets_v6();
         let (old_port, port) = (old.port.to_be_bytes(), new.port.to_be_bytes());
-        // IPv4-mapped addresses differ from each other in the last four bytes.
-        let address_delta = checksum::delta(&address(old), &address(new));
-        let bytes = match new.address.is_v4() {
+        // Both are of one family.
+        let (bytes, address_delta) = match new.address.is_v4() {
             true => {
-                let [a, b, c, d] = new.address.octets_v4();
-                [a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]
+                let octets @ [a, b, c, d] = new.address.octets_v4();
+                let delta = checksum::delta(&old.address.octets_v4(), &octets);
+                ([a, b, c, d, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0], delta)
             }
-            false => address(new),
+            false => {
+                let octets = new.address.octets_v6();
+                (octets, checksum::delta(&old.address.octets_v6(), &octets))
+            }
         };
         Translation {
             address: bytes,

@@ -31,10 +31,13 @@ use super::stamp::Stamp;
 use super::state::{Origin, State};
 use super::tuple::{Address, End, Tuple};
 use super::words::{Memory, Words};
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 use crate::types::PortId;
 
 pub(super) const WORDS: usize = 24;
+
+/// Words of a cache line; an entry is three.
+const LINE: usize = 8;
 
 /// Words before the first entry; a page, which a file's header fills.
 pub(super) const HEADER: usize = 512;
@@ -95,8 +98,23 @@ impl Entries {
     }
 
     #[inline]
-    fn word(&self, entry: u32, word: usize) -> &crate::sync::AtomicU64 {
+    fn word(&self, entry: u32, word: usize) -> &AtomicU64 {
         self.0.at(HEADER + entry as usize * WORDS + word)
+    }
+
+    /// All words of an entry.
+    #[inline]
+    fn words(&self, entry: u32) -> &[AtomicU64; WORDS] {
+        self.0.run(HEADER + entry as usize * WORDS)
+    }
+
+    /// Asks for the words of an entry that is used soon.
+    #[inline]
+    pub(super) fn ask(&self, entry: u32) {
+        let first = HEADER + entry as usize * WORDS;
+        for line in (0..WORDS).step_by(LINE) {
+            self.0.prefetch(first + line);
+        }
     }
 
     /// A word that the entry's shard lock guards, or that needs no order.
@@ -125,7 +143,8 @@ impl Entries {
         ];
         // Release, each: a reader that sees one of these sees, too, that the
         // version before them was even.
-        let put = |word: usize, value: u64| self.word(entry, word).store(value, Ordering::Release);
+        let words = self.words(entry);
+        let put = |word: usize, value: u64| words[word].store(value, Ordering::Release);
         let mut ports = 0;
         for (number, end) in ends.iter().enumerate() {
             put(TUPLES + 2 * number, end.address.0[0]);
@@ -135,7 +154,8 @@ impl Entries {
         put(PORTS, ports);
         put(PROTOCOL, u64::from(original.protocol));
         put(CHECK, check);
-        let version = self.get(entry, VERSION) + 1;
+        // Relaxed: the entry is the caller's alone.
+        let version = words[VERSION].load(Ordering::Relaxed) + 1;
         debug_assert_eq!(version & 1, 1);
         // Release: the tuples go before.
         put(VERSION, version);
@@ -155,12 +175,13 @@ impl Entries {
     /// hands meanwhile.
     #[inline]
     pub(super) fn read(&self, entry: u32) -> Option<Pair> {
-        let version = self.version(entry);
+        let words = self.words(entry);
+        // Acquire, each: see `version` and `write`.
+        let get = |word: usize| words[word].load(Ordering::Acquire);
+        let version = get(VERSION);
         if version & 1 == 0 {
             return None;
         }
-        // Acquire, each: see `write`.
-        let get = |word: usize| self.word(entry, word).load(Ordering::Acquire);
         let ports = get(PORTS);
         let end = |number: usize| End {
             address: Address([get(TUPLES + 2 * number), get(TUPLES + 2 * number + 1)]),
@@ -177,7 +198,13 @@ impl Entries {
             original: tuple(end(0), end(1)),
             reply: tuple(end(2), end(3)),
         };
-        (self.version(entry) == version).then_some(pair)
+        (get(VERSION) == version).then_some(pair)
+    }
+
+    /// The protocol of a connection that stays live meanwhile.
+    #[inline]
+    pub(super) fn protocol(&self, entry: u32) -> u8 {
+        self.get(entry, PROTOCOL) as u8
     }
 
     /// The state; `None` for an entry that never had one.
@@ -235,14 +262,21 @@ impl Entries {
 
     /// Sets what a new connection begins with.
     pub(super) fn begin(&self, entry: u32, now_ms: u64) {
-        self.set(entry, OPENED, now_ms);
-        self.set(entry, SEEN, now_ms);
-        self.set(entry, PACKETS, 1);
-        self.set(entry, CLAIM, 0);
-        self.set(entry, MTU, 0);
-        self.set(entry, THROUGH, 0);
-        self.set(entry, LAST, 0);
-        self.set(entry, LAST + 1, 0);
+        let words = self.words(entry);
+        let begins = [
+            (OPENED, now_ms),
+            (SEEN, now_ms),
+            (PACKETS, 1),
+            (CLAIM, 0),
+            (MTU, 0),
+            (THROUGH, 0),
+            (LAST, 0),
+            (LAST + 1, 0),
+        ];
+        for (word, value) in begins {
+            // Relaxed: the entry is the caller's alone.
+            words[word].store(value, Ordering::Relaxed);
+        }
     }
 
     /// Goes on with what another table had of the connection.

@@ -131,9 +131,12 @@ impl Connections {
         // An end's connections leave by one address (RFC 4787, REQ-2).
         let home = match count {
             1 => 0,
-            _ => End { port: 0, ..inside }.hash(0, self.seed) as usize,
+            _ => End { port: 0, ..inside }.hash(0, self.seed) as usize % count,
         };
-        let addresses = || (0..count).map(|step| exits.addresses.get((home + step) % count));
+        let addresses = || {
+            let numbers = (home..count).chain(0..home);
+            numbers.map(|number| exits.addresses.get(number))
+        };
         for address in addresses() {
             let protocol = original.protocol;
             let claim = self.holders.claim(protocol, inside, address, exits.ports);

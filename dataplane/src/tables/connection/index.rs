@@ -10,10 +10,14 @@
 
 use super::state::Side;
 use super::words::Words;
-use crate::sync::Ordering;
+use crate::sync::{AtomicU64, Ordering};
 
 /// Cells of a bucket.
 const CELLS: usize = 8;
+
+/// Cells that are looked at together. A bucket is filled from its beginning,
+/// so the others are mostly empty, which one test tells.
+const HALF: usize = CELLS / 2;
 
 /// Words of a shard's lock: a cache line, so that lanes do not wait for each
 /// other's neighbours.
@@ -43,9 +47,59 @@ impl Cell {
     }
 }
 
+/// Bits of a cell below its tag.
+const BELOW_TAG: u32 = 34;
+
 #[inline]
 fn tag(hash: u64) -> u64 {
-    hash & (!0 << 34)
+    hash & (!0 << BELOW_TAG)
+}
+
+/// What a look at a bucket's cells, from the last to the first, saw of them.
+struct Filling {
+    /// Cells in use.
+    used: usize,
+    /// The first that is empty.
+    free: usize,
+}
+
+impl Filling {
+    /// Looks at half a bucket, whose cells are counted from `first` on; ends at
+    /// one with the hash's tag that `is_it` confirms.
+    #[inline(always)]
+    fn look<T>(
+        &mut self,
+        (words, first): (&[AtomicU64; HALF], usize),
+        hash: u64,
+        is_it: &impl Fn(Cell) -> Option<T>,
+    ) -> Option<T> {
+        for (number, word) in words.iter().enumerate().rev() {
+            // Acquire: the entry that the cell names was written before.
+            let cell = word.load(Ordering::Acquire);
+            if (cell ^ hash) >> BELOW_TAG == 0
+                && let Some(found) = nonempty(cell).and_then(is_it)
+            {
+                return Some(found);
+            }
+            self.used += usize::from(cell != 0);
+            self.free = if cell == 0 { first + number } else { self.free };
+        }
+        None
+    }
+}
+
+/// Out of line, so that it is asked of cells with the right tag alone.
+#[inline(never)]
+fn nonempty(cell: u64) -> Option<Cell> {
+    (cell as u32 != 0).then_some(Cell(cell))
+}
+
+/// Whether no cell is in use.
+#[inline(always)]
+fn are_empty(words: &[AtomicU64; HALF]) -> bool {
+    // Relaxed: who finds one in use loads it again.
+    let cells = words.iter().map(|word| word.load(Ordering::Relaxed));
+    cells.fold(0, |all, cell| all | cell) == 0
 }
 
 /// Why a cell was not put in.
@@ -99,23 +153,38 @@ impl Index {
         }
     }
 
+    /// Looks at a bucket, at its latter half only when that is not empty.
+    #[inline(always)]
+    fn look<T>(
+        &self,
+        bucket: usize,
+        hash: u64,
+        is_it: &impl Fn(Cell) -> Option<T>,
+    ) -> (Filling, Option<T>) {
+        let (front, back) = (self.cells.run(bucket), self.cells.run(bucket + HALF));
+        let mut filling = Filling {
+            used: 0,
+            free: HALF,
+        };
+        if !are_empty(back) {
+            let found = filling.look((back, HALF), hash, is_it);
+            if found.is_some() {
+                return (filling, found);
+            }
+        }
+        let found = filling.look((front, 0), hash, is_it);
+        (filling, found)
+    }
+
     /// The first cell of the hash that `is_it` confirms. Lockless: a cell that
     /// is put in or taken out meanwhile may or may not be seen.
     #[inline]
     pub(super) fn find<T>(&self, hash: u64, is_it: impl Fn(Cell) -> Option<T>) -> Option<T> {
-        for bucket in self.buckets(hash) {
-            for at in bucket..bucket + CELLS {
-                // Acquire: the entry that the cell names was written before.
-                let cell = self.cells.at(at).load(Ordering::Acquire);
-                if cell & (!0 << 34) == tag(hash)
-                    && cell as u32 != 0
-                    && let Some(found) = is_it(Cell(cell))
-                {
-                    return Some(found);
-                }
-            }
+        let [first, second] = self.buckets(hash);
+        match self.look(first, hash, &is_it) {
+            (_, None) => self.look(second, hash, &is_it).1,
+            (_, found) => found,
         }
-        None
     }
 
     /// Puts a cell in, unless `is_it` confirms one of the same hash.
@@ -126,25 +195,22 @@ impl Index {
         is_it: impl Fn(Cell) -> Option<T>,
     ) -> Result<(), NoCell<T>> {
         let _guard = self.locks.lock(self.shard(hash) * LOCK_WORDS);
-        if let Some(found) = self.find(hash, is_it) {
-            return Err(NoCell::Taken(found));
+        // The emptier bucket, the first when both are as full.
+        let (mut least, mut place) = (CELLS, 0);
+        for bucket in self.buckets(hash) {
+            let (filling, found) = self.look(bucket, hash, &is_it);
+            if let Some(found) = found {
+                return Err(NoCell::Taken(found));
+            }
+            if filling.used < least {
+                (least, place) = (filling.used, bucket + filling.free);
+            }
         }
-        let free = |bucket: usize| {
-            let mut cells = bucket..bucket + CELLS;
-            cells.find(|&at| self.cells.get(at) == 0)
-        };
-        let used = |bucket: usize| {
-            let cells = bucket..bucket + CELLS;
-            cells.filter(|&at| self.cells.get(at) != 0).count()
-        };
-        let [first, second] = self.buckets(hash);
-        let emptier = match used(first) <= used(second) {
-            true => first,
-            false => second,
-        };
-        let at = free(emptier).ok_or(NoCell::Full)?;
+        if least == CELLS {
+            return Err(NoCell::Full);
+        }
         // Release: who sees the cell sees the entry.
-        self.cells.at(at).store(cell.0, Ordering::Release);
+        self.cells.at(place).store(cell.0, Ordering::Release);
         Ok(())
     }
 

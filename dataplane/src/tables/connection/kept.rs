@@ -221,7 +221,7 @@ impl Connections {
         } = pair;
         let origin = left.origin(from);
         let hash = original.hash(self.seed);
-        let Some(entry) = self.take_entry(hash, origin, now_ms) else {
+        let Some((shard, entry)) = self.take_entry(hash, origin, now_ms) else {
             return false;
         };
         self.entries.begin(entry, now_ms);
@@ -233,8 +233,7 @@ impl Connections {
         self.entries.set_state(entry, state, share);
         let Published::Done(version, _) = self.publish((entry, hash), original, reply, now_ms)
         else {
-            let shard = self.shards.lock(self.shards.of(entry), &self.entries);
-            shard.give(entry);
+            self.shards.lock(shard, &self.entries).give(entry);
             return false;
         };
         self.shares.count(share);
@@ -243,7 +242,7 @@ impl Connections {
             let claim = self.holders.claim_again(original.protocol, inside, outside);
             self.entries.set_claim(entry, claim.map(|c| c.place));
         }
-        self.enlist(entry, version);
+        self.enlist((shard, entry), version);
         true
     }
 

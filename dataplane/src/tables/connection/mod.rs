@@ -257,20 +257,27 @@ impl Connections {
         self.len() == 0
     }
 
+    /// The hash of a tuple, for who looks it up and opens it.
+    #[inline]
+    pub(crate) fn hash(&self, tuple: &Tuple) -> u64 {
+        tuple.hash(self.seed)
+    }
+
     /// Asks for what a lookup of the tuple will read.
     #[inline]
     pub fn ask(&self, tuple: &Tuple) {
-        self.index.ask(tuple.hash(self.seed));
+        self.index.ask(self.hash(tuple));
     }
 
     /// The connection that a packet's tuple belongs to.
     #[inline]
     pub fn find(&self, tuple: &Tuple, now_ms: u64) -> Option<Found> {
-        self.find_hashed(tuple.hash(self.seed), tuple, now_ms)
+        self.find_hashed(self.hash(tuple), tuple, now_ms)
     }
 
+    /// As [`Connections::find`], with the tuple's hash.
     #[inline]
-    fn find_hashed(&self, hash: u64, tuple: &Tuple, now_ms: u64) -> Option<Found> {
+    pub(crate) fn find_hashed(&self, hash: u64, tuple: &Tuple, now_ms: u64) -> Option<Found> {
         self.index
             .find(hash, |cell| self.confirm(cell, tuple, now_ms))
     }
@@ -307,18 +314,21 @@ impl Connections {
     }
 
     /// Puts a connection that stands in the index on the timers.
-    fn enlist(&self, entry: u32, version: u64) {
-        let shard = self.shards.lock(self.shards.of(entry), &self.entries);
+    #[inline]
+    fn enlist(&self, (shard, entry): (usize, u32), version: u64) {
+        let shard = self.shards.lock(shard, &self.entries);
         if self.entries.version(entry) == version {
             self.reschedule(&shard, entry);
         }
     }
 
+    /// Where a live connection's state and time have it stand.
+    #[inline]
     fn reschedule(&self, shard: &Shard<'_>, entry: u32) {
-        let Some((pair, state)) = self.entries.read(entry).zip(self.entries.state(entry)) else {
+        let Some(state) = self.entries.state(entry) else {
             return;
         };
-        let timeout_ms = state.timeout_ms(pair.original.protocol);
+        let timeout_ms = state.timeout_ms(self.entries.protocol(entry));
         shard.schedule(entry, self.entries.seen_ms(entry) + timeout_ms);
         shard.set_expendable(entry, state.is_expendable());
     }

@@ -70,10 +70,22 @@ impl Connections {
         exits: &Exits<'_>,
         now_ms: u64,
     ) -> Result<Found, Refused> {
+        self.masquerade_hashed(self.hash(&opening.original), opening, exits, now_ms)
+    }
+
+    /// As [`Connections::masquerade`], with the first packet's hash from
+    /// [`Connections::hash`].
+    pub(crate) fn masquerade_hashed(
+        &self,
+        hash: u64,
+        opening: &Opening,
+        exits: &Exits<'_>,
+        now_ms: u64,
+    ) -> Result<Found, Refused> {
         if exits.addresses.len() == 0 {
             return Err(Refused::NoAddress);
         }
-        self.open(opening, Origin::Pod, now_ms, |entry, hash| {
+        self.open_hashed(hash, opening, (Origin::Pod, now_ms), |entry| {
             self.find_exit((entry, hash), opening, exits, now_ms)
         })
     }
@@ -112,26 +124,39 @@ impl Connections {
         now_ms: u64,
         publish: impl FnOnce(u32, u64) -> Result<Published, Refused>,
     ) -> Result<Found, Refused> {
+        let hash = self.hash(&opening.original);
+        self.open_hashed(hash, opening, (origin, now_ms), |entry| {
+            publish(entry, hash)
+        })
+    }
+
+    fn open_hashed(
+        &self,
+        hash: u64,
+        opening: &Opening,
+        (origin, now_ms): (Origin, u64),
+        publish: impl FnOnce(u32) -> Result<Published, Refused>,
+    ) -> Result<Found, Refused> {
+        debug_assert_eq!(hash, self.hash(&opening.original));
         let share = Share {
             origin,
             pod: opening.pod,
         };
-        let hash = opening.original.hash(self.seed);
         let shares = &self.shares;
         let is_counted =
             shares.take(share) || self.evict_of(share, hash, now_ms) && shares.take(share);
         if !is_counted {
             return Err(Refused::PodLimit);
         }
-        let Some(entry) = self.take_entry(hash, origin, now_ms) else {
+        let Some((shard, entry)) = self.take_entry(hash, origin, now_ms) else {
             shares.uncount(share);
             return Err(Refused::TableFull);
         };
         self.entries.begin(entry, now_ms);
         self.entries.set_state(entry, opening.state, share);
-        let refused = match publish(entry, hash) {
+        let refused = match publish(entry) {
             Ok(Published::Done(version, reply)) => {
-                self.enlist(entry, version);
+                self.enlist((shard, entry), version);
                 return Ok(Found {
                     id: ConnectionId {
                         entry,
@@ -153,7 +178,7 @@ impl Connections {
             Err(refused) => Err(refused),
         };
         shares.uncount(share);
-        let shard = self.shards.lock(self.shards.of(entry), &self.entries);
+        let shard = self.shards.lock(shard, &self.entries);
         shard.give(entry);
         refused
     }
@@ -167,7 +192,7 @@ impl Connections {
         reply: &Tuple,
         now_ms: u64,
     ) -> Published {
-        let back = reply.hash(self.seed);
+        let back = self.hash(reply);
         self.index.ask(back);
         let version = self
             .entries
@@ -202,18 +227,27 @@ impl Connections {
     /// The hash's own shard, and those that stand in for it.
     fn candidates(&self, hash: u64) -> impl Iterator<Item = usize> {
         let own = (hash >> 34) as usize;
+        // A power of two.
         let count = self.shard_count;
-        (0..4.min(count)).map(move |step| (own + step) % count)
+        (0..4.min(count)).map(move |step| (own + step) & (count - 1))
     }
 
-    /// A free entry, of the hash's own shard when that has one.
-    pub(super) fn take_entry(&self, hash: u64, origin: Origin, now_ms: u64) -> Option<u32> {
-        let take = |shard: usize| self.shards.lock(shard, &self.entries).take(origin);
+    /// A free entry, of the hash's own shard when that has one; with its shard.
+    pub(super) fn take_entry(
+        &self,
+        hash: u64,
+        origin: Origin,
+        now_ms: u64,
+    ) -> Option<(usize, u32)> {
+        let take = |number: usize| {
+            let entry = self.shards.lock(number, &self.entries).take(origin);
+            entry.map(|entry| (number, entry))
+        };
         self.candidates(hash).find_map(take).or_else(|| {
-            self.candidates(hash).find_map(|shard| {
-                let shard = self.shards.lock(shard, &self.entries);
+            self.candidates(hash).find_map(|number| {
+                let shard = self.shards.lock(number, &self.entries);
                 self.make_room(&shard, origin, now_ms);
-                shard.take(origin)
+                shard.take(origin).map(|entry| (number, entry))
             })
         })
     }

@@ -98,21 +98,33 @@ impl Holders {
         };
         let own = range.contains(&inside.port);
         let own = own.then_some(base + usize::from(inside.port));
-        let buckets = choices(hash, range).map(|ports| base + ports.start..base + ports.end);
-        let mut places = own.into_iter().chain(buckets.iter().cloned().flatten());
-        if let Some(held) = places.find(|&place| self.join(place, fingerprint)) {
-            return Some(made(held));
+        if let Some(own) = own.filter(|&own| self.join(own, fingerprint)) {
+            return Some(made(own));
+        }
+        let buckets = Buckets::of(hash, base, range);
+        // The emptiest, so that all fill alike; of several the first, where the
+        // next connection of the end finds its port soonest.
+        let (mut most, mut emptiest) = (0, 0);
+        for choice in 0..CHOICES {
+            let bucket = buckets.get(choice);
+            let mut free = 0;
+            for (place, word) in bucket.clone().zip(self.words.slice(bucket)) {
+                // Relaxed: see the module.
+                let held = word.load(Ordering::Relaxed);
+                if held & !COUNT_MASK == fingerprint && self.join(place, fingerprint) {
+                    return Some(made(place));
+                }
+                free += usize::from(held == 0);
+            }
+            if free > most {
+                (most, emptiest) = (free, choice);
+            }
         }
         if let Some(own) = own.filter(|&own| self.take(own, fingerprint)) {
             return Some(made(own));
         }
-        let free = |bucket: &Range<usize>| {
-            let places = bucket.clone();
-            places.filter(|&place| self.words.get(place) == 0).count()
-        };
-        // The emptiest first, so that all fill alike.
-        let emptiest = buckets.iter().max_by_key(|bucket| free(bucket))?;
-        let mut places = emptiest.clone().chain(buckets.iter().cloned().flatten());
+        let choices = std::iter::once(emptiest).chain(0..CHOICES);
+        let mut places = choices.flat_map(|choice| buckets.get(choice));
         places
             .find(|&place| self.take(place, fingerprint))
             .map(made)
@@ -164,21 +176,38 @@ impl Holders {
     }
 }
 
-/// The buckets of an end, as ports. The last one has what is left over.
-fn choices(hash: u64, range: &RangeInclusive<u16>) -> [Range<usize>; CHOICES] {
-    let (first, last) = (usize::from(*range.start()), usize::from(*range.end()));
-    let count = ((last + 1 - first) / WAYS).max(1);
-    // Sixteen bits a choice.
-    let hashes = [hash, mix(&[], hash)];
-    std::array::from_fn(|choice| {
-        let bits = hashes[choice / 4] >> (16 * (choice % 4)) & 0xffff;
-        let bucket = (bits as usize * count) >> 16;
-        let start = first + bucket * WAYS;
-        match bucket + 1 == count {
-            true => start..last + 1,
+/// The buckets of an end.
+struct Buckets {
+    /// Sixteen bits a choice.
+    hashes: [u64; CHOICES / 4],
+    /// The range's places.
+    places: Range<usize>,
+    /// Buckets in it.
+    count: usize,
+}
+
+impl Buckets {
+    #[inline]
+    fn of(hash: u64, base: usize, range: &RangeInclusive<u16>) -> Buckets {
+        let (first, last) = (usize::from(*range.start()), usize::from(*range.end()));
+        Buckets {
+            hashes: [hash, mix(&[], hash)],
+            places: base + first..base + last + 1,
+            count: ((last + 1 - first) / WAYS).max(1),
+        }
+    }
+
+    /// The places of one. The range's last bucket has what is left over.
+    #[inline]
+    fn get(&self, choice: usize) -> Range<usize> {
+        let bits = self.hashes[choice / 4] >> (16 * (choice % 4)) & 0xffff;
+        let bucket = (bits as usize * self.count) >> 16;
+        let start = self.places.start + bucket * WAYS;
+        match bucket + 1 == self.count {
+            true => start..self.places.end,
             false => start..start + WAYS,
         }
-    })
+    }
 }
 
 /// Never 0, which is a free port's.

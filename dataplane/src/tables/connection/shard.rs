@@ -21,6 +21,7 @@
 use super::entry::{Entries, QUEUE, WHEEL};
 use super::state::Origin;
 use super::words::{Guard, Words};
+use crate::sync::{AtomicU64, Ordering};
 
 /// Slots of the wheel.
 #[cfg(not(loom))]
@@ -74,8 +75,7 @@ pub(super) struct Shards {
 
 /// One shard, locked.
 pub(super) struct Shard<'a> {
-    words: &'a Words,
-    base: usize,
+    words: &'a [AtomicU64; WORDS],
     first: u32,
     count: u32,
     entries: &'a Entries,
@@ -97,8 +97,7 @@ impl Shards {
 
     fn with<'a>(&'a self, shard: usize, entries: &'a Entries, guard: Guard<'a>) -> Shard<'a> {
         Shard {
-            words: &self.words,
-            base: shard * WORDS,
+            words: self.words.run(shard * WORDS),
             first: shard as u32 * self.per_shard,
             count: self.per_shard,
             entries,
@@ -106,6 +105,7 @@ impl Shards {
         }
     }
 
+    #[inline]
     pub(super) fn lock<'a>(&'a self, shard: usize, entries: &'a Entries) -> Shard<'a> {
         let guard = self.words.lock(shard * WORDS + LOCK);
         self.with(shard, entries, guard)
@@ -139,12 +139,16 @@ impl Shards {
 }
 
 impl Shard<'_> {
+    #[inline]
     fn get(&self, word: usize) -> u64 {
-        self.words.get(self.base + word)
+        // Relaxed: ordered by the lock.
+        self.words[word].load(Ordering::Relaxed)
     }
 
+    #[inline]
     fn set(&self, word: usize, value: u64) {
-        self.words.set(self.base + word, value);
+        // Relaxed: as in `get`.
+        self.words[word].store(value, Ordering::Relaxed);
     }
 
     /// Whether one more may begin there.
@@ -156,6 +160,7 @@ impl Shard<'_> {
     }
 
     /// A free entry, which counts as live from now on.
+    #[inline]
     pub(super) fn take(&self, origin: Origin) -> Option<u32> {
         if !self.has_room(origin) {
             return None;
@@ -163,7 +168,11 @@ impl Shard<'_> {
         let free = self.get(FREE) as u32;
         let entry = match free.checked_sub(1) {
             Some(entry) => {
-                self.set(FREE, self.entries.get(entry, WHEEL));
+                let next = self.entries.get(entry, WHEEL);
+                self.set(FREE, next);
+                if let Some(next) = (next as u32).checked_sub(1) {
+                    self.entries.ask(next);
+                }
                 self.entries.set(entry, WHEEL, UNLINKED);
                 entry
             }
@@ -173,6 +182,7 @@ impl Shard<'_> {
                     return None;
                 }
                 self.set(FRESH, u64::from(fresh + 1));
+                self.entries.ask(self.first + fresh + 1);
                 self.first + fresh
             }
         };
@@ -232,6 +242,7 @@ impl Shard<'_> {
     }
 
     /// Puts an entry on the wheel, where it is due or as far off as goes.
+    #[inline]
     pub(super) fn schedule(&self, entry: u32, due_ms: u64) {
         self.unlink(entry, WHEEL);
         let done = self.get(SECOND);
@@ -250,6 +261,7 @@ impl Shard<'_> {
     }
 
     /// Puts an entry at the queue's end, or takes it out of it.
+    #[inline]
     pub(super) fn set_expendable(&self, entry: u32, is_expendable: bool) {
         let is_queued = self.entries.get(entry, QUEUE) != UNLINKED;
         if is_queued == is_expendable {
@@ -299,11 +311,15 @@ impl Shard<'_> {
         self.link(entry, list, previous, next);
     }
 
+    #[inline]
     fn unlink(&self, entry: u32, list: usize) {
         let link = self.entries.get(entry, list);
-        if link == UNLINKED {
-            return;
+        if link != UNLINKED {
+            self.unlink_from(link, entry, list);
         }
+    }
+
+    fn unlink_from(&self, link: u64, entry: u32, list: usize) {
         let (previous, next) = ((link >> 32) as u32, link as u32);
         match previous & IS_HEAD != 0 {
             true => self.set((previous & !IS_HEAD) as usize, u64::from(next)),

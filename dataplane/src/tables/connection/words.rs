@@ -1,6 +1,8 @@
 //! Memory of the connection table: 64-bit atomics and nothing else, so that
 //! it holds no pointers and may lie anywhere.
 
+use std::ops::Range;
+
 use crate::sync::{AtomicU64, Ordering, relax};
 use crate::tables::prefetch::prefetch;
 
@@ -35,6 +37,22 @@ impl Words {
         #[cfg(not(loom))]
         words.0.prefer_large_pages();
         words
+    }
+
+    /// Words in a row; their numbers are checked once for all.
+    ///
+    /// # Panics
+    /// When there are not as many.
+    #[inline]
+    pub(super) fn run<const COUNT: usize>(&self, first: usize) -> &[AtomicU64; COUNT] {
+        let words = self.0[first..].first_chunk();
+        words.expect("the words of an entry, a bucket or a shard are all there")
+    }
+
+    /// As [`Words::run`], of any number.
+    #[inline]
+    pub(super) fn slice(&self, range: Range<usize>) -> &[AtomicU64] {
+        &self.0[range]
     }
 
     /// Asks the processor for the cache line of a word.
