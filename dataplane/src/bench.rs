@@ -188,6 +188,11 @@ impl Rig {
         self.state.connections().forget(pod);
     }
 
+    /// Connections that are open.
+    pub fn connections(&self) -> usize {
+        self.state.connections().len()
+    }
+
     /// What the lane counted.
     pub fn counters(&self) -> &LaneCounters {
         &self.counters

@@ -188,6 +188,8 @@ pub(super) struct Bench {
     /// The packets of a batch, where they are not all alike.
     segments: Vec<Vec<u8>>,
     next_flow: u32,
+    /// Connections that the packets opened since the table forgot them.
+    opened: usize,
     units: u64,
     /// Hits and misses of setting up.
     before: [u64; 2],
@@ -251,16 +253,13 @@ impl Bench {
             template,
             segments,
             next_flow: 0,
+            opened: 0,
             units: 0,
             before: [0; 2],
         };
         bench.load()?;
         if case.work == Work::MasqueradeNew {
-            // Gives the ends their ports; not counted as work.
-            while bench.next_flow < packets::ENDS {
-                bench.refresh()?;
-                bench.rig.process();
-            }
+            bench.open_ends();
         }
         if !case.work.is_new() {
             // Twice: a flow that saw two packets is not pushed out.
@@ -361,11 +360,9 @@ impl Bench {
         Ok(())
     }
 
-    /// Writes each packet of the batch anew, for the next flows.
+    /// Makes the batch ready for the next flows.
     pub(super) fn refresh(&mut self) -> Result<(), MeasureError> {
-        let Case {
-            work, v6, flows, ..
-        } = self.case;
+        let work = self.case.work;
         if work.is_tunneled() {
             self.rig.unload();
             return self.load();
@@ -374,8 +371,28 @@ impl Bench {
             self.rig.publish();
         }
         if work == Work::MasqueradeNew && self.next_flow.is_multiple_of(CONNECTIONS) {
-            self.rig.forget(IN_PORT);
+            self.open_ends();
         }
+        self.write();
+        Ok(())
+    }
+
+    /// Begins with an empty table, and gives the ends their ports; not counted
+    /// as work.
+    fn open_ends(&mut self) {
+        self.rig.forget(IN_PORT);
+        self.opened = 0;
+        while self.opened < packets::ENDS as usize {
+            self.write();
+            self.rig.process();
+        }
+    }
+
+    /// Writes each packet of the batch anew.
+    fn write(&mut self) {
+        let Case {
+            work, v6, flows, ..
+        } = self.case;
         for index in 0..self.rig.batch_len() {
             let head = self.rig.head(index);
             let len = head.len();
@@ -389,7 +406,9 @@ impl Bench {
             }
             self.next_flow = (self.next_flow + 1) % flows;
         }
-        Ok(())
+        if work == Work::MasqueradeNew {
+            self.opened += self.case.batch;
+        }
     }
 
     /// Fills the batch.
@@ -407,8 +426,14 @@ impl Bench {
         Ok(())
     }
 
-    /// Every packet has to be forwarded in the way that its case is about.
+    /// Every packet has to be forwarded in the way that its case is about, and
+    /// to open a connection where it is about that.
     fn check(&self) -> Result<(), MeasureError> {
+        let open = self.rig.connections();
+        if self.case.work == Work::MasqueradeNew && open != self.opened {
+            let detail = format!("{open} connections of {} are open", self.opened);
+            return Err(failed(&self.case, detail));
+        }
         for index in 0..self.rig.batch_len() {
             let verdict = self.rig.verdict(index);
             let is_right = match (self.case.work, verdict) {
@@ -465,7 +490,10 @@ mod tests {
     fn every_kind_of_work_does_what_it_says() {
         for case in cases() {
             let small = Case {
-                flows: case.flows.min(2048),
+                flows: match case.work.is_new() {
+                    true => case.flows,
+                    false => case.flows.min(2048),
+                },
                 ..case
             };
             let mut bench = Bench::set_up(small).unwrap();
@@ -479,6 +507,35 @@ mod tests {
                 let hits = bench.rig.counters().flow_hits.get() - rounds;
                 assert_eq!(hits, 4 * small.batch as u64, "{}", small.name());
             }
+        }
+    }
+
+    #[test]
+    fn every_packet_of_new_flows_is_one() {
+        for case in cases().into_iter().filter(|case| case.work.is_new()) {
+            let mut bench = Bench::set_up(case).unwrap();
+            // Also over a border where the table forgets.
+            for next_flow in [bench.next_flow, CONNECTIONS - case.batch as u32] {
+                bench.next_flow = next_flow;
+                let (units, open) = (bench.units(), bench.rig.connections());
+                let [hits, misses] = bench.looked_up();
+                bench.run(1).unwrap();
+                let passed = bench.units() - units;
+                assert_eq!(passed, case.batch as u64, "{}", case.name());
+                assert_eq!(
+                    bench.looked_up(),
+                    [hits, misses + passed],
+                    "{}",
+                    case.name()
+                );
+                let opened = match case.work {
+                    Work::MasqueradeNew => passed as usize,
+                    _ => 0,
+                };
+                assert_eq!(bench.rig.connections(), open + opened, "{}", case.name());
+            }
+            bench.run(1).unwrap();
+            assert_eq!(bench.hit_share(), Some(0.0), "{}", case.name());
         }
     }
 

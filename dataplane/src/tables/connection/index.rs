@@ -176,8 +176,8 @@ impl Index {
         (filling, found)
     }
 
-    /// The first cell of the hash that `is_it` confirms. Lockless: a cell that
-    /// is put in or taken out meanwhile may or may not be seen.
+    /// A cell of the hash that `is_it` confirms; of several, any. Lockless: one
+    /// that is put in or taken out meanwhile may or may not be seen.
     #[inline]
     pub(super) fn find<T>(&self, hash: u64, is_it: impl Fn(Cell) -> Option<T>) -> Option<T> {
         let [first, second] = self.buckets(hash);
@@ -209,6 +209,7 @@ impl Index {
         if least == CELLS {
             return Err(NoCell::Full);
         }
+        debug_assert_eq!(self.cells.get(place), 0);
         // Release: who sees the cell sees the entry.
         self.cells.at(place).store(cell.0, Ordering::Release);
         Ok(())
@@ -224,6 +225,63 @@ impl Index {
                     return;
                 }
             }
+        }
+    }
+}
+
+#[cfg(all(test, not(loom)))]
+mod tests {
+    use super::*;
+
+    /// Its buckets are the first and the second one.
+    const HASH: u64 = 5 << 40 | 1 << 17;
+    const ALL: u32 = 2 * CELLS as u32;
+
+    fn cell(entry: u32) -> Cell {
+        Cell::new(HASH, Side::Original, entry)
+    }
+
+    fn put(index: &Index, entry: u32) -> Result<(), NoCell<u32>> {
+        let is_it = |other: Cell| (other == cell(entry)).then_some(entry);
+        index.insert(HASH, cell(entry), is_it)
+    }
+
+    fn has(index: &Index, entry: u32) -> bool {
+        let is_it = |other: Cell| (other == cell(entry)).then_some(());
+        index.find(HASH, is_it).is_some()
+    }
+
+    #[test]
+    fn holes_anywhere_are_looked_past_and_filled() {
+        let index = Index::new(4, 1);
+        assert_eq!(index.buckets(HASH), [0, CELLS]);
+        for entry in 0..ALL {
+            assert!(!has(&index, entry), "{entry}");
+            assert_eq!(put(&index, entry), Ok(()), "{entry}");
+        }
+        // Every pattern of holes in one bucket, and its mirror image in the
+        // other.
+        for holes in 0..=u8::MAX {
+            let both = u16::from_le_bytes([holes, holes.reverse_bits()]);
+            let places = (0..2 * CELLS).filter(|place| both >> place & 1 != 0);
+            let gone: Vec<u32> = places
+                .map(|place| Cell(index.cells.get(place)).entry())
+                .collect();
+            for &entry in &gone {
+                index.remove(HASH, cell(entry));
+            }
+            for entry in 0..ALL {
+                let is_there = !gone.contains(&entry);
+                assert_eq!(has(&index, entry), is_there, "{entry} of {both:#018b}");
+            }
+            for &entry in &gone {
+                assert_eq!(put(&index, entry), Ok(()), "{entry} of {both:#018b}");
+            }
+            for entry in 0..ALL {
+                assert!(has(&index, entry), "{entry} of {both:#018b}");
+                assert_eq!(put(&index, entry), Err(NoCell::Taken(entry)));
+            }
+            assert_eq!(put(&index, ALL), Err(NoCell::Full), "{both:#018b}");
         }
     }
 }

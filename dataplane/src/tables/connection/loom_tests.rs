@@ -144,3 +144,56 @@ fn loom_an_end_and_a_refresh_leave_nothing_half() {
         assert_ne!(again.id, found.id);
     });
 }
+
+/// What the wheel's next slot, the only one that takes any here, holds.
+fn on_the_wheel(table: &Connections) -> Vec<u32> {
+    let shard = table.shards.lock(0, &table.entries);
+    let due = std::iter::from_fn(|| shard.next_due());
+    due.take(2 * table.capacity()).collect()
+}
+
+fn expendable(table: &Connections) -> Vec<u32> {
+    let shard = table.shards.lock(0, &table.entries);
+    let queue = shard.expendable(Origin::Pod);
+    queue.take(2 * table.capacity()).collect()
+}
+
+/// A reset from outside, for what stands in the index with its answers' tuple
+/// alone, perhaps.
+fn reset(table: &Connections, reply: Tuple) -> Option<State> {
+    let found = table.find(&reply, 1000)?;
+    let flags = crate::wire::tcp::flags::RST;
+    table.follow(found.id, Side::Reply, flags, 1, 1001)
+}
+
+#[test]
+fn loom_what_is_not_opened_after_all_stands_in_no_list() {
+    model(|| {
+        let table = Arc::new(Connections::new(4, 1));
+        let first = open(&table, tuple(1, 2), tuple(2, 9)).unwrap();
+        let other = Arc::clone(&table);
+        let lane = thread::spawn(move || reset(&other, tuple(2, 8)));
+        let here = open(&table, tuple(1, 2), tuple(2, 8)).unwrap();
+        lane.join().unwrap();
+        assert_eq!(here.id, first.id);
+        assert_eq!(expendable(&table), []);
+        assert_eq!(on_the_wheel(&table), [first.id.entry]);
+    });
+}
+
+#[test]
+fn loom_a_state_that_changes_while_opening_is_kept() {
+    model(|| {
+        let table = Arc::new(Connections::new(4, 1));
+        let other = Arc::clone(&table);
+        let lane = thread::spawn(move || reset(&other, tuple(2, 8)));
+        let opened = open(&table, tuple(1, 2), tuple(2, 8)).unwrap().id.entry;
+        let changed = lane.join().unwrap();
+        let state = changed.unwrap_or(State::Established);
+        let found = table.find(&tuple(1, 2), 1001).unwrap();
+        assert_eq!((found.id.entry, found.state), (opened, state));
+        let queued = state.is_expendable().then_some(opened);
+        assert_eq!(expendable(&table), Vec::from_iter(queued));
+        assert_eq!(on_the_wheel(&table), [opened]);
+    });
+}

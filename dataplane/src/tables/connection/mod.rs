@@ -25,8 +25,9 @@
 //!   also finds out whether it is there already: two openers of one tuple, or
 //!   two that want one translated tuple, cannot both succeed.
 //! - **Changing state, expiring, evicting** happen under the lock of the
-//!   entry's shard, and only for entries on the shard's wheel: one that is
-//!   still being opened is not there yet.
+//!   entry's shard; the latter two only for entries on the shard's wheel. One
+//!   that is still being opened is not there yet: it may change its state, but
+//!   its opener alone, who reads that afterwards, puts it into the lists.
 //! - Locks are spin locks, held for tens of instructions. The shard's is taken
 //!   before the index's, never after, and never two of a kind.
 //! - An id is an entry and the version that it was made with; a later use of
@@ -313,7 +314,8 @@ impl Connections {
         })
     }
 
-    /// Puts a connection that stands in the index on the timers.
+    /// Puts a connection that stands in the index on the timers, as its state
+    /// is by now.
     #[inline]
     fn enlist(&self, (shard, entry): (usize, u32), version: u64) {
         let shard = self.shards.lock(shard, &self.entries);
@@ -429,7 +431,11 @@ impl Connections {
         self.entries
             .set_state(id.entry, state, self.entries.share(id.entry));
         self.entries.see(id.entry, now_ms, packets);
-        self.reschedule(&shard, id.entry);
+        // One that is still being opened may come to nothing, and be given back
+        // as one that stands in no list.
+        if self.entries.get(id.entry, WHEEL) != 0 {
+            self.reschedule(&shard, id.entry);
+        }
         Some(state)
     }
 
