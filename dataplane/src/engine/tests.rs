@@ -47,8 +47,14 @@ pub(crate) fn ip(arguments: &str) {
 
 /// A veth pair, up; the port on its one end. The other is called `NAMEp`.
 pub(crate) fn veth(name: &str, id: u16) -> PortSpec {
+    veth_with_queues(name, id, 4)
+}
+
+/// The same with so many queues at each end.
+pub(crate) fn veth_with_queues(name: &str, id: u16, queues: u32) -> PortSpec {
+    let queues = format!("numrxqueues {queues} numtxqueues {queues}");
     ip(&format!(
-        "link add name {name} numrxqueues 4 numtxqueues 4 type veth peer name {name}p numrxqueues 4 numtxqueues 4"
+        "link add name {name} {queues} type veth peer name {name}p {queues}"
     ));
     ip(&format!("link set dev {name} up"));
     ip(&format!("link set dev {name}p up"));
