@@ -167,6 +167,11 @@ mod tests {
         }
         assert_eq!(fs::read_to_string(&kept).unwrap(), "kept");
         assert!(!new.exists());
+        // A link to what is not there yet.
+        let link = dir.path().join("link.json");
+        std::os::unix::fs::symlink(&new, &link).unwrap();
+        check_file(&link).unwrap();
+        assert!(link.is_symlink() && !new.exists());
         for path in [dir.path(), &dir.path().join("none/new.json")] {
             let error = check_file(path).unwrap_err().to_string();
             assert!(error.contains(&path.display().to_string()), "{error}");
