@@ -165,12 +165,22 @@ fn mtu_goes_down_and_up(mut cluster: Cluster) -> Result<(), LabError> {
                 (mtus.len() == 4 && mtus.iter().all(|m| *m == path)).then_some(())
             })?;
             assert_eq!(pod.check(node, "eth0")?.code(), None);
-            let host = node.namespace().ip("route show dev spinlane0")?;
+            // The node's own routes follow after those of all pods.
             let with = format!("mtu {path} ");
-            assert!(host.lines().all(|l| l.contains(&with)), "{with}: {host}");
-            let ports = node.ports()?;
-            let port = ports.iter().find(|p| !p.pod.is_empty());
-            assert_eq!(port.map(|p| p.mtu.to_string()), Some(path.clone()));
+            wait_for(
+                &format!("the node's routes of MTU {path}"),
+                PATIENCE,
+                || {
+                    let host = node.namespace().ip("route show dev spinlane0").ok()?;
+                    let is_all = !host.is_empty() && host.lines().all(|l| l.contains(&with));
+                    is_all.then_some(())
+                },
+            )?;
+            wait_for(&format!("a port of MTU {path}"), PATIENCE, || {
+                let ports = node.ports().ok()?;
+                let port = ports.iter().find(|p| !p.pod.is_empty())?;
+                (port.mtu.to_string() == path).then_some(())
+            })?;
         }
         let young = Pod::attach(&cluster.nodes()[0], "young")?;
         assert!(route_mtus(young.namespace())?.iter().all(|m| *m == path));
