@@ -146,6 +146,10 @@ pub struct Lane {
     /// Times that the lane went to sleep.
     #[serde(default)]
     pub sleeps: u64,
+    /// Times that it slept for a moment under a flood that it had caught up
+    /// with.
+    #[serde(default)]
+    pub naps: u64,
     /// Notices to control that were lost because it did not keep up.
     #[serde(default)]
     pub events_lost: u64,

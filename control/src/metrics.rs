@@ -192,6 +192,7 @@ struct Series {
     lane_rx_packets: IntCounterVec,
     lane_tx_packets: IntCounterVec,
     lane_sleeps: IntCounterVec,
+    lane_naps: IntCounterVec,
     lane_events_lost: IntCounterVec,
     lane_round_age: GaugeVec,
     flow_entries: IntGaugeVec,
@@ -290,6 +291,11 @@ impl Series {
             lane_sleeps: counter(
                 "spinlane_lane_sleeps_total",
                 "Times that a lane went to sleep.",
+                LANE,
+            )?,
+            lane_naps: counter(
+                "spinlane_lane_naps_total",
+                "Times that a lane napped under a flood.",
                 LANE,
             )?,
             lane_events_lost: counter(
@@ -519,6 +525,7 @@ impl Series {
         self.lane_sleeps
             .with_label_values(&labels)
             .inc_by(lane.sleeps);
+        self.lane_naps.with_label_values(&labels).inc_by(lane.naps);
         self.lane_events_lost
             .with_label_values(&labels)
             .inc_by(lane.events_lost);
@@ -538,7 +545,7 @@ impl Series {
             .inc_by(lane.flow_evictions);
     }
 
-    fn all(&self) -> [&dyn Collector; 38] {
+    fn all(&self) -> [&dyn Collector; 39] {
         [
             &self.port_rx_packets,
             &self.port_rx_bytes,
@@ -553,6 +560,7 @@ impl Series {
             &self.lane_rx_packets,
             &self.lane_tx_packets,
             &self.lane_sleeps,
+            &self.lane_naps,
             &self.lane_events_lost,
             &self.lane_round_age,
             &self.flow_entries,

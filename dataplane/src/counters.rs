@@ -78,6 +78,8 @@ pub struct LaneCounters {
     pub last_round: Counter,
     /// Times that the lane went to sleep.
     pub sleeps: Counter,
+    /// Times that it napped under a flood.
+    pub naps: Counter,
     /// Chunks on the lane's free list.
     pub frames_free: Counter,
     /// Chunks that the lane posted for filling.
@@ -102,6 +104,7 @@ impl LaneCounters {
             busy_ppm: Counter::default(),
             last_round: Counter::default(),
             sleeps: Counter::default(),
+            naps: Counter::default(),
             frames_free: Counter::default(),
             frames_filling: Counter::default(),
             events_lost: Counter::default(),

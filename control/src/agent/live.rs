@@ -215,6 +215,7 @@ impl Views for Live {
             flow_misses: lane.flow_misses,
             flow_evictions: lane.flow_evictions,
             sleeps: lane.sleeps,
+            naps: lane.naps,
             events_lost: lane.events_lost,
             last_round_age_s: lane.last_round_age_s,
             has_ended: !lane.is_running,

@@ -172,6 +172,7 @@ pub(crate) fn switch() -> FakeSwitch {
                 flow_misses: 79,
                 flow_evictions: 0,
                 sleeps: 5,
+                naps: 6,
                 events_lost: 0,
                 last_round_age_s: 0.9,
                 has_ended: false,

@@ -32,6 +32,8 @@ pub struct LaneStats {
     pub flow_evictions: u64,
     /// Times that it went to sleep.
     pub sleeps: u64,
+    /// Times that it napped under a flood.
+    pub naps: u64,
     /// Events that control was too slow for.
     pub events_lost: u64,
     /// Seconds since its last round.
@@ -177,6 +179,7 @@ fn lane_stats(core: usize, is_running: bool, counters: &LaneCounters, epoch: Ins
         flow_misses: counters.flow_misses.get(),
         flow_evictions: counters.flow_evictions.get(),
         sleeps: counters.sleeps.get(),
+        naps: counters.naps.get(),
         events_lost: counters.events_lost.get(),
         last_round_age_s: now.since(Nanos(counters.last_round.get())) as f64 / 1e9,
     }

@@ -8,6 +8,7 @@
 
 mod capture;
 mod emit;
+mod nap;
 mod ports;
 mod rest;
 mod streams;
@@ -41,6 +42,7 @@ pub(crate) use capture::CaptureQueue;
 use capture::Copies;
 pub use capture::{CaptureSpec, CapturedPacket, Direction};
 use emit::Emitter;
+use nap::{Brought, Naps};
 use ports::{LanePorts, Waits};
 pub(crate) use rest::Alarm;
 pub use rest::PollMode;
@@ -138,6 +140,7 @@ pub(crate) struct Lane {
     wedged: Sender<Wedged>,
     streams: Streams,
     rest: Rest,
+    naps: Naps,
     frames_low: u64,
     housekeeping_due: Nanos,
     window: Window,
@@ -178,6 +181,7 @@ impl Lane {
             wedged: parts.wedged,
             streams: parts.streams,
             rest,
+            naps: Naps::default(),
             housekeeping_due: Nanos(0),
             window: Window::default(),
         }
@@ -185,6 +189,7 @@ impl Lane {
 
     /// Runs until told to stop; returns the ports.
     pub(crate) fn run(mut self) -> Vec<LanePort> {
+        self.rest.prepare();
         loop {
             let now = self.now();
             if !self.shared.commands.is_empty() && self.obey(now) {
@@ -213,7 +218,35 @@ impl Lane {
                 };
                 self.rest
                     .sleep(&self.shared.alarm, &self.shared.counters, waits);
+            } else if packets < Batch::MAX_PACKETS && self.rest.may_nap() {
+                self.nap(now);
             }
+        }
+    }
+
+    /// Naps if a flood is all there is to do, and the lane has caught up with
+    /// it.
+    fn nap(&mut self, now: Nanos) {
+        let Some(port) = self.naps.port().and_then(|id| self.ports.get(id)) else {
+            return;
+        };
+        let brought = Brought {
+            packets: port.counters.rx_packets.get(),
+            bytes: port.counters.rx_bytes.get(),
+            posted: port.queues().map(Queue::posted).min().unwrap_or(0),
+        };
+        let nap = self.naps.due(brought, now);
+        if let Some(wanted) = self.naps.wanted() {
+            port.queues_mut().for_each(|queue| queue.expect(wanted));
+        }
+        // Nothing wakes the lane for what these wait for.
+        let Some(nap) = nap.filter(|_| !self.ports.stall() && self.waiting.is_empty()) else {
+            return;
+        };
+        if let Some(port) = self.ports.get(nap.port) {
+            let (alarm, counters) = (&self.shared.alarm, &self.shared.counters);
+            let flooding = port.queues().map(Queue::fd);
+            self.rest.nap(alarm, counters, nap.nanos, flooding);
         }
     }
 
@@ -245,6 +278,9 @@ impl Lane {
                 continue;
             }
             packets += self.batch.len();
+            if let Some(in_port) = in_port {
+                self.naps.came(in_port);
+            }
             // What waited was counted when it came.
             if in_port.is_some() {
                 self.shared.counters.rx_packets.add(self.batch.len() as u64);

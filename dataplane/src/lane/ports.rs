@@ -275,8 +275,13 @@ impl LanePorts {
             .sum()
     }
 
+    /// Whether a port did not take all descriptors.
+    pub(super) fn stall(&self) -> bool {
+        !self.dirty.is_empty()
+    }
+
     pub(super) fn waits(&self) -> Waits {
-        if !self.dirty.is_empty() {
+        if self.stall() {
             return Waits::Transmit;
         }
         let out = self

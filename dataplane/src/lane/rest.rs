@@ -37,6 +37,9 @@ const LONGEST_SLEEP_MS: i32 = 1000;
 /// Frames that were sent come back without a wake-up; look for them soon.
 const COMPLETION_SLEEP_MS: i32 = 5;
 
+/// Sockets up to which a lane naps: asking for each costs some 0.1 µs a nap.
+const MOST_WATCHED: usize = 256;
+
 /// A port that did not take all is tried again soon: nothing wakes the lane
 /// when it has room.
 const TRANSMIT_SLEEP_MS: i32 = 1;
@@ -106,6 +109,12 @@ impl Rest {
         }
     }
 
+    /// Has the calling thread wake when it asked to, not up to 50 µs later.
+    pub(super) fn prepare(&self) {
+        // SAFETY: plain system call about the calling thread.
+        unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+    }
+
     /// Wakes for packets of this socket from now on.
     pub(super) fn watch(&mut self, socket: BorrowedFd<'_>) {
         self.watched.push(watch(socket.as_raw_fd()));
@@ -131,6 +140,46 @@ impl Rest {
         }
     }
 
+    /// Whether the lane may sleep while there is traffic.
+    #[inline]
+    pub(super) fn may_nap(&self) -> bool {
+        self.mode == PollMode::Adaptive && self.watched.len() <= MOST_WATCHED
+    }
+
+    /// Sleeps for so long, or until a packet of another socket than these, or
+    /// the alarm.
+    pub(super) fn nap<'a>(
+        &mut self,
+        alarm: &Alarm,
+        counters: &LaneCounters,
+        nanos: u64,
+        except: impl Iterator<Item = BorrowedFd<'a>>,
+    ) {
+        for socket in except {
+            let fd = socket.as_raw_fd();
+            let watched = self.watched.iter_mut().find(|watched| watched.fd == fd);
+            if let Some(watched) = watched {
+                // The kernel passes over what is negative.
+                watched.fd = !fd;
+            }
+        }
+        let timeout = libc::timespec {
+            tv_sec: 0,
+            tv_nsec: nanos as libc::c_long,
+        };
+        let count = self.watched.len() as libc::nfds_t;
+        let (watched, timeout) = (self.watched.as_mut_ptr(), &raw const timeout);
+        // SAFETY: the array is live and its length is given; so is the timeout.
+        unsafe { libc::ppoll(watched, count, timeout, std::ptr::null()) };
+        counters.naps.add(1);
+        for watched in self.watched.iter_mut().filter(|watched| watched.fd < 0) {
+            watched.fd = !watched.fd;
+        }
+        if self.watched[0].revents != 0 {
+            alarm.clear();
+        }
+    }
+
     /// Sleeps until a packet, the alarm, or what `waits` is worth waiting for.
     pub(super) fn sleep(&mut self, alarm: &Alarm, counters: &LaneCounters, waits: Waits) {
         let timeout = match waits {
@@ -145,5 +194,51 @@ impl Rest {
         if self.watched[0].revents != 0 {
             alarm.clear();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// So long that a test that waits for it in vain shows.
+    const NAP: Duration = Duration::from_millis(300);
+
+    /// Lets a lane nap, and says whether something ended that early.
+    fn is_woken(rest: &mut Rest, alarm: &Alarm, except: &Alarm) -> bool {
+        let began = Instant::now();
+        let counters = LaneCounters::new();
+        let nanos = NAP.as_nanos() as u64;
+        rest.nap(alarm, &counters, nanos, [except.fd()].into_iter());
+        assert_eq!((counters.naps.get(), counters.sleeps.get()), (1, 0));
+        began.elapsed() < NAP
+    }
+
+    #[test]
+    fn a_nap_ends_for_everybody_but_the_flood() {
+        let [alarm, flooding, other] = std::array::from_fn(|_| Alarm::new().unwrap());
+        let mut rest = Rest::new(PollMode::Adaptive, &alarm);
+        rest.watch(flooding.fd());
+        rest.watch(other.fd());
+        flooding.ring();
+        assert!(!is_woken(&mut rest, &alarm, &flooding), "by the flood");
+        assert!(is_woken(&mut rest, &alarm, &other), "it is watched again");
+        flooding.clear();
+        other.ring();
+        assert!(is_woken(&mut rest, &alarm, &flooding), "by another port");
+        other.clear();
+        alarm.ring();
+        assert!(is_woken(&mut rest, &alarm, &flooding), "by the alarm");
+        assert!(!is_woken(&mut rest, &alarm, &flooding), "it was silenced");
+    }
+
+    #[test]
+    fn only_adaptive_lanes_nap() {
+        let alarm = Alarm::new().unwrap();
+        let naps = |mode| Rest::new(mode, &alarm).may_nap();
+        assert!(naps(PollMode::Adaptive));
+        assert!(!naps(PollMode::Busy) && !naps(PollMode::Interrupt));
     }
 }

@@ -1,5 +1,7 @@
 //! What a lane does at the edges of its rings, on a real kernel.
 
+use std::sync::atomic::{AtomicU64, Ordering};
+
 use super::*;
 use crate::engine::tests::{engine, in_namespace, ip, on_lane, veth, veth_with_queues, wait_until};
 use crate::engine::{Capture, CaptureSpec, Engine, PortSpec};
@@ -370,5 +372,51 @@ fn a_chain_with_a_chunk_that_is_not_ours_is_dropped_whole() {
         engine.detach(id).unwrap();
         let home = || engine.stats().frames.in_use == 0;
         wait_until("every frame is home", home);
+    });
+}
+
+/// Lets a lane look after its naps as it does after its rounds, while a port
+/// brings a million short packets a second; returns how often it napped.
+fn naps_under_a_flood(engine: &Engine, flooding: PortId, before: fn(&mut Lane, PortId)) -> u64 {
+    const STEP_NANOS: u64 = 10_000;
+    let naps = Arc::new(AtomicU64::new(0));
+    let counted = Arc::clone(&naps);
+    on_lane(engine, 0, move |lane| {
+        lane.naps = Naps::default();
+        before(lane, flooding);
+        let napped = lane.shared.counters.naps.get();
+        let start = lane.now();
+        for step in 0..200 {
+            let port = lane.ports.get(flooding).unwrap();
+            port.counters.rx_packets.add(10);
+            port.counters.rx_bytes.add(10 * 60);
+            lane.naps.came(flooding);
+            lane.nap(Nanos(start.0 + step * STEP_NANOS));
+        }
+        let now = lane.shared.counters.naps.get();
+        counted.store(now - napped, Ordering::Relaxed);
+    });
+    naps.load(Ordering::Relaxed)
+}
+
+#[test]
+fn a_lane_naps_under_a_flood_and_waits_for_nothing_else_then() {
+    in_namespace(|| {
+        let engine = engine(1, 4096);
+        let id = attached_and_down(&engine).id;
+        assert_eq!(
+            naps_under_a_flood(&engine, id, |_, _| ()),
+            0,
+            "the port is not ready for a nap's packets",
+        );
+        on_lane(&engine, 0, move |lane| {
+            let port = lane.ports.get(id).unwrap();
+            let queue = &mut port.queue;
+            queue.refill(&mut lane.pool, &lane.owners, false);
+            assert!(queue.posted() >= 400, "{} chunks posted", queue.posted());
+        });
+        assert!(naps_under_a_flood(&engine, id, |_, _| ()) > 100);
+        let stalled = naps_under_a_flood(&engine, id, |lane, id| lane.write(id, 1, 1));
+        assert_eq!(stalled, 0, "a packet waits to be taken");
     });
 }

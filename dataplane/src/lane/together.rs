@@ -22,6 +22,10 @@ use crate::xsk::queue::Flush;
 /// pieces of up to 16 KiB it always finds.
 const IN_ONE_PIECE: usize = 15 << 10;
 
+/// Bytes of a run, up to which one copy more is cheaper than the kernel's
+/// fetching it piece by piece.
+const TOGETHER: usize = 4 << 10;
+
 impl Emitter<'_> {
     /// Sends packet `index` together with what continues it, where the port
     /// takes that, and says how many packets went.
@@ -67,6 +71,11 @@ impl Emitter<'_> {
                 self.together.clear();
                 pieces.for_each(|piece| self.together.extend_from_slice(piece));
                 socket.send_in_one_piece(self.together, &run.offload)
+            }
+            None if run.packets * len as usize <= TOGETHER => {
+                self.together.clear();
+                pieces.for_each(|piece| self.together.extend_from_slice(piece));
+                socket.send(iter::once(self.together.as_slice()), &run.offload)
             }
             _ => socket.send(pieces, &run.offload),
         };

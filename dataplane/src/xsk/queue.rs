@@ -69,6 +69,8 @@ pub(crate) struct Queue {
     /// A packet of several chunks came since the last refill, or segments that
     /// were merged.
     streaming: bool,
+    /// Level that it has at least from the next refill on.
+    expected: u32,
     /// Chunks sent and not yet completed.
     outstanding: u32,
     /// Descriptors written since the last publish.
@@ -91,6 +93,7 @@ impl Queue {
             posted: 0,
             fill_target: 0,
             streaming: false,
+            expected: 0,
             outstanding: 0,
             unpublished: false,
             broken: 0,
@@ -146,6 +149,11 @@ impl Queue {
         self.streaming = true;
     }
 
+    /// So many chunks are to be posted while frames are not short.
+    pub(crate) fn expect(&mut self, chunks: u32) {
+        self.expected = chunks.min(self.socket.ring_size);
+    }
+
     /// Tops the fill ring up when a lot is missing. A level that one round
     /// brought below a half doubles, unless frames are short: the next burst
     /// of a TCP sender that begins is twice as long.
@@ -154,6 +162,9 @@ impl Queue {
         self.fill_target = self.fill_target.max(self.fill_floor);
         if std::mem::take(&mut self.streaming) && !frames_short {
             self.fill_target = self.fill_target.max(self.fill_stream);
+        }
+        if !frames_short {
+            self.fill_target = self.fill_target.max(std::mem::take(&mut self.expected));
         }
         if self.posted + REFILL_LOT > self.fill_target {
             return;
