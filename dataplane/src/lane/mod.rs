@@ -237,10 +237,15 @@ impl Lane {
         };
         let nap = self.naps.due(brought, now);
         if let Some(wanted) = self.naps.wanted() {
-            port.queues_mut().for_each(|queue| queue.expect(wanted));
+            let queues = port.queues().count() as u32;
+            port.queues_mut()
+                .for_each(|queue| queue.expect(wanted / queues));
         }
+        // A batch that is not full may leave some in the rings.
+        let has_all = port.queues().all(|queue| queue.waiting() == 0);
         // Nothing wakes the lane for what these wait for.
-        let Some(nap) = nap.filter(|_| !self.ports.stall() && self.waiting.is_empty()) else {
+        let is_free = !self.ports.stall() && self.waiting.is_empty();
+        let Some(nap) = nap.filter(|_| has_all && is_free) else {
             return;
         };
         if let Some(port) = self.ports.get(nap.port) {

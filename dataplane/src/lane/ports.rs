@@ -347,7 +347,7 @@ pub(super) fn receive_streams(
 
 /// Fills a batch from further queues. The first one leads by turns, so that a
 /// busy one cannot starve the others.
-fn receive_more(
+pub(super) fn receive_more(
     queues: &mut [Queue],
     batch: &mut Batch,
     id: PortId,
@@ -357,10 +357,8 @@ fn receive_more(
     queues.rotate_left(1);
     let mut frames = 0;
     for queue in queues {
-        let room = Batch::MAX_PACKETS - batch.len();
-        if room > 0 {
-            frames += queue.receive(batch, id, umem, owners, room);
-        }
+        // Also once the batch is full: a look notes how many wait.
+        frames += queue.receive(batch, id, umem, owners, Batch::MAX_PACKETS);
     }
     frames
 }

@@ -112,7 +112,7 @@ impl Rest {
     /// Has the calling thread wake when it asked to, not up to 50 µs later.
     pub(super) fn prepare(&self) {
         // SAFETY: plain system call about the calling thread.
-        unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1) };
+        unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1 as libc::c_ulong) };
     }
 
     /// Wakes for packets of this socket from now on.

@@ -6,7 +6,7 @@ use super::*;
 use crate::engine::tests::{engine, in_namespace, ip, on_lane, veth, veth_with_queues, wait_until};
 use crate::engine::{Capture, CaptureSpec, Engine, PortSpec};
 use crate::frame::{TxChecksum, Verdict};
-use crate::lane::ports::receive_streams;
+use crate::lane::ports::{receive_more, receive_streams};
 use crate::packet_socket::{PacketSocket, Way};
 use crate::pipeline::segment::Offload;
 use crate::umem::OwnerTag;
@@ -418,5 +418,41 @@ fn a_lane_naps_under_a_flood_and_waits_for_nothing_else_then() {
         assert!(naps_under_a_flood(&engine, id, |_, _| ()) > 100);
         let stalled = naps_under_a_flood(&engine, id, |lane, id| lane.write(id, 1, 1));
         assert_eq!(stalled, 0, "a packet waits to be taken");
+    });
+}
+
+#[test]
+fn nobody_naps_over_packets_that_a_batch_had_no_room_for() {
+    in_namespace(|| {
+        let engine = engine(1, 4096);
+        let port = veth_with_queues("a", 0, 1);
+        let id = port.id;
+        engine.attach(port).unwrap();
+        // Enough chunks for naps.
+        naps_under_a_flood(&engine, id, |_, _| ());
+        let naps = naps_under_a_flood(&engine, id, |lane, id| {
+            const EARLIER: usize = 40;
+            for _ in 0..EARLIER {
+                let frame = lane.frame();
+                lane.batch.push(id, [frame]);
+            }
+            let port = lane.ports.get(id).unwrap();
+            port.queue.refill(&mut lane.pool, &lane.owners, false);
+            send_short("ap", 50);
+            wait_until("all came", || port.queue.abandoned() >= 50);
+            let (umem, owners) = (&lane.umem, &lane.owners);
+            let more = std::slice::from_mut(&mut port.queue);
+            receive_more(more, &mut lane.batch, id, umem, owners);
+            assert_eq!(lane.batch.len(), Batch::MAX_PACKETS, "there is room");
+            assert!(port.queue.waiting() > 0, "not for all");
+            emptied(&mut lane.batch, &mut lane.pool);
+        });
+        assert_eq!(naps, 0);
+        wait_until("they are taken", || {
+            on_lane(&engine, 0, move |lane| {
+                lane.ports.get(id).unwrap().queue.abandoned() == 0
+            })
+        });
+        assert!(naps_under_a_flood(&engine, id, |_, _| ()) > 100);
     });
 }

@@ -212,8 +212,8 @@ impl Queue {
         self.fill_target = (self.fill_target / 2).max(self.fill_floor);
     }
 
-    /// Moves up to `max` whole packets from the receive ring into `batch`.
-    /// Returns how many frames came.
+    /// Moves whole packets from the receive ring into `batch`, until that has
+    /// `max`. Returns how many frames came.
     pub(crate) fn receive(
         &mut self,
         batch: &mut Batch,
