@@ -1,9 +1,10 @@
 //! Addresses to leave with come and go; ports are taken and given back.
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::collections::HashSet;
+use std::net::{IpAddr, Ipv4Addr, TcpListener, TcpStream};
 use std::time::Duration;
 
-use spinlane_tests::{LabError, Pod, root_or_skip, traffic, wait_for};
+use spinlane_tests::{LabError, PATIENCE, Pod, root_or_skip, traffic, wait_for};
 
 use super::outside::{FAR, Outside};
 
@@ -41,6 +42,98 @@ fn new_connections_follow_the_uplinks_addresses() -> Result<(), LabError> {
         (seen().ok()? == ADDED).then_some(())
     })?;
     traffic::tcp_both_ways(pod.namespace(), &outside.far, FAR[0], 1 << 20)?;
+    outside.nothing_leaked()
+}
+
+/// What a node leaves by that has two addresses to leave with, neither of them
+/// its own.
+const EGRESS: [IpAddr; 2] = [
+    IpAddr::V4(Ipv4Addr::new(172, 31, 0, 61)),
+    IpAddr::V4(Ipv4Addr::new(172, 31, 0, 62)),
+];
+
+/// Such a node, with so many ports at each address.
+fn two_ways_out(ports: &str) -> Result<Outside, LabError> {
+    let mut outside = Outside::prepare(|config| {
+        let addresses = EGRESS.map(|address| address.to_string());
+        config.network =
+            format!("masquerade-ports = {ports:?}\negress-addresses = {addresses:?}\n");
+    })?;
+    for address in EGRESS {
+        let command = format!("address add {address}/32 dev eth0");
+        outside.node().namespace().ip(&command)?;
+    }
+    outside.node_mut().start_agent()?;
+    Ok(outside)
+}
+
+#[test]
+fn pods_spread_over_several_addresses_and_keep_theirs() -> Result<(), LabError> {
+    if !root_or_skip("pods_spread_over_several_addresses_and_keep_theirs") {
+        return Ok(());
+    }
+    /// That all of so many pods get one address, by chance, is not to be
+    /// expected.
+    const MOST_PODS: usize = 24;
+    let outside = two_ways_out("61000-65535")?;
+    let mut pods = Vec::new();
+    let mut seen = HashSet::new();
+    while seen.len() < EGRESS.len() && pods.len() < MOST_PODS {
+        let pod = Pod::attach(outside.node(), &format!("web-{}", pods.len()))?;
+        traffic::reach(pod.namespace(), FAR[0])?;
+        let from = || traffic::tcp_seen_from(pod.namespace(), &outside.far, FAR[0]);
+        let first = from()?;
+        assert!(EGRESS.contains(&first), "{first}");
+        for _ in 0..3 {
+            assert_eq!(from()?, first, "another of the same pod");
+        }
+        seen.insert(first);
+        pods.push(pod);
+    }
+    assert_eq!(seen.len(), EGRESS.len(), "{} pods", pods.len());
+    for pod in &pods {
+        traffic::tcp_both_ways(pod.namespace(), &outside.far, FAR[0], 1 << 20)?;
+    }
+    outside.nothing_leaked()
+}
+
+#[test]
+fn an_address_whose_ports_are_taken_is_followed_by_the_next() -> Result<(), LabError> {
+    if !root_or_skip("an_address_whose_ports_are_taken_is_followed_by_the_next") {
+        return Ok(());
+    }
+    const PORTS: usize = 4;
+    let outside = two_ways_out("61000-61003")?;
+    let pod = Pod::attach(outside.node(), "web")?;
+    traffic::tcp_seen_from(pod.namespace(), &outside.far, FAR[0])?;
+    let listener = outside
+        .far
+        .enter(|| TcpListener::bind((FAR[0], 0)))?
+        .map_err(LabError::io("listen outside"))?;
+    let target = listener
+        .local_addr()
+        .map_err(LabError::io("read the listener's address"))?;
+    let connect = |patience| {
+        let connected = || TcpStream::connect_timeout(&target, patience);
+        pod.namespace().enter(connected)
+    };
+    let mut held = Vec::new();
+    let mut peers = HashSet::new();
+    for number in 0..PORTS * EGRESS.len() {
+        let stream = connect(PATIENCE)?;
+        held.push(stream.map_err(LabError::io(format!("connection {number}")))?);
+        let accepted = listener.accept();
+        let (_, peer) = accepted.map_err(LabError::io(format!("connection {number}")))?;
+        peers.insert(peer);
+    }
+    for address in EGRESS {
+        let of_it = peers.iter().filter(|peer| peer.ip() == address);
+        assert_eq!(of_it.count(), PORTS, "{address}: {peers:?}");
+    }
+    let beyond = connect(Duration::from_millis(500))?;
+    assert!(beyond.is_err(), "no port is left");
+    let drops = outside.node().drops()?;
+    assert!(drops["no_masquerade_port"] > 0, "{drops:?}");
     outside.nothing_leaked()
 }
 
