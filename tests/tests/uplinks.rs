@@ -86,7 +86,10 @@ fn an_uplink_that_somebody_else_holds_is_taken_when_it_is_free() -> Result<(), L
     let (a, b) = (Pod::attach(one, "a")?, Pod::attach(two, "b")?);
     one.namespace()
         .ip(&format!("link set dev {UPLINK} xdpgeneric off"))?;
-    assert!(state("up")?.is_empty());
+    // Other nodes are in reach as soon as routes by it are in force.
+    wait_for("nothing to be told of", PATIENCE, || {
+        state("up").ok()?.is_empty().then_some(())
+    })?;
     talk(a.namespace(), b.namespace(), b.v4()?)
 }
 
