@@ -16,10 +16,12 @@ use crate::wire::ipv6::link_local;
 
 mod masquerade;
 mod routes;
+mod spread;
 mod underlay;
 
 pub use masquerade::Masquerade;
 pub use routes::{RouteTable, RouteTarget};
+pub use spread::Spread;
 pub(crate) use underlay::Template;
 pub use underlay::{Network, NextHop, OuterHeader, OuterPath, Underlay, Vtep};
 

@@ -3,6 +3,7 @@
 //! The transfers are plain `std::net` on threads inside the namespaces: they
 //! say whether bytes arrive and are the right ones, not how fast.
 
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::sync::Arc;
@@ -40,6 +41,22 @@ impl Pings {
     #[must_use]
     pub fn all(&self) -> bool {
         self.sent > 0 && self.sent == self.received
+    }
+
+    /// Of these, the first `count`: what was sent after them only passed the time
+    /// until their replies came.
+    fn first(self, count: u32) -> Self {
+        let replies = self.text.lines().filter(|line| line.contains("bytes from"));
+        let numbers = replies.filter_map(|line| {
+            let (_, rest) = line.split_once("icmp_seq=")?;
+            rest.split(' ').next()?.parse().ok()
+        });
+        let answered: BTreeSet<u32> = numbers.filter(|number| *number <= count).collect();
+        Pings {
+            sent: self.sent.min(count),
+            received: u32::try_from(answered.len()).expect("no more than were sent"),
+            text: self.text,
+        }
     }
 }
 
@@ -104,12 +121,20 @@ pub fn received(namespace: &Namespace) -> Result<(u64, u64)> {
 /// # Errors
 /// As [`ping`].
 pub fn ping_with(from: &Namespace, to: IpAddr, count: u32, options: &[&str]) -> Result<Pings> {
+    // `ping` that had one reply waits for the last no longer than for the next
+    // request's time, unless it has a deadline; it ends when all came.
+    let deadline = (10 + count).to_string();
+    let options = match count {
+        1 => options.to_vec(),
+        _ => [options, &["-w", &deadline]].concat(),
+    };
     let is_well = |pings: &Result<Pings>| pings.as_ref().map_or(true, Pings::all);
-    counted(|| ping_in_vain(from, to, count, options), is_well)
+    let trial = || ping_in_vain(from, to, count, &options).map(|pings| pings.first(count));
+    counted(trial, is_well)
 }
 
 /// As [`ping_with`], for who expects that somebody is not answered: one answer
-/// is too many, so it is not tried again.
+/// is too many, so it is not tried again, and nobody waits for the last one long.
 ///
 /// # Errors
 /// As [`ping`].

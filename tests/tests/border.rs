@@ -1,15 +1,15 @@
 //! What crosses the border between the overlay and the link, and what must
 //! not: outer packets that no node would send, marks of congestion, nodes that
-//! have one family each, gateways known by their link-local address alone.
+//! have one family each.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use spinlane_tests::capture::Recording;
-use spinlane_tests::cluster::{Families, ROUTER, UPLINK, pod_cidrs};
+use spinlane_tests::cluster::{Families, UPLINK, pod_cidrs};
 use spinlane_tests::{
     Cluster, LabError, Namespace, Node, PATIENCE, Pod, Result, capture, root_or_skip, scapy,
-    traffic, veth, wait_for,
+    traffic, wait_for,
 };
 
 /// The station that sends what nobody should.
@@ -306,85 +306,6 @@ fn nodes_of_one_family_and_of_both_share_an_overlay() -> Result<()> {
         let mut notices = notices.iter();
         notices.find(|notice| notice.contains("n3")).map(drop)
     })
-}
-
-/// A pod reaches the outside by a router of which the node knows the
-/// link-local address alone, as router advertisements tell it, over both
-/// families; and by another one once the node does.
-#[test]
-fn gateways_may_have_link_local_addresses_alone() -> Result<()> {
-    if !root_or_skip("gateways_may_have_link_local_addresses_alone") {
-        return Ok(());
-    }
-    let cluster = Cluster::start(1, Families::Dual, |_| {})?;
-    let node = &cluster.nodes()[0];
-    let far = Namespace::create("far")?;
-    let routers = [Namespace::create("router")?, Namespace::create("router")?];
-    for (number, router) in (0u8..).zip(&routers) {
-        cluster.underlay().plug(router, ROUTER - number)?;
-        let name = format!("eth{number}");
-        veth((router, "far0"), (&far, &name))?;
-        router.sh(&format!(
-            "ip address add 203.0.113.{gateway}/31 dev far0\n\
-             ip address add 2001:db8:7::{gateway}/127 dev far0 nodad\n\
-             ip address add fe80::{gateway:x}/64 dev eth0 nodad\n\
-             echo 1 > /proc/sys/net/ipv4/ip_forward\n\
-             echo 1 > /proc/sys/net/ipv6/conf/all/forwarding\n",
-            gateway = 10 + 2 * number,
-        ))?;
-        far.sh(&format!(
-            "ip address add 203.0.113.{own}/31 dev {name}\n\
-             ip address add 2001:db8:7::{own}/127 dev {name} nodad\n\
-             ip address replace 198.51.100.7/32 dev lo\n\
-             ip address replace 2001:db8:9::7/128 dev lo nodad\n\
-             echo 0 > /proc/sys/net/ipv4/conf/all/rp_filter\n\
-             echo 0 > /proc/sys/net/ipv4/conf/{name}/rp_filter\n\
-             ip route replace 172.31.0.0/24 via 203.0.113.{gateway}\n\
-             ip -6 route replace fd31::/64 via 2001:db8:7::{gateway}\n",
-            gateway = 10 + 2 * number,
-            own = 11 + 2 * number,
-        ))?;
-        router.ip(&format!(
-            "route add 198.51.100.7/32 via 203.0.113.{}",
-            11 + 2 * number
-        ))?;
-        router.ip(&format!(
-            "-6 route add 2001:db8:9::7/128 via 2001:db8:7::{}",
-            11 + 2 * number
-        ))?;
-    }
-    let pod = Pod::attach(node, "a")?;
-    let addresses = ["198.51.100.7", "2001:db8:9::7"].map(|a| a.parse().expect("an address"));
-    for (router, gateway) in routers.iter().zip(["fe80::a", "fe80::c"]) {
-        let set = |family: &str, via: &str| {
-            let route = format!("{family} route replace default via {via} {gateway} dev {UPLINK}");
-            node.namespace().ip(&route)
-        };
-        set("-4", "inet6")?;
-        set("-6", "")?;
-        // Those of before are of another metric's neighbour, not of this one.
-        wait_for(&format!("the way by {gateway}"), PATIENCE, || {
-            let before = forwarded(router).ok()?;
-            for to in addresses {
-                let pings = traffic::ping_with(pod.namespace(), to, 1, &["-W", "1"]);
-                pings.ok().filter(traffic::Pings::all)?;
-            }
-            let after = forwarded(router).ok()?;
-            (0..2).all(|n| after[n] > before[n]).then_some(())
-        })?;
-        for to in addresses {
-            traffic::tcp_both_ways(pod.namespace(), &far, to, 1 << 20)?;
-            assert_eq!(traffic::udp_echo(pod.namespace(), &far, to, 3, 1200)?, 3);
-        }
-    }
-    Ok(())
-}
-
-fn forwarded(router: &Namespace) -> Result<[u64; 2]> {
-    Ok([
-        traffic::counter(router, "IpForwDatagrams")?,
-        traffic::counter(router, "Ip6OutForwDatagrams")?,
-    ])
 }
 
 /// The kernel's word that a network is out of reach holds for pods, too.

@@ -128,9 +128,12 @@ fn a_queue_before_the_device_keeps_flows_in_order() -> Result<()> {
         }
         let (a, b) = two_pods(&cluster)?;
         for pod in [&a, &b] {
-            // What waits is never so old that its sender takes it for lost.
+            // What waits is never so old that its sender takes it for lost, nor does
+            // a sender ask by a segment whether there is still somebody.
             pod.namespace()
-                .sh("sysctl -qw net.ipv4.tcp_wmem='4096 65536 1048576'")?;
+                .sh("sysctl -qw net.ipv4.tcp_wmem='4096 65536 1048576' \
+                 net.ipv4.tcp_early_retrans=0; \
+                 sysctl -qw net.ipv4.tcp_rto_min_us=5000000 || true")?;
         }
         let sent_again = || -> Result<u64> {
             let counts = [&a, &b].map(|pod| traffic::counter(pod.namespace(), "TcpRetransSegs"));

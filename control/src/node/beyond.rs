@@ -15,7 +15,7 @@ use std::sync::Arc;
 use ipnet::IpNet;
 use spinlane_dataplane::snapshot::{
     Masquerade, Network as OverlayNetwork, NextHop, OuterHeader, OuterPath, RouteTable,
-    RouteTarget, Underlay, Vtep,
+    RouteTarget, Spread, Underlay, Vtep,
 };
 use spinlane_dataplane::types::{MacAddr, NextHopId, SegmentId, Vni, VtepId};
 
@@ -527,18 +527,32 @@ impl<'a, 'b> Draft<'a, 'b> {
                 continue;
             };
             // A network that this node is in: its stations follow one by one.
-            let by_uplink = inputs.uplink.is_some_and(|u| way.oif == u.port.ifindex);
-            if by_uplink && way.is_on_link {
+            let is_by_uplink = |way: &Way| inputs.uplink.is_some_and(|u| way.oif == u.port.ifindex);
+            if is_by_uplink(&way) && way.is_on_link {
                 self.targets.entry(net).or_insert(RouteTarget::OnLink);
                 self.stations(&net);
                 continue;
             }
-            if !self.targets.contains_key(&net)
-                && let Some(target) = self.by(&way)
-            {
-                self.targets.insert(net, target);
+            if self.targets.contains_key(&net) {
+                continue;
             }
+            let mut ways = inputs.kernel.ways_by(route, net.network());
+            ways.retain(|(way, _)| is_by_uplink(way) && !way.is_on_link);
+            let target = match (is_by_uplink(&way), &ways[..]) {
+                (true, [_, _, ..]) => self.by_several(&ways),
+                _ => self.by(&way),
+            };
+            self.targets.extend(target.map(|target| (net, target)));
         }
+    }
+
+    /// Where packets go that several neighbours on the uplink take, by their
+    /// weights.
+    fn by_several(&mut self, ways: &[(Way, u32)]) -> Option<RouteTarget> {
+        let hops = ways
+            .iter()
+            .filter_map(|(way, weight)| Some((self.next_hop(way)?, *weight)));
+        Spread::new(&hops.collect::<Vec<_>>()).map(RouteTarget::Spread)
     }
 
     /// Whether a network is in some node's range of pods.

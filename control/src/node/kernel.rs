@@ -111,30 +111,44 @@ impl Kernel {
 
     /// Whether the kernel sends by a route: an interface of it is up.
     pub fn is_usable(&self, route: &KernelRoute) -> bool {
-        route.oif.is_some_and(|oif| self.is_up(oif)) || route.hops.iter().any(|h| self.is_up(h.1))
+        route.oif.is_some_and(|oif| self.is_up(oif)) || route.hops.iter().any(|h| self.is_up(h.oif))
     }
 
     /// The way to a destination by a route to it; among several next hops one
-    /// by the destination's hash, so that destinations spread and each keeps
-    /// its own.
+    /// by the destination's hash and their weights, so that destinations spread
+    /// and each keeps its own.
     pub fn way_by(&self, route: &KernelRoute, destination: IpAddr) -> Option<Way> {
-        let hops: Vec<_> = route.hops.iter().filter(|hop| self.is_up(hop.1)).collect();
-        let (via, oif) = match hops.len() {
-            0 => (route.via, route.oif?),
-            several => {
-                let hash = match destination {
-                    IpAddr::V4(v4) => fnv1a(&[&v4.octets()]),
-                    IpAddr::V6(v6) => fnv1a(&[&v6.octets()]),
-                };
-                *hops[(hash % several as u64) as usize]
-            }
+        let ways = self.ways_by(route, destination);
+        let total: u64 = ways.iter().map(|(_, weight)| u64::from(*weight)).sum();
+        let hash = match destination {
+            IpAddr::V4(v4) => fnv1a(&[&v4.octets()]),
+            IpAddr::V6(v6) => fnv1a(&[&v6.octets()]),
         };
-        Some(Way {
+        let mut left = hash.checked_rem(total)?;
+        let chosen = ways.into_iter().find(|(_, weight)| {
+            let next = left.checked_sub(u64::from(*weight));
+            left = next.unwrap_or(left);
+            next.is_none()
+        });
+        chosen.map(|(way, _)| way)
+    }
+
+    /// Every way to a destination by a route to it, each with its weight.
+    pub fn ways_by(&self, route: &KernelRoute, destination: IpAddr) -> Vec<(Way, u32)> {
+        let way = |via: Option<IpAddr>, oif| Way {
             oif,
             next: via.unwrap_or(destination),
             is_on_link: via.is_none(),
             mtu: route.mtu.filter(|mtu| *mtu > 0),
-        })
+        };
+        let hops = route.hops.iter().filter(|hop| self.is_up(hop.oif));
+        let several: Vec<_> = hops
+            .map(|hop| (way(hop.via, hop.oif), hop.weight))
+            .collect();
+        match several.is_empty() {
+            true => Vec::from_iter(route.oif.map(|oif| (way(route.via, oif), 1))),
+            false => several,
+        }
     }
 
     fn is_up(&self, link: u32) -> bool {
@@ -228,6 +242,7 @@ pub fn resolve(ifindex: u32, address: IpAddr) -> Request {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::routes::Hop;
     use crate::node::samples;
 
     fn link(index: u32, name: &str, up: bool) -> Link {
@@ -248,13 +263,21 @@ mod tests {
         }
     }
 
+    fn hop(via: &str, oif: u32, weight: u32) -> Hop {
+        Hop {
+            via: Some(via.parse().unwrap()),
+            oif,
+            weight,
+        }
+    }
+
     #[test]
     fn the_way_is_the_kernels() {
         let several = KernelRoute {
             hops: vec![
-                (Some("192.0.2.1".parse().unwrap()), 2),
-                (Some("192.0.2.2".parse().unwrap()), 2),
-                (Some("192.0.2.3".parse().unwrap()), 4),
+                hop("192.0.2.1", 2, 3),
+                hop("192.0.2.2", 2, 1),
+                hop("192.0.2.3", 4, 9),
             ],
             ..route("10.9.0.0/16", None, 2, 0)
         };
@@ -282,13 +305,13 @@ mod tests {
             "the better default route"
         );
         assert_eq!(way("10.8.0.1").oif, 3, "not by a link that is down");
-        let hops: std::collections::BTreeSet<_> = (0..64u8)
-            .map(|n| way(&format!("10.9.0.{n}")).next.to_string())
-            .collect();
-        assert_eq!(
-            hops.into_iter().collect::<Vec<_>>(),
-            ["192.0.2.1", "192.0.2.2"]
-        );
+        let by = |next: &str| {
+            let ways = (0..=255).map(|n| way(&format!("10.9.0.{n}")).next.to_string());
+            ways.filter(|way| way == next).count()
+        };
+        let (first, second) = (by("192.0.2.1"), by("192.0.2.2"));
+        assert_eq!(first + second, 256, "none by a link that is down");
+        assert!((160..224).contains(&first), "{first}, {second}");
         assert!(kernel.way("2001:db8::1".parse().unwrap()).is_none());
         let refused = |to: &str, priority| Kernel {
             refused: vec![Refused {

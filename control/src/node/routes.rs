@@ -51,11 +51,21 @@ pub struct KernelRoute {
     pub source: Option<IpAddr>,
     /// The lower the better, among routes to the same destination.
     pub priority: u32,
-    /// Every next hop that works, when there are several: gateway and
-    /// interface.
-    pub hops: Vec<(Option<IpAddr>, u32)>,
+    /// Every next hop that works, when there are several.
+    pub hops: Vec<Hop>,
     /// Made by [`add_host_route`].
     pub is_ours: bool,
+}
+
+/// One next hop of several.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hop {
+    /// The gateway; none where the destination itself is the neighbour.
+    pub via: Option<IpAddr>,
+    /// Outgoing interface.
+    pub oif: u32,
+    /// Its share beside the others'.
+    pub weight: u32,
 }
 
 impl KernelRoute {
@@ -156,8 +166,8 @@ fn kernel_route(message: &RouteMessage) -> Option<KernelRoute> {
     }
     Some(KernelRoute {
         to: IpNet::new(destination, header.destination_prefix_length).ok()?,
-        via: via.or_else(|| hops.first().and_then(|(via, _)| *via)),
-        oif: oif.or_else(|| hops.first().map(|(_, oif)| *oif)),
+        via: via.or_else(|| hops.first().and_then(|hop| hop.via)),
+        oif: oif.or_else(|| hops.first().map(|hop| hop.oif)),
         mtu,
         source,
         priority,
@@ -167,14 +177,18 @@ fn kernel_route(message: &RouteMessage) -> Option<KernelRoute> {
 }
 
 /// One next hop of several, unless the kernel does not use it.
-fn hop(hop: &RouteNextHop) -> Option<(Option<IpAddr>, u32)> {
+fn hop(hop: &RouteNextHop) -> Option<Hop> {
     let unused = RouteNextHopFlags::Dead | RouteNextHopFlags::Linkdown;
     let via = hop.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Gateway(a) => ip_of(a),
         RouteAttribute::Via(RouteVia::Inet6(a)) => Some(IpAddr::V6(*a)),
         _ => None,
     });
-    (!hop.flags.intersects(unused)).then_some((via, hop.interface_index))
+    (!hop.flags.intersects(unused)).then_some(Hop {
+        via,
+        oif: hop.interface_index,
+        weight: u32::from(hop.hops) + 1,
+    })
 }
 
 fn ip_of(address: &netlink_packet_route::route::RouteAddress) -> Option<IpAddr> {

@@ -1,5 +1,6 @@
 //! What the node shows of itself.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::PoisonError;
 use std::time::UNIX_EPOCH;
@@ -202,9 +203,22 @@ impl Node {
             route.mtu = port.and_then(|id| Some(snapshot.port(id)?.mtu));
             (IpNet::from(address), route)
         });
-        let beyond = snapshot.routes.iter().filter_map(|(prefix, target)| {
-            let net = IpNet::new(prefix.address, prefix.len).ok()?;
-            Some((net, beyond(&snapshot, net, target, &name)))
+        let beyond = snapshot.routes.iter().flat_map(|(prefix, target)| {
+            let net = IpNet::new(prefix.address, prefix.len).ok();
+            let row = |target| net.map(|net| (net, beyond(&snapshot, net, target, &name)));
+            // One row for each neighbour that takes a share.
+            let each: BTreeSet<_> = match target {
+                RouteTarget::Spread(spread) => spread.slots().iter().copied().collect(),
+                _ => BTreeSet::new(),
+            };
+            match each.is_empty() {
+                true => Vec::from_iter(row(target)),
+                false => each
+                    .into_iter()
+                    .map(RouteTarget::NextHop)
+                    .filter_map(row)
+                    .collect(),
+            }
         });
         let mut rows: Vec<_> = hosts.chain(beyond).collect();
         rows.sort_by_key(|(net, _)| *net);
@@ -245,7 +259,7 @@ fn beyond(
 ) -> Route {
     let via = match target {
         RouteTarget::Vtep(_) => RouteVia::Vtep,
-        RouteTarget::NextHop(_) | RouteTarget::OnLink => RouteVia::Gateway,
+        RouteTarget::NextHop(_) | RouteTarget::Spread(_) | RouteTarget::OnLink => RouteVia::Gateway,
         RouteTarget::Host(_) => RouteVia::Host,
         RouteTarget::Unreachable => RouteVia::Unreachable,
     };
@@ -268,7 +282,7 @@ fn beyond(
             row.port = snapshot.underlay.uplink.and_then(name);
             None
         }
-        RouteTarget::Unreachable => None,
+        RouteTarget::Spread(_) | RouteTarget::Unreachable => None,
     };
     if let Some(next_hop) = next_hop {
         row.port = name(next_hop.port);

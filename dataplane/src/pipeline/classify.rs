@@ -138,7 +138,7 @@ pub(super) fn classify<K: RoutedKey>(snapshot: &Snapshot, key: &K, headers: &Hea
         }
         None => match from {
             Ingress::Port(port) if port.role != Role::Uplink => {
-                uplink::beyond(snapshot, port, destination)
+                uplink::beyond(snapshot, port, (source, destination))
             }
             Ingress::Port(_) | Ingress::Overlay(_) => Decision::Drop(DropReason::SplitHorizon),
         },

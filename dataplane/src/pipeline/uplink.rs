@@ -26,8 +26,16 @@ use crate::wire::protocol;
 use crate::wire::udp::UdpHeader;
 
 /// Where a packet of a port goes whose destination is not on this node.
-pub(super) fn beyond(snapshot: &Snapshot, port: &PortEntry, destination: IpAddr) -> Decision {
+pub(super) fn beyond(
+    snapshot: &Snapshot,
+    port: &PortEntry,
+    (source, destination): (IpAddr, IpAddr),
+) -> Decision {
     let unreachable = Decision::Refuse(Refusal::NetUnreachable, DropReason::NoRoute);
+    let to = |id: NextHopId| match snapshot.next_hop(id) {
+        Some(next_hop) => by(snapshot, port, (id, next_hop)),
+        None => unreachable,
+    };
     match snapshot.routes.lookup(destination) {
         None | Some(RouteTarget::Unreachable) => unreachable,
         Some(RouteTarget::OnLink) => Decision::Find(destination),
@@ -36,10 +44,8 @@ pub(super) fn beyond(snapshot: &Snapshot, port: &PortEntry, destination: IpAddr)
             Some(vtep) => through(snapshot, port, (id, vtep)),
             None => unreachable,
         },
-        Some(RouteTarget::NextHop(id)) => match snapshot.next_hop(id) {
-            Some(next_hop) => by(snapshot, port, (id, next_hop)),
-            None => unreachable,
-        },
+        Some(RouteTarget::NextHop(id)) => to(id),
+        Some(RouteTarget::Spread(spread)) => to(spread.next_hop(source, destination)),
     }
 }
 

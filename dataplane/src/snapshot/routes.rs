@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use super::{AddressMap, Prefix};
+use super::{AddressMap, Prefix, Spread};
 use crate::types::{NextHopId, PortId, VtepId};
 
 /// Where packets for a prefix go.
@@ -17,6 +17,8 @@ pub enum RouteTarget {
     Vtep(VtepId),
     /// To a neighbour on the underlay, as they are.
     NextHop(NextHopId),
+    /// To one of several neighbours on the underlay.
+    Spread(Spread),
     /// Into the host's namespace, by the host port: what the kernel routes by
     /// another device than the uplink.
     Host(PortId),

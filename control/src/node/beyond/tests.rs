@@ -4,7 +4,7 @@ use super::*;
 use crate::node::bound::{Binding, BoundPort, Offer};
 use crate::node::kernel::{Kernel, Neighbour};
 use crate::node::netlink::Link;
-use crate::node::routes::Refused;
+use crate::node::routes::{Hop, Refused};
 use crate::node::samples::{self, link, route};
 use crate::node::setup::Setup;
 use spinlane_dataplane::types::PortId;
@@ -241,6 +241,40 @@ fn nodes_out_of_reach_are_named_with_the_cause() {
         assert!(notices[0].contains(" node-3 "), "{}", notices[0]);
         assert!(!notices.concat().contains("node-2"), "{notices:?}");
     }
+}
+
+#[test]
+fn gateways_of_one_route_share_what_leaves_by_the_uplink() {
+    let hop = |via: &str, oif, weight| Hop {
+        via: Some(via.parse().unwrap()),
+        oif,
+        weight,
+    };
+    let mut kernel = kernel();
+    let mut follows = |hops: Vec<Hop>| {
+        kernel.routes[1].hops = hops;
+        let mut beyond = Beyond::default();
+        follow(&mut beyond, &setup("vxlan"), &[node(1)], &kernel);
+        let next_hops = &beyond.tables().next_hops;
+        let address = |id: NextHopId| next_hops[id.index()].as_ref().unwrap().address.to_string();
+        match target(&beyond, "8.8.8.8") {
+            Some(RouteTarget::Spread(spread)) => {
+                spread.slots().iter().map(|id| address(*id)).collect()
+            }
+            Some(RouteTarget::NextHop(id)) => vec![address(id)],
+            other => panic!("{other:?}"),
+        }
+    };
+    let (a, b, c) = ("172.31.0.8", "172.31.0.9", "192.168.5.1");
+    assert_eq!(follows(vec![]), ["172.31.255.254"]);
+    assert_eq!(follows(vec![hop(a, UPLINK, 1)]), [a]);
+    assert_eq!(
+        follows(vec![hop(a, UPLINK, 1), hop(b, UPLINK, 2)]),
+        [a, b, b]
+    );
+    // Those behind other interfaces are the kernel's.
+    let mixed = vec![hop(a, UPLINK, 1), hop(b, UPLINK, 1), hop(c, DOWN, 200)];
+    assert_eq!(follows(mixed), [a, b]);
 }
 
 #[test]

@@ -39,7 +39,7 @@ pub(super) fn called<K: RoutedKey>(
     let is_pods = out.role == Role::Pod && snapshot.host(key.source()).is_none();
     // A neighbour that is not found yet is reached by the uplink too.
     let leave = match snapshot.routes.lookup(key.source()) {
-        Some(RouteTarget::NextHop(_) | RouteTarget::OnLink) => true,
+        Some(RouteTarget::NextHop(_) | RouteTarget::Spread(_) | RouteTarget::OnLink) => true,
         Some(RouteTarget::Vtep(_) | RouteTarget::Host(_) | RouteTarget::Unreachable) | None => {
             false
         }
