@@ -290,8 +290,12 @@ pub enum RouteVia {
     Gateway,
     /// To the node's kernel.
     Host,
-    /// Nowhere: the sender is told.
+    /// Nowhere: the sender is told that there is no route.
     Unreachable,
+    /// Nowhere: the sender is told that it is forbidden.
+    Prohibited,
+    /// Nowhere: nobody is told.
+    Blackhole,
 }
 
 /// One row of `spinlane routes` (`GET /v1/routes`).

@@ -99,6 +99,17 @@ impl Filter {
         filter
     }
 
+    /// Takes what was taken before, too.
+    pub(crate) fn keep(&mut self, told: &Filter) {
+        self.config.modes |= told.config.modes;
+        for (address, role) in &told.own {
+            *self.own.entry(*address).or_default() |= role;
+        }
+        self.pods_v4.extend(&told.pods_v4);
+        self.pods_v6.extend(&told.pods_v6);
+        self.stations.extend(&told.stations);
+    }
+
     /// Whether the kernel must not see some of it, even when no process takes
     /// it.
     pub(crate) fn outlives(&self) -> bool {
@@ -207,4 +218,47 @@ pub(crate) fn outer_fragments(program: &mut Program) -> u64 {
         Some(counters.get(&0, 0).ok()?.iter().sum())
     };
     count().unwrap_or(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn for_a_moment_both_are_taken() {
+        let filter = |modes, own: &[([u8; 16], u32)], pods: &[([u8; 4], u8)]| Filter {
+            config: Config {
+                modes,
+                ..Config::default()
+            },
+            own: own.iter().copied().collect(),
+            pods_v4: pods.iter().copied().collect(),
+            stations: BTreeSet::from([[modes as u8; 8]]),
+            ..Filter::default()
+        };
+        let told = filter(
+            VXLAN,
+            &[([1; 16], TUNNEL_END), ([2; 16], EGRESS)],
+            &[([9; 4], 24)],
+        );
+        let mut next = filter(
+            MASQUERADE,
+            &[([1; 16], EGRESS), ([3; 16], EGRESS)],
+            &[([8; 4], 24)],
+        );
+        next.config.ports_low = 7;
+        next.keep(&told);
+        let mut both = filter(
+            VXLAN | MASQUERADE,
+            &[
+                ([1; 16], TUNNEL_END | EGRESS),
+                ([2; 16], EGRESS),
+                ([3; 16], EGRESS),
+            ],
+            &[([8; 4], 24), ([9; 4], 24)],
+        );
+        both.config.ports_low = 7;
+        both.stations = BTreeSet::from([[VXLAN as u8; 8], [MASQUERADE as u8; 8]]);
+        assert_eq!(next, both);
+    }
 }

@@ -10,7 +10,7 @@ use crate::process::{Process, run};
 use crate::{PATIENCE, wait_for};
 
 /// The kernel hands packets to tcpdump within a second; and then some.
-const HANDED_OVER: Duration = Duration::from_millis(1500);
+const HANDED_OVER: Duration = Duration::from_millis(2500);
 
 /// Packets that tcpdump writes to a file.
 #[derive(Debug)]
@@ -67,18 +67,30 @@ impl Recording {
             last = len();
             std::thread::sleep(HANDED_OVER);
         }
-        missed(&self.process.interrupt(PATIENCE)?)
+        let ended = self.process.interrupt(PATIENCE)?;
+        let received = said(&ended, " packets received by filter")?;
+        let unread = received.saturating_sub(said(&ended, " packets captured")?);
+        Ok(missed(&ended)? + unread)
     }
 }
 
 /// How many packets an ended tcpdump missed.
 fn missed(tcpdump: &Output) -> Result<u32> {
-    let complaint = String::from_utf8_lossy(&tcpdump.stderr).into_owned();
-    let mut lines = complaint.lines();
-    let missed = lines.find_map(|line| line.strip_suffix(" packets dropped by kernel"));
-    match missed.and_then(|missed| missed.parse().ok()) {
-        Some(missed) if tcpdump.status.success() => Ok(missed),
-        _ => Err(LabError::unexpected("tcpdump", complaint)),
+    said(tcpdump, " packets dropped by kernel")
+}
+
+/// The number that an ended tcpdump says before `words`.
+fn said(tcpdump: &Output, words: &str) -> Result<u32> {
+    let text = String::from_utf8_lossy(&tcpdump.stderr).into_owned();
+    // One packet is no "packets".
+    let one = words.replacen("packets", "packet", 1);
+    let number = text.lines().find_map(|line| {
+        let number = line.strip_suffix(words).or(line.strip_suffix(&one));
+        number?.parse().ok()
+    });
+    match number {
+        Some(number) if tcpdump.status.success() => Ok(number),
+        _ => Err(LabError::unexpected("tcpdump", text)),
     }
 }
 

@@ -78,6 +78,19 @@ impl Namespace {
         self.sh(&off).map(drop)
     }
 
+    /// Has TCP that sends from here repeat nothing because time passes: no tail
+    /// loss probes, and five seconds until an answer is overdue, where the
+    /// kernel has that setting (Linux 6.11). What is sent again was lost then,
+    /// or overtaken, also on a machine that stands still for a moment.
+    ///
+    /// # Errors
+    /// [`LabError::Command`] when the kernel refuses.
+    pub fn is_patient(&self) -> Result<()> {
+        self.sh("echo 0 > /proc/sys/net/ipv4/tcp_early_retrans\n\
+                 sysctl -eqw net.ipv4.tcp_rto_min_us=5000000")
+            .map(drop)
+    }
+
     /// Runs a shell line inside and returns its standard output.
     ///
     /// # Errors

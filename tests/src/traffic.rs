@@ -319,12 +319,11 @@ pub fn tcp_seen_from(client: &Namespace, server: &Namespace, address: IpAddr) ->
     let target = listener
         .local_addr()
         .map_err(LabError::io("read the listener's address"))?;
-    let answering = std::thread::spawn(move || accept_within(&listener, SILENCE));
+    // Whoever is connected by then waits in the listener's queue, unless a reset
+    // came between.
     let connected = client.enter(|| TcpStream::connect_timeout(&target, SILENCE))?;
-    let accepted = answering
-        .join()
-        .unwrap_or_else(|_| Err(std::io::Error::other("the server's thread panicked")));
     connected.map_err(LabError::io(format!("{what}, client")))?;
+    let accepted = accept_within(&listener, LOST_AFTER);
     let (_, from) = accepted.map_err(LabError::io(format!("{what}, server")))?;
     Ok(from.ip())
 }

@@ -3,7 +3,6 @@
 //! have one family each.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
 
 use spinlane_tests::capture::Recording;
 use spinlane_tests::cluster::{Families, UPLINK, pod_cidrs};
@@ -334,15 +333,21 @@ fn what_the_kernel_refuses_is_refused_to_pods() -> Result<()> {
         node.namespace()
             .ip(&format!("route add default via {via}"))?;
         traffic::reach(pod.namespace(), to)?;
-        for kind in ["unreachable", "blackhole", "prohibit"] {
+        let forbidden = match net.contains(':') {
+            true => "Administratively prohibited",
+            false => "Packet filtered",
+        };
+        for (kind, told) in [
+            ("unreachable", "nreachable"),
+            ("throw", "nreachable"),
+            ("prohibit", forbidden),
+            // Nobody is told anything.
+            ("blackhole", " 0 received, 100% packet loss"),
+        ] {
             node.namespace().ip(&format!("route add {kind} {net}"))?;
-            wait_for(&format!("{kind} {net}"), Duration::from_secs(5), || {
+            wait_for(&format!("{kind} {net}"), PATIENCE, || {
                 let pings = traffic::ping_in_vain(pod.namespace(), to, 1, &["-W", "1"]).ok()?;
-                pings
-                    .text
-                    .to_lowercase()
-                    .contains("unreachable")
-                    .then_some(())
+                pings.text.contains(told).then_some(())
             })?;
             node.namespace().ip(&format!("route delete {kind} {net}"))?;
             traffic::reach(pod.namespace(), to)?;

@@ -325,19 +325,17 @@ fn a_node_gets_another_address() -> Result<(), LabError> {
     reach(b.namespace(), &a, "back to the new address")?;
     reach(two.namespace(), &a, "from the other node")?;
     reach(one.namespace(), &b, "from the node itself")?;
-    let routes: Value =
-        serde_json::from_str(&one.namespace().ip("-j -4 route show dev spinlane0")?)
-            .expect("iproute2 prints JSON");
-    let sources = routes.as_array().into_iter().flatten();
-    let sources: Vec<_> = sources.map(|route| route["prefsrc"].as_str()).collect();
-    assert!(!sources.is_empty());
-    assert!(
-        sources.iter().all(|s| *s == Some("172.31.0.101")),
-        "{sources:?}"
-    );
-    let held = one.namespace().ip("-4 address show dev spinlane0")?;
-    assert!(!held.contains("inet "), "nothing is left behind: {held}");
-    Ok(())
+    wait_for("the host's routes to follow", PATIENCE, || {
+        let routes = one.namespace().ip("-j -4 route show dev spinlane0").ok()?;
+        let routes: Value = serde_json::from_str(&routes).expect("iproute2 prints JSON");
+        let mut sources = routes.as_array()?.iter().map(|route| &route["prefsrc"]);
+        let has_some = sources.len() > 0;
+        (has_some && sources.all(|source| source == "172.31.0.101")).then_some(())
+    })?;
+    wait_for("nothing to be left behind", PATIENCE, || {
+        let held = one.namespace().ip("-4 address show dev spinlane0").ok()?;
+        (!held.contains("inet ")).then_some(())
+    })
 }
 
 #[test]

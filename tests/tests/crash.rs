@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use spinlane_tests::{LabError, Node, Pod, root_or_skip, traffic};
+use spinlane_tests::{LabError, Node, PATIENCE, Pod, root_or_skip, traffic, wait_for};
 
 /// Networks that give every victim the same address: if one is not given back,
 /// the next victim does not get it.
@@ -150,6 +150,12 @@ fn pods_that_vanished_while_the_agent_was_down_are_forgotten() -> Result<(), Lab
         lost[0].add(&node, "eth0", &network)?;
         node.kill9();
         drop(lost);
+        wait_for("the lost pods' ends to go", PATIENCE, || {
+            let interfaces = node.interfaces().ok()?;
+            let ends = interfaces.iter().filter(|name| name.starts_with("sl"));
+            // The steady pod's.
+            (ends.count() == 1).then_some(())
+        })?;
         node.start_agent()?;
         holds(&node, &[&steady], "after pods vanished")?;
     }

@@ -150,6 +150,12 @@ fn gateways_of_one_route_share_what_leaves() -> Result<()> {
         hops.collect::<String>()
     };
     for (weights, at_least) in [([1, 1], [3, 3]), ([15, 1], [10, 0])] {
+        // What is waited for is not what was there before.
+        ways.default_by(&format!("via {} dev {UPLINK}", TwoWays::LOCAL[0]))?;
+        wait_for("one gateway", PATIENCE, || {
+            let routes = node.cli(&["routes"]).ok()?.to_string();
+            (routes.contains("fe80::a") && !routes.contains("fe80::c")).then_some(())
+        })?;
         ways.default_by(&both(weights))?;
         wait_for("two gateways", PATIENCE, || {
             let routes = node.cli(&["routes"]).ok()?;

@@ -8,12 +8,13 @@ use spinlane_tests::site::{Site, Way};
 use spinlane_tests::{Result, root_or_skip, talk, traffic};
 
 /// What kernels say to groups and to themselves on links that come and go, and
-/// bursts before a port's ring has grown.
-const USUAL: [&str; 4] = [
+/// bursts for which a lane that stands still has no room.
+const USUAL: [&str; 5] = [
     "multicast",
     "neighbor_ignored",
     "port_removed",
     "rx_no_frame",
+    "rx_ring_full",
 ];
 
 fn everybody_talks(way: Way, families: Families) -> Result<()> {

@@ -331,6 +331,8 @@ pub(super) fn routes(routes: &[view::Route]) -> String {
             view::RouteVia::Gateway => "gateway",
             view::RouteVia::Host => "host",
             view::RouteVia::Unreachable => "unreachable",
+            view::RouteVia::Prohibited => "prohibited",
+            view::RouteVia::Blackhole => "blackhole",
         };
         let mac = match (&route.mac, &route.gateway) {
             (None, Some(_)) => "unresolved".to_owned(),

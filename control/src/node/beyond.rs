@@ -22,7 +22,7 @@ use spinlane_dataplane::types::{MacAddr, NextHopId, SegmentId, Vni, VtepId};
 use super::bound::BoundUplink;
 use super::kernel::Way;
 use super::masquerade::masquerade;
-use super::routes::KernelRoute;
+use super::routes::{How, KernelRoute};
 use super::setup::pod_mac;
 use crate::config::{Mode, Mtu, VXLAN_OVERHEAD_V4, VXLAN_OVERHEAD_V6};
 use crate::source;
@@ -519,7 +519,12 @@ impl<'a, 'b> Draft<'a, 'b> {
                 && !self.is_of_pods(&net)
                 && !best.get(&net).is_some_and(is_better)
             {
-                self.targets.entry(net).or_insert(RouteTarget::Unreachable);
+                let nowhere = match refused.how {
+                    How::Unreachable => RouteTarget::Unreachable,
+                    How::Prohibited => RouteTarget::Prohibited,
+                    How::Silently => RouteTarget::Blackhole,
+                };
+                self.targets.entry(net).or_insert(nowhere);
             }
         }
         for (net, route) in best {

@@ -242,7 +242,7 @@ pub fn resolve(ifindex: u32, address: IpAddr) -> Request {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::node::routes::Hop;
+    use crate::node::routes::{Hop, How};
     use crate::node::samples;
 
     fn link(index: u32, name: &str, up: bool) -> Link {
@@ -317,6 +317,7 @@ mod tests {
             refused: vec![Refused {
                 to: to.parse().unwrap(),
                 priority,
+                how: How::Unreachable,
             }],
             ..kernel.clone()
         };

@@ -86,14 +86,27 @@ impl KernelRoute {
     }
 }
 
-/// A network of the main table that the kernel refuses to send to
-/// (`unreachable`, `blackhole`, `prohibit`).
+/// A network of the main table that the kernel refuses to send to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Refused {
     /// Destination.
     pub to: IpNet,
     /// The lower the better, among routes to the same destination.
     pub priority: u32,
+    /// What senders are told.
+    pub how: How,
+}
+
+/// How the kernel refuses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum How {
+    /// That there is no route (`unreachable`; `throw`, after which no other
+    /// table is looked at here).
+    Unreachable,
+    /// That it is forbidden (`prohibit`).
+    Prohibited,
+    /// Nothing (`blackhole`).
+    Silently,
 }
 
 /// Unicast routes of the main table, both families.
@@ -117,25 +130,24 @@ pub fn list_with_refused(
             if message.header.table != RouteHeader::RT_TABLE_MAIN {
                 continue;
             }
-            match message.header.kind {
-                RouteType::Unicast => found.extend(kernel_route(message)),
-                RouteType::Unreachable | RouteType::BlackHole | RouteType::Prohibit => {
-                    refused.extend(kernel_route(message).map(Refused::from));
+            let how = match message.header.kind {
+                RouteType::Unicast => {
+                    found.extend(kernel_route(message));
+                    continue;
                 }
-                _ => {}
-            }
+                RouteType::Unreachable | RouteType::Throw => How::Unreachable,
+                RouteType::Prohibit => How::Prohibited,
+                RouteType::BlackHole => How::Silently,
+                _ => continue,
+            };
+            refused.extend(kernel_route(message).map(|route| Refused {
+                to: route.to,
+                priority: route.priority,
+                how,
+            }));
         }
     }
     Ok((found, refused))
-}
-
-impl From<KernelRoute> for Refused {
-    fn from(route: KernelRoute) -> Self {
-        Refused {
-            to: route.to,
-            priority: route.priority,
-        }
-    }
 }
 
 fn kernel_route(message: &RouteMessage) -> Option<KernelRoute> {

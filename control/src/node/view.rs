@@ -262,6 +262,8 @@ fn beyond(
         RouteTarget::NextHop(_) | RouteTarget::Spread(_) | RouteTarget::OnLink => RouteVia::Gateway,
         RouteTarget::Host(_) => RouteVia::Host,
         RouteTarget::Unreachable => RouteVia::Unreachable,
+        RouteTarget::Prohibited => RouteVia::Prohibited,
+        RouteTarget::Blackhole => RouteVia::Blackhole,
     };
     let mut row = route(net, via);
     let next_hop = match target {
@@ -282,7 +284,10 @@ fn beyond(
             row.port = snapshot.underlay.uplink.and_then(name);
             None
         }
-        RouteTarget::Spread(_) | RouteTarget::Unreachable => None,
+        RouteTarget::Spread(_)
+        | RouteTarget::Unreachable
+        | RouteTarget::Prohibited
+        | RouteTarget::Blackhole => None,
     };
     if let Some(next_hop) = next_hop {
         row.port = name(next_hop.port);

@@ -15,6 +15,7 @@ use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::Builder;
+use std::time::{Duration, SystemTime};
 
 use super::cluster::{Change, Cluster, repetition};
 use super::object::{self, Content, Object};
@@ -38,7 +39,31 @@ struct Stamp {
     changed: (i64, i64),
 }
 
+/// How long a file that somebody writes may be left alone, when nobody told
+/// that it is whole.
+const WRITING: Duration = Duration::from_secs(1);
+/// And one that is empty: whoever makes its content may need a while.
+const FILLING: Duration = Duration::from_secs(10);
+
 impl Stamp {
+    /// Whether the file may be about to be written: it is the same as `before`,
+    /// cut off or changed a moment ago. Who only looks now and then would take
+    /// half of it for all.
+    fn is_in_the_making(&self, before: &Stamp) -> bool {
+        let is_same = (self.device, self.inode) == (before.device, before.inode);
+        let (seconds, nanos) = self.modified;
+        let since_epoch = u64::try_from(seconds).map(Duration::from_secs);
+        let modified = since_epoch.map(|since| {
+            SystemTime::UNIX_EPOCH + since + Duration::from_nanos(nanos.unsigned_abs())
+        });
+        let age = modified.ok().and_then(|time| time.elapsed().ok());
+        let young = match self.len {
+            0 => FILLING,
+            _ => WRITING,
+        };
+        is_same && age.is_some_and(|age| age < young)
+    }
+
     fn of(metadata: &Metadata) -> Stamp {
         Stamp {
             device: metadata.dev(),
@@ -66,6 +91,8 @@ pub struct Manifests {
     dir: PathBuf,
     /// Threads that read at once at most.
     readers: usize,
+    /// Whether files are left alone while they are written.
+    is_patient: bool,
     files: BTreeMap<Arc<str>, File>,
     cluster: Cluster,
     /// Kinds that were said to be ignored.
@@ -86,6 +113,7 @@ impl Manifests {
         Manifests {
             dir: dir.to_path_buf(),
             readers: readers.max(1),
+            is_patient: false,
             files: BTreeMap::new(),
             cluster: Cluster::default(),
             told: HashSet::new(),
@@ -148,6 +176,12 @@ impl Manifests {
         self.read_errors
     }
 
+    /// Lets files that are being written be, until they are named or have
+    /// rested. Not those behind links, which nobody names.
+    pub fn wait_for_writers(&mut self) {
+        self.is_patient = true;
+    }
+
     /// Reads what changed. Files of these names are read in any case.
     pub fn scan(&mut self, touched: &BTreeSet<String>) -> Change {
         let names = match self.list() {
@@ -182,7 +216,11 @@ impl Manifests {
         let mut due: Vec<(String, Stamp)> = names.into_iter().collect();
         due.retain(|(name, stamp)| {
             let known = self.files.get(name.as_str());
-            touched.contains(name) || known.is_none_or(|file| file.stamp != *stamp)
+            let waits = |file: &File| {
+                let is_patient = self.is_patient && !self.links.contains(name);
+                is_patient && stamp.is_in_the_making(&file.stamp)
+            };
+            touched.contains(name) || known.is_none_or(|file| file.stamp != *stamp && !waits(file))
         });
         let contents = side_by_side(&due, self.readers, |(name, stamp)| {
             read(&self.dir.join(name), *stamp)
@@ -383,6 +421,40 @@ mod tests {
         std::fs::remove_file(dir.path().join("a.yaml")).unwrap();
         assert!(scan(&mut manifests).nodes);
         assert_eq!(names(&manifests), ["c"]);
+    }
+
+    #[test]
+    fn a_file_is_not_read_while_it_is_written() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.yaml");
+        let write = |text: String| std::fs::write(&path, text).unwrap();
+        let mut manifests = Manifests::new(dir.path(), 2);
+        manifests.wait_for_writers();
+        write(node("a", "10.0.1.0/24"));
+        assert!(scan(&mut manifests).nodes, "nothing was known of it");
+        let named = BTreeSet::from(["a.yaml".to_owned()]);
+        let rested = |for_s| {
+            let file = std::fs::File::options().write(true).open(&path).unwrap();
+            let then = SystemTime::now() - Duration::from_secs(for_s);
+            file.set_modified(then).unwrap();
+        };
+
+        write(String::new());
+        assert!(!scan(&mut manifests).any(), "its content is to come");
+        rested(3);
+        assert!(!scan(&mut manifests).any());
+        rested(11);
+        assert!(scan(&mut manifests).nodes, "it stays empty");
+        write(node("b", "10.0.1.0/24"));
+        assert!(!scan(&mut manifests).any(), "there may be more");
+        rested(2);
+        assert!(scan(&mut manifests).nodes);
+        write(node("c", "10.0.1.0/24"));
+        assert!(manifests.scan(&named).nodes, "somebody has closed it");
+        let other = dir.path().join(".other");
+        std::fs::write(&other, "").unwrap();
+        std::fs::rename(other, &path).unwrap();
+        assert!(scan(&mut manifests).nodes, "another file");
     }
 
     #[test]

@@ -105,6 +105,7 @@ impl Watch {
         let started = Instant::now();
         watch.scan(&BTreeSet::new());
         watch.manifests.read_by(later);
+        watch.manifests.wait_for_writers();
         watch.follow_links();
         let [nodes, namespaces, pods] = watch.manifests.cluster().counts().map(|(_, n)| n);
         tracing::info!(

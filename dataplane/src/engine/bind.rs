@@ -17,8 +17,10 @@ use crate::xsk::queue::{FILL_MIN, FILL_STREAM, Queue};
 use crate::xsk::socket::{Memory, RING_SIZE, Socket, Transfer};
 
 /// Just after another socket of the queue was closed the kernel still refuses
-/// to bind; it does so for a moment.
-const BIND_RETRIES: u32 = 100;
+/// to bind, until it has got round to let go of it (`xp_release_deferred`,
+/// net/xdp/xsk_buff_pool.c): milliseconds, on a machine without a CPU to spare
+/// seconds.
+const BIND_RETRIES: u32 = 2500;
 const BIND_PAUSE: Duration = Duration::from_millis(2);
 
 /// Sockets that the uplink's program has room for in its map.

@@ -31,6 +31,7 @@ use arc_swap::ArcSwap;
 
 use closing::Closing;
 use lanes::{ANSWER_TIMEOUT, Answer};
+use uplink::Before;
 
 use crate::event::Event;
 use crate::group_socket::GroupSocket;
@@ -256,6 +257,8 @@ impl Engine {
 
     /// Puts a snapshot in force and returns its generation.
     pub fn publish(&self, mut snapshot: Snapshot) -> Generation {
+        // What lanes send from now on is answered to them, not to the kernel.
+        self.inner.filter_uplink(&snapshot, Before::InForce);
         let mut retired = lock(&self.inner.retired);
         // Relaxed: ordered by the lock.
         let last = self.inner.generation.load(Ordering::Relaxed);
@@ -267,7 +270,8 @@ impl Engine {
         // holds it.
         retired.retain(|old| Arc::strong_count(old) > 1);
         drop(retired);
-        self.inner.filter_uplink();
+        self.inner
+            .filter_uplink(&self.inner.snapshot.load(), Before::Gone);
         generation
     }
 

@@ -19,6 +19,15 @@ fn transfers(spec: &UplinkSpec) -> &'static [Transfer] {
     }
 }
 
+/// What becomes of what the uplink's program was told before.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Before {
+    /// Lanes go by it for another moment.
+    InForce,
+    /// The next snapshot alone counts.
+    Gone,
+}
+
 /// The uplink, and what its program was told to take.
 pub(super) struct Uplink {
     spec: UplinkSpec,
@@ -89,7 +98,7 @@ impl Inner {
         handle.zero_copy = transfer != Transfer::Copy;
         let attached = self.join(handle, queues, mode)?;
         // A snapshot may have been published meanwhile.
-        self.filter_uplink();
+        self.filter_uplink(&self.snapshot.load(), Before::Gone);
         Ok(attached)
     }
 
@@ -119,7 +128,7 @@ impl Inner {
     }
 
     /// Tells the uplink's program what the snapshot in force takes.
-    pub(super) fn filter_uplink(&self) {
+    pub(super) fn filter_uplink(&self, snapshot: &Snapshot, before: Before) {
         let mut uplink = lock(&self.uplink);
         let Some(uplink) = uplink.as_mut() else {
             return;
@@ -128,8 +137,7 @@ impl Inner {
         let Some(handle) = ports.get_mut(&uplink.spec.port.id) else {
             return;
         };
-        let snapshot = self.snapshot.load();
-        if let Err(error) = uplink.follow(&snapshot, &mut handle.program) {
+        if let Err(error) = uplink.follow(snapshot, before, &mut handle.program) {
             tracing::error!(uplink = %handle.spec.name, %error, "the uplink takes what it took before");
         }
     }
@@ -147,13 +155,22 @@ impl Inner {
 }
 
 impl Uplink {
-    fn follow(&mut self, snapshot: &Snapshot, program: &mut Program) -> Result<(), ProgramError> {
-        let wanted = Filter::of(snapshot);
+    fn follow(
+        &mut self,
+        snapshot: &Snapshot,
+        before: Before,
+        program: &mut Program,
+    ) -> Result<(), ProgramError> {
+        let mut wanted = Filter::of(snapshot);
+        if before == Before::InForce {
+            wanted.keep(&self.told);
+        }
         if wanted != self.told {
             wanted.write(&self.told, program)?;
             self.told = wanted;
         }
-        if !self.is_attached && snapshot.underlay.uplink == Some(self.spec.port.id) {
+        let is_next = before == Before::Gone;
+        if !self.is_attached && is_next && snapshot.underlay.uplink == Some(self.spec.port.id) {
             attachment::attach(program, self.spec.port.ifindex, self.choice)?;
             self.is_attached = true;
         }

@@ -34,6 +34,8 @@ pub(super) enum Refusal {
     TimeExceeded,
     /// No route.
     NetUnreachable,
+    /// A route forbids it.
+    Prohibited,
     /// Nobody has the address.
     HostUnreachable,
     /// Nobody listens.
@@ -183,6 +185,11 @@ fn write_v4(
     let (kind, code, mtu) = match refusal {
         Refusal::TimeExceeded => (icmpv4::kind::TIME_EXCEEDED, 0, 0),
         Refusal::NetUnreachable => (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::NET, 0),
+        Refusal::Prohibited => (
+            icmpv4::kind::UNREACHABLE,
+            icmpv4::unreachable::PROHIBITED,
+            0,
+        ),
         Refusal::HostUnreachable => (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::HOST, 0),
         Refusal::PortUnreachable => (icmpv4::kind::UNREACHABLE, icmpv4::unreachable::PORT, 0),
         Refusal::TooBig(mtu) => (
@@ -239,6 +246,11 @@ fn write_v6(
     let (kind, code, body) = match refusal {
         Refusal::TimeExceeded => (icmpv6::kind::TIME_EXCEEDED, 0, 0),
         Refusal::NetUnreachable => (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::NO_ROUTE, 0),
+        Refusal::Prohibited => (
+            icmpv6::kind::UNREACHABLE,
+            icmpv6::unreachable::PROHIBITED,
+            0,
+        ),
         Refusal::HostUnreachable => (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::ADDRESS, 0),
         Refusal::PortUnreachable => (icmpv6::kind::UNREACHABLE, icmpv6::unreachable::PORT, 0),
         Refusal::TooBig(mtu) => (icmpv6::kind::PACKET_TOO_BIG, 0, u32::from(mtu)),

@@ -38,6 +38,8 @@ pub(super) fn beyond(
     };
     match snapshot.routes.lookup(destination) {
         None | Some(RouteTarget::Unreachable) => unreachable,
+        Some(RouteTarget::Prohibited) => Decision::Refuse(Refusal::Prohibited, DropReason::NoRoute),
+        Some(RouteTarget::Blackhole) => Decision::Drop(DropReason::NoRoute),
         Some(RouteTarget::OnLink) => Decision::Find(destination),
         Some(RouteTarget::Host(out)) => classify::deliver(snapshot, Ingress::Port(port), out),
         Some(RouteTarget::Vtep(id)) => match snapshot.vtep(id) {

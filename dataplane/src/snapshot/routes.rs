@@ -26,8 +26,12 @@ pub enum RouteTarget {
     /// its own, with a longer prefix once control has found it. Until then its
     /// packets wait, and control is told.
     OnLink,
-    /// Nowhere; the sender is told.
+    /// Nowhere; the sender is told that there is no route.
     Unreachable,
+    /// Nowhere; the sender is told that somebody forbids it.
+    Prohibited,
+    /// Nowhere; nobody is told.
+    Blackhole,
 }
 
 /// Prefixes of one length and family.

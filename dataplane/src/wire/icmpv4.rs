@@ -33,6 +33,8 @@ pub mod unreachable {
     pub const PORT: u8 = 3;
     /// Too big, and not to be fragmented (RFC 1191).
     pub const FRAGMENTATION_NEEDED: u8 = 4;
+    /// Communication administratively prohibited (RFC 1812, section 5.2.7.1).
+    pub const PROHIBITED: u8 = 13;
 }
 
 /// The header.

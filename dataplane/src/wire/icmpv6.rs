@@ -41,6 +41,8 @@ pub mod kind {
 pub mod unreachable {
     /// No route.
     pub const NO_ROUTE: u8 = 0;
+    /// Communication administratively prohibited.
+    pub const PROHIBITED: u8 = 1;
     /// Nobody has the address.
     pub const ADDRESS: u8 = 3;
     /// Nobody listens.

@@ -262,6 +262,12 @@ fn connections_outlive_the_agent() -> Result<(), LabError> {
     assert!(!held(&outside, address, "icmp")?.is_empty());
     outside.node_mut().kill9();
     drop(other);
+    wait_for("the pod's end to go", SILENCE, || {
+        let interfaces = outside.node().interfaces().ok()?;
+        let ends = interfaces.iter().filter(|name| name.starts_with("sl"));
+        // The other pod's.
+        (ends.count() == 1).then_some(())
+    })?;
     outside.node_mut().start_agent()?;
     assert!(held(&outside, address, "icmp")?.is_empty());
     assert_eq!(held(&outside, pod.v4()?, "udp")?, ["stream"]);

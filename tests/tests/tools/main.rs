@@ -15,15 +15,16 @@ fn tools_show_the_truth(way: Way, families: Families) -> Result<()> {
     streams::between_every_pair(&stations)?;
     let pods = site.pods();
     for pod in pods {
-        // Explicit congestion notification, and no impatience.
-        pod.namespace().sh("echo 1 > /proc/sys/net/ipv4/tcp_ecn\n\
-                            echo 0 > /proc/sys/net/ipv4/tcp_early_retrans\n")?;
+        // Explicit congestion notification.
+        pod.namespace().sh("echo 1 > /proc/sys/net/ipv4/tcp_ecn")?;
+        pod.namespace().is_patient()?;
     }
     // Packets are looked at as a device without offloads sends them.
     for node in site.cluster().nodes() {
         node.namespace().cut_before_the_wire(UPLINK)?;
     }
     let (outside, addresses) = site.outside();
+    outside.is_patient()?;
     // Its packets are looked at before a device would finish them.
     outside.run(&["ethtool", "-K", UPLINK, "tx", "off"])?;
     let (a, c, d) = (pods[0].namespace(), &pods[2], &pods[3]);

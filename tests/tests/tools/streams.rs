@@ -3,16 +3,19 @@
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use serde_json::Value;
 use spinlane_tests::capture::{ODD, Recording, TCP_COMPLAINTS};
 use spinlane_tests::cluster::Underlay;
 use spinlane_tests::site::{Site, Station};
 use spinlane_tests::talk::Pair;
-use spinlane_tests::{LabError, Namespace, Result, capture, probe, talk};
+use spinlane_tests::{LabError, Namespace, PATIENCE, Result, capture, probe, talk, wait_for};
 
 /// A machine that does much else loses something now and then.
 const ATTEMPTS: u32 = 12;
+/// What the next attempt waits longer than the one before.
+const PAUSE: Duration = Duration::from_millis(50);
 /// DSCP "expedited forwarding", as a byte of the IP header.
 const CLASS: u32 = 0xb8;
 
@@ -25,6 +28,11 @@ pub(crate) fn between_every_pair(stations: &[Station<'_>]) -> Result<()> {
             let server = ["iperf3", "-s", "-B", &address.to_string()];
             serving.push(station.namespace.spawn(&server)?);
         }
+        wait_for("iperf3 to listen", PATIENCE, || {
+            let list = ["ss", "-Htln", "sport = :5201"];
+            let listening = station.namespace.run(&list).ok()?.lines().count();
+            (listening >= station.addresses.len()).then_some(())
+        })?;
     }
     let mut rounds: Vec<Vec<Pair<'_>>> = Vec::new();
     for pair in talk::pairs(stations) {
@@ -63,7 +71,9 @@ fn stream(pair: &Pair<'_>) -> Result<()> {
     for options in [&tcp[..], &back[..], &udp[..]] {
         let line = [&["iperf3", "-J", "-c", &address][..], options].concat();
         let mut last = String::new();
-        let is_whole = (0..ATTEMPTS).any(|_| {
+        let is_whole = (0..ATTEMPTS).any(|attempt| {
+            // A server that has just served somebody is busy for a moment.
+            std::thread::sleep(PAUSE * attempt);
             last = match pair.from.namespace.run(&line) {
                 Ok(text) => text,
                 Err(error) => error.to_string(),

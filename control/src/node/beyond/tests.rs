@@ -4,7 +4,7 @@ use super::*;
 use crate::node::bound::{Binding, BoundPort, Offer};
 use crate::node::kernel::{Kernel, Neighbour};
 use crate::node::netlink::Link;
-use crate::node::routes::{Hop, Refused};
+use crate::node::routes::{Hop, How, Refused};
 use crate::node::samples::{self, link, route};
 use crate::node::setup::Setup;
 use spinlane_dataplane::types::PortId;
@@ -141,10 +141,17 @@ fn what_the_kernel_refuses_is_out_of_reach() {
     let refused = |to: &str, priority| Refused {
         to: to.parse().unwrap(),
         priority,
+        how: How::Unreachable,
+    };
+    let so = |how, to| Refused {
+        how,
+        ..refused(to, 0)
     };
     let kernel = Kernel {
         refused: vec![
             refused("203.0.113.0/24", 0),
+            so(How::Prohibited, "203.0.113.64/26"),
+            so(How::Silently, "203.0.113.128/26"),
             // A better route to the same stands beside it.
             refused("192.168.5.0/24", 5),
             // Pods are none of the kernel's business.
@@ -176,10 +183,10 @@ fn what_the_kernel_refuses_is_out_of_reach() {
     };
     let mut beyond = Beyond::default();
     follow(&mut beyond, &setup("vxlan"), &[node(1), node(2)], &kernel);
-    assert_eq!(
-        target(&beyond, "203.0.113.9"),
-        Some(RouteTarget::Unreachable)
-    );
+    let how = |to| target(&beyond, to);
+    assert_eq!(how("203.0.113.9"), Some(RouteTarget::Unreachable));
+    assert_eq!(how("203.0.113.65"), Some(RouteTarget::Prohibited));
+    assert_eq!(how("203.0.113.130"), Some(RouteTarget::Blackhole));
     assert_eq!(
         target(&beyond, "192.168.5.9"),
         Some(RouteTarget::Host(HOST))

@@ -40,9 +40,14 @@ pub(super) fn called<K: RoutedKey>(
     // A neighbour that is not found yet is reached by the uplink too.
     let leave = match snapshot.routes.lookup(key.source()) {
         Some(RouteTarget::NextHop(_) | RouteTarget::Spread(_) | RouteTarget::OnLink) => true,
-        Some(RouteTarget::Vtep(_) | RouteTarget::Host(_) | RouteTarget::Unreachable) | None => {
-            false
-        }
+        Some(
+            RouteTarget::Vtep(_)
+            | RouteTarget::Host(_)
+            | RouteTarget::Unreachable
+            | RouteTarget::Prohibited
+            | RouteTarget::Blackhole,
+        )
+        | None => false,
     };
     (is_pods && leave).then_some(out.id)
 }
