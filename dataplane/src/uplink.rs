@@ -99,8 +99,20 @@ impl Filter {
         filter
     }
 
-    /// Takes what was taken before, too.
+    /// Takes what was taken before, too; where both cannot be, as with two
+    /// ports of the overlay, what is new.
     pub(crate) fn keep(&mut self, told: &Filter) {
+        let only_before = told.config.modes & !self.config.modes;
+        if only_before & VXLAN != 0 {
+            self.config.vxlan_port = told.config.vxlan_port;
+        }
+        if only_before & MASQUERADE != 0 {
+            self.config.ports_low = told.config.ports_low;
+            self.config.ports_high = told.config.ports_high;
+        }
+        if self.config.modes == 0 {
+            self.config.mac = told.config.mac;
+        }
         self.config.modes |= told.config.modes;
         for (address, role) in &told.own {
             *self.own.entry(*address).or_default() |= role;
@@ -236,7 +248,7 @@ mod tests {
             stations: BTreeSet::from([[modes as u8; 8]]),
             ..Filter::default()
         };
-        let told = filter(
+        let mut told = filter(
             VXLAN,
             &[([1; 16], TUNNEL_END), ([2; 16], EGRESS)],
             &[([9; 4], 24)],
@@ -247,6 +259,8 @@ mod tests {
             &[([8; 4], 24)],
         );
         next.config.ports_low = 7;
+        told.config.vxlan_port = [0x12, 0xb5];
+        told.config.ports_low = 9;
         next.keep(&told);
         let mut both = filter(
             VXLAN | MASQUERADE,
@@ -258,6 +272,7 @@ mod tests {
             &[([8; 4], 24), ([9; 4], 24)],
         );
         both.config.ports_low = 7;
+        both.config.vxlan_port = [0x12, 0xb5];
         both.stations = BTreeSet::from([[VXLAN as u8; 8], [MASQUERADE as u8; 8]]);
         assert_eq!(next, both);
     }

@@ -79,7 +79,7 @@ impl Namespace {
     }
 
     /// Has TCP that sends from here repeat nothing because time passes: no tail
-    /// loss probes, and five seconds until an answer is overdue, where the
+    /// loss probes, and a second until an answer is overdue, where the
     /// kernel has that setting (Linux 6.11). What is sent again was lost then,
     /// or overtaken, also on a machine that stands still for a moment.
     ///
@@ -87,7 +87,7 @@ impl Namespace {
     /// [`LabError::Command`] when the kernel refuses.
     pub fn is_patient(&self) -> Result<()> {
         self.sh("echo 0 > /proc/sys/net/ipv4/tcp_early_retrans\n\
-                 sysctl -eqw net.ipv4.tcp_rto_min_us=5000000")
+                 sysctl -eqw net.ipv4.tcp_rto_min_us=1000000")
             .map(drop)
     }
 

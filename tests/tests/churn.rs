@@ -104,7 +104,8 @@ fn an_agent_with_many_pods_leaves_soon_and_comes_back() -> Result<()> {
     }
     for pod in [&pods[0], &pods[30], &pods[59]] {
         assert_eq!(pod.check(&node, "eth0")?.exit, 0);
-        traffic::reach(pods[7].namespace(), pod.v4()?)?;
+        let pings = traffic::ping(pods[7].namespace(), pod.v4()?, 2)?;
+        assert!(pings.received > 0, "{}", pings.text);
     }
     node.settled_frames()?;
     Ok(())

@@ -42,7 +42,8 @@ fn holds(node: &Node, pods: &[&Pod], when: &str) -> Result<(), LabError> {
     }
     if let [first, rest @ ..] = pods {
         for pod in rest {
-            traffic::reach(first.namespace(), pod.v4()?)?;
+            let pings = traffic::ping(first.namespace(), pod.v4()?, 2)?;
+            assert!(pings.received > 0, "{when}: {}", pings.text);
         }
     }
     Ok(())

@@ -155,7 +155,8 @@ fn came(node: &Node, pod: &Pod) -> Result<u64> {
 }
 
 /// Answers during a flood, and flows that the lanes had not known meanwhile, in
-/// a hundred packets of it. None where the machine let hardly any come.
+/// a hundred packets of it that came. None where the machine let hardly any be
+/// sent.
 fn during(
     node: &Node,
     (from, to): (&Pod, &Pod),
@@ -165,10 +166,10 @@ fn during(
     let before = (misses(node)?, came(node, from)?);
     let flood = Flood::start(from, to, ports)?;
     let answered = service.answered().map_err(LabError::io("ask"))?;
-    flood.stop()?;
+    let sent = flood.stop()?;
     let unknown = misses(node)? - before.0;
     let all = came(node, from)? - before.1;
-    Ok((all >= FEW).then(|| [answered, unknown * 100 / all]))
+    Ok((sent >= FEW).then(|| [answered, unknown * 100 / all.max(1)]))
 }
 
 #[test]

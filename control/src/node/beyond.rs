@@ -60,7 +60,8 @@ pub struct Beyond {
     tables: Tables,
     targets: BTreeMap<IpNet, RouteTarget>,
     vtep_ids: Ids<(Vni, IpAddr)>,
-    next_hop_ids: Ids<IpAddr>,
+    /// By the route's MTU, too: one neighbour may stand in several routes.
+    next_hop_ids: Ids<(IpAddr, Option<u32>)>,
 }
 
 impl Beyond {
@@ -208,7 +209,7 @@ pub fn vtep_mac(node: &source::Node) -> MacAddr {
 struct Draft<'a, 'b> {
     inputs: &'a Inputs<'a>,
     vtep_ids: &'b mut Ids<(Vni, IpAddr)>,
-    next_hop_ids: &'b mut Ids<IpAddr>,
+    next_hop_ids: &'b mut Ids<(IpAddr, Option<u32>)>,
     targets: BTreeMap<IpNet, RouteTarget>,
     vteps: Vec<Option<Vtep>>,
     next_hops: Vec<Option<NextHop>>,
@@ -453,7 +454,7 @@ impl<'a, 'b> Draft<'a, 'b> {
         if way.oif != uplink.port.ifindex {
             return None;
         }
-        let id = NextHopId(self.next_hop_ids.of(way.next)?);
+        let id = NextHopId(self.next_hop_ids.of((way.next, way.mtu))?);
         let neighbour = self.inputs.kernel.neighbours.get(&(way.oif, way.next));
         let mtu = self.mtu(uplink, way, way.next);
         let next_hop = NextHop {
@@ -522,7 +523,7 @@ impl<'a, 'b> Draft<'a, 'b> {
                 let nowhere = match refused.how {
                     How::Unreachable => RouteTarget::Unreachable,
                     How::Prohibited => RouteTarget::Prohibited,
-                    How::Silently => RouteTarget::Blackhole,
+                    How::Blackhole => RouteTarget::Blackhole,
                 };
                 self.targets.entry(net).or_insert(nowhere);
             }
@@ -538,26 +539,27 @@ impl<'a, 'b> Draft<'a, 'b> {
                 self.stations(&net);
                 continue;
             }
-            if self.targets.contains_key(&net) {
-                continue;
+            if !self.targets.contains_key(&net)
+                && let Some(target) = self.by_gateways(route).or_else(|| self.by(&way))
+            {
+                self.targets.insert(net, target);
             }
-            let mut ways = inputs.kernel.ways_by(route, net.network());
-            ways.retain(|(way, _)| is_by_uplink(way) && !way.is_on_link);
-            let target = match (is_by_uplink(&way), &ways[..]) {
-                (true, [_, _, ..]) => self.by_several(&ways),
-                _ => self.by(&way),
-            };
-            self.targets.extend(target.map(|target| (net, target)));
         }
     }
 
-    /// Where packets go that several neighbours on the uplink take, by their
-    /// weights.
-    fn by_several(&mut self, ways: &[(Way, u32)]) -> Option<RouteTarget> {
-        let hops = ways
-            .iter()
-            .filter_map(|(way, weight)| Some((self.next_hop(way)?, *weight)));
-        Spread::new(&hops.collect::<Vec<_>>()).map(RouteTarget::Spread)
+    /// Where packets go by a route's gateways on the uplink; several share them
+    /// by their weights, whatever other interfaces the route has.
+    fn by_gateways(&mut self, route: &KernelRoute) -> Option<RouteTarget> {
+        let mut ways = self.inputs.kernel.ways_by(route, route.to.network());
+        ways.retain(|(way, _)| !way.is_on_link);
+        let hops = ways.iter().filter_map(|(way, weight)| {
+            // None by another interface.
+            Some((self.next_hop(way)?, *weight))
+        });
+        match &hops.collect::<Vec<_>>()[..] {
+            [(only, _)] => Some(RouteTarget::NextHop(*only)),
+            hops => Spread::new(hops).map(RouteTarget::Spread),
+        }
     }
 
     /// Whether a network is in some node's range of pods.

@@ -106,7 +106,7 @@ pub enum How {
     /// That it is forbidden (`prohibit`).
     Prohibited,
     /// Nothing (`blackhole`).
-    Silently,
+    Blackhole,
 }
 
 /// Unicast routes of the main table, both families.
@@ -137,7 +137,7 @@ pub fn list_with_refused(
                 }
                 RouteType::Unreachable | RouteType::Throw => How::Unreachable,
                 RouteType::Prohibit => How::Prohibited,
-                RouteType::BlackHole => How::Silently,
+                RouteType::BlackHole => How::Blackhole,
                 _ => continue,
             };
             refused.extend(kernel_route(message).map(|route| Refused {

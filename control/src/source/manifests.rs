@@ -15,7 +15,7 @@ use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread::Builder;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use super::cluster::{Change, Cluster, repetition};
 use super::object::{self, Content, Object};
@@ -39,29 +39,48 @@ struct Stamp {
     changed: (i64, i64),
 }
 
-/// How long a file that somebody writes may be left alone, when nobody told
-/// that it is whole.
-const WRITING: Duration = Duration::from_secs(1);
-/// And one that is empty: whoever makes its content may need a while.
-const FILLING: Duration = Duration::from_secs(10);
+/// A file that changed in place is whole, where nobody tells so, when it has
+/// rested so long…
+const RESTED: Duration = Duration::from_secs(1);
+/// …or has been changing so long…
+const CHANGING: Duration = Duration::from_secs(10);
+/// …or was cut off so long ago, and is empty yet: whoever makes its content may
+/// need a while.
+const FILLING: Duration = Duration::from_secs(60);
+
+/// A file that may be about to be written.
+#[derive(Debug, Clone, Copy)]
+struct Unfinished {
+    /// As it is now.
+    stamp: Stamp,
+    /// Since when it is so.
+    since: Instant,
+    /// Since when it is not as it was read.
+    began: Instant,
+}
+
+impl Unfinished {
+    /// Goes on with what is known of a file.
+    fn next(before: Option<Unfinished>, stamp: Stamp, now: Instant) -> Unfinished {
+        let same = before.filter(|before| before.stamp == stamp);
+        Unfinished {
+            stamp,
+            since: same.map_or(now, |before| before.since),
+            began: before.map_or(now, |before| before.began),
+        }
+    }
+
+    fn is_whole(&self, now: Instant) -> bool {
+        match self.stamp.len {
+            0 => now - self.began >= FILLING,
+            _ => now - self.since >= RESTED || now - self.began >= CHANGING,
+        }
+    }
+}
 
 impl Stamp {
-    /// Whether the file may be about to be written: it is the same as `before`,
-    /// cut off or changed a moment ago. Who only looks now and then would take
-    /// half of it for all.
-    fn is_in_the_making(&self, before: &Stamp) -> bool {
-        let is_same = (self.device, self.inode) == (before.device, before.inode);
-        let (seconds, nanos) = self.modified;
-        let since_epoch = u64::try_from(seconds).map(Duration::from_secs);
-        let modified = since_epoch.map(|since| {
-            SystemTime::UNIX_EPOCH + since + Duration::from_nanos(nanos.unsigned_abs())
-        });
-        let age = modified.ok().and_then(|time| time.elapsed().ok());
-        let young = match self.len {
-            0 => FILLING,
-            _ => WRITING,
-        };
-        is_same && age.is_some_and(|age| age < young)
+    fn is_of_the_same_file(&self, other: &Stamp) -> bool {
+        (self.device, self.inode) == (other.device, other.inode)
     }
 
     fn of(metadata: &Metadata) -> Stamp {
@@ -83,6 +102,8 @@ struct File {
     objects: Vec<Object>,
     /// Why the present content is not in force.
     error: Option<String>,
+    /// What of it is yet to be read.
+    unfinished: Option<Unfinished>,
 }
 
 /// The directory and what it holds.
@@ -182,8 +203,17 @@ impl Manifests {
         self.is_patient = true;
     }
 
+    /// Whether a file is left alone at the moment.
+    pub fn is_waiting(&self) -> bool {
+        self.files.values().any(|file| file.unfinished.is_some())
+    }
+
     /// Reads what changed. Files of these names are read in any case.
     pub fn scan(&mut self, touched: &BTreeSet<String>) -> Change {
+        self.scan_at(touched, Instant::now())
+    }
+
+    fn scan_at(&mut self, touched: &BTreeSet<String>, now: Instant) -> Change {
         let names = match self.list() {
             Ok(names) => {
                 self.error = None;
@@ -215,12 +245,16 @@ impl Manifests {
         }
         let mut due: Vec<(String, Stamp)> = names.into_iter().collect();
         due.retain(|(name, stamp)| {
-            let known = self.files.get(name.as_str());
-            let waits = |file: &File| {
-                let is_patient = self.is_patient && !self.links.contains(name);
-                is_patient && stamp.is_in_the_making(&file.stamp)
+            let Some(file) = self.files.get_mut(name.as_str()) else {
+                return true;
             };
-            touched.contains(name) || known.is_none_or(|file| file.stamp != *stamp && !waits(file))
+            let is_patient = self.is_patient && !self.links.contains(name);
+            let is_same = is_patient && stamp.is_of_the_same_file(&file.stamp);
+            let unfinished = (is_same && *stamp != file.stamp)
+                .then(|| Unfinished::next(file.unfinished, *stamp, now))
+                .filter(|unfinished| !unfinished.is_whole(now) && !touched.contains(name));
+            file.unfinished = unfinished;
+            touched.contains(name) || (*stamp != file.stamp && unfinished.is_none())
         });
         let contents = side_by_side(&due, self.readers, |(name, stamp)| {
             read(&self.dir.join(name), *stamp)
@@ -273,6 +307,7 @@ impl Manifests {
             stamp,
             objects: Vec::new(),
             error: None,
+            unfinished: None,
         });
         file.stamp = stamp;
         let mut change = Change::default();
@@ -430,31 +465,38 @@ mod tests {
         let write = |text: String| std::fs::write(&path, text).unwrap();
         let mut manifests = Manifests::new(dir.path(), 2);
         manifests.wait_for_writers();
-        write(node("a", "10.0.1.0/24"));
-        assert!(scan(&mut manifests).nodes, "nothing was known of it");
-        let named = BTreeSet::from(["a.yaml".to_owned()]);
-        let rested = |for_s| {
-            let file = std::fs::File::options().write(true).open(&path).unwrap();
-            let then = SystemTime::now() - Duration::from_secs(for_s);
-            file.set_modified(then).unwrap();
+        let began = Instant::now();
+        let unnamed = BTreeSet::new();
+        let mut at = |seconds: u64, named: &BTreeSet<String>| {
+            let change = manifests.scan_at(named, began + Duration::from_secs(seconds));
+            (change.nodes, manifests.is_waiting())
         };
+        let (read, waits, nothing) = ((true, false), (false, true), (false, false));
+        write(node("a", "10.0.1.0/24"));
+        assert_eq!(at(0, &unnamed), read, "nothing was known of it");
 
         write(String::new());
-        assert!(!scan(&mut manifests).any(), "its content is to come");
-        rested(3);
-        assert!(!scan(&mut manifests).any());
-        rested(11);
-        assert!(scan(&mut manifests).nodes, "it stays empty");
+        assert_eq!(at(10, &unnamed), waits, "its content is to come");
+        assert_eq!(at(69, &unnamed), waits);
+        assert_eq!(at(70, &unnamed), read, "it stays empty");
         write(node("b", "10.0.1.0/24"));
-        assert!(!scan(&mut manifests).any(), "there may be more");
-        rested(2);
-        assert!(scan(&mut manifests).nodes);
-        write(node("c", "10.0.1.0/24"));
-        assert!(manifests.scan(&named).nodes, "somebody has closed it");
+        assert_eq!(at(80, &unnamed), waits, "there may be more");
+        assert_eq!(at(81, &unnamed), read, "there is not");
+        assert_eq!(at(82, &unnamed), nothing);
+        for second in 0..10 {
+            write(node(&"c".repeat(1 + second), "10.0.1.0/24"));
+            assert_eq!(at(90 + second as u64, &unnamed), waits);
+        }
+        assert_eq!(at(100, &unnamed), read, "it never rests");
+
+        write(node("d", "10.0.1.0/24"));
+        assert_eq!(at(101, &unnamed), waits);
+        let named = BTreeSet::from(["a.yaml".to_owned()]);
+        assert_eq!(at(101, &named), read, "somebody has closed it");
         let other = dir.path().join(".other");
         std::fs::write(&other, "").unwrap();
         std::fs::rename(other, &path).unwrap();
-        assert!(scan(&mut manifests).nodes, "another file");
+        assert_eq!(at(101, &unnamed), read, "another file");
     }
 
     #[test]

@@ -138,7 +138,7 @@ impl Watch {
         health.read_errors = manifests.read_errors();
         health.errors = manifests.errors().map(str::to_owned).collect();
         health.warnings = manifests.warnings();
-        if health.errors.is_empty() {
+        if health.errors.is_empty() && !manifests.is_waiting() {
             health.last_good_read = Some(SystemTime::now());
         }
         drop(health);

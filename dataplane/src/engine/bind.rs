@@ -9,7 +9,8 @@
 
 use std::io;
 use std::os::fd::AsFd;
-use std::time::Duration;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use super::{Inner, PortError, PortSpec, UplinkSpec, lock};
 use crate::port::PortHandle;
@@ -19,9 +20,12 @@ use crate::xsk::socket::{Memory, RING_SIZE, Socket, Transfer};
 /// Just after another socket of the queue was closed the kernel still refuses
 /// to bind, until it has got round to let go of it (`xp_release_deferred`,
 /// net/xdp/xsk_buff_pool.c): milliseconds, on a machine without a CPU to spare
-/// seconds.
-const BIND_RETRIES: u32 = 2500;
-const BIND_PAUSE: Duration = Duration::from_millis(2);
+/// longer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// While the last queue was waited for in vain: somebody may hold them all.
+const LITTLE_PATIENCE: Duration = Duration::from_millis(200);
+/// Pauses between tries, each twice as long as the one before.
+const PAUSES: [Duration; 2] = [Duration::from_millis(2), Duration::from_millis(50)];
 
 /// Sockets that the uplink's program has room for in its map.
 const MAX_QUEUES: u32 = 64;
@@ -39,7 +43,7 @@ impl Inner {
     /// any live one; the first, and the first after all were lost, registers
     /// it.
     pub(super) fn bind(&self, spec: &PortSpec, queue: u32) -> Result<Queue, PortError> {
-        let socket = patiently(spec, queue, || {
+        let socket = self.patiently(spec, queue, || {
             self.bind_copying(spec.ifindex, queue, RING_SIZE)
         })?;
         Ok(Queue::new(socket, FILL_MIN, FILL_STREAM))
@@ -86,7 +90,7 @@ impl Inner {
         let fill_stream = share.max(FILL_STREAM);
         let mut queues: Vec<Queue> = Vec::new();
         for queue in 0..wanted {
-            let bound = patiently(&spec.port, queue, || {
+            let bound = self.patiently(&spec.port, queue, || {
                 let memory = match (transfer, queues.first()) {
                     (Transfer::Copy, _) => {
                         return self.bind_copying(spec.port.ifindex, queue, ring_size);
@@ -116,29 +120,42 @@ impl Inner {
             false => Ok(queues),
         }
     }
-}
 
-/// Tries again while the kernel is still busy with a socket that was closed.
-fn patiently(
-    spec: &PortSpec,
-    queue: u32,
-    bind: impl Fn() -> io::Result<Socket>,
-) -> Result<Socket, PortError> {
-    let mut tries = 0;
-    loop {
-        match bind() {
-            Ok(socket) => return Ok(socket),
-            Err(error) if error.raw_os_error() == Some(libc::EBUSY) && tries < BIND_RETRIES => {
-                tries += 1;
-                std::thread::sleep(BIND_PAUSE);
-            }
-            Err(source) => {
+    /// Tries again while the kernel is still busy with a socket that was
+    /// closed.
+    fn patiently(
+        &self,
+        spec: &PortSpec,
+        queue: u32,
+        bind: impl Fn() -> io::Result<Socket>,
+    ) -> Result<Socket, PortError> {
+        // Relaxed: a hint.
+        let patience = match self.is_impatient.load(Ordering::Relaxed) {
+            true => LITTLE_PATIENCE,
+            false => PATIENCE,
+        };
+        let began = Instant::now();
+        let mut pause = PAUSES[0];
+        loop {
+            let source = match bind() {
+                Ok(socket) => {
+                    self.is_impatient.store(false, Ordering::Relaxed);
+                    return Ok(socket);
+                }
+                Err(error) => error,
+            };
+            let is_busy = source.raw_os_error() == Some(libc::EBUSY);
+            let is_over = began.elapsed() >= patience || self.stopping.load(Ordering::Acquire);
+            if !is_busy || is_over {
+                self.is_impatient.fetch_or(is_busy, Ordering::Relaxed);
                 return Err(PortError::Bind {
                     port: spec.name.clone(),
                     queue,
                     source,
                 });
             }
+            std::thread::sleep(pause);
+            pause = (pause * 2).min(PAUSES[1]);
         }
     }
 }

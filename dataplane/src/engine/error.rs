@@ -95,6 +95,11 @@ pub enum PortError {
 }
 
 impl PortError {
+    /// Whether somebody else has the queue, for the moment or for good.
+    pub(crate) fn is_busy(&self) -> bool {
+        matches!(self, PortError::Bind { source, .. } if source.raw_os_error() == Some(libc::EBUSY))
+    }
+
     pub(crate) fn program(port: &PortSpec, source: ProgramError) -> PortError {
         PortError::Program {
             port: port.name.clone(),

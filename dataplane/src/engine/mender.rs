@@ -8,6 +8,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use super::closing::Closing;
 use super::{EngineError, Inner, PortError, lock};
 use crate::lane::Wedged;
 use crate::port::PortSpec;
@@ -88,10 +89,11 @@ impl Inner {
         };
         let spec = closing.handle.spec.clone();
         tracing::warn!(port = %spec.name, "the kernel refuses a descriptor of this port for ever; rebuilding its sockets");
-        // A lane that is late keeps its queue; binding then fails and is
-        // tried again.
-        let _ = self.close(closing);
-        self.attach_again(spec, FIRST_PAUSE);
+        match self.close(closing) {
+            Ok(()) => self.attach_again(spec, FIRST_PAUSE),
+            // It keeps its queue until it has time.
+            Err(late) => self.put_off(spec, &late, FIRST_PAUSE),
+        }
     }
 
     /// The caller holds `changes`.
@@ -145,8 +147,15 @@ impl Inner {
             let next = lock(&self.broken)
                 .get(&id)
                 .map(|broken| (broken.spec.clone(), broken.pause));
-            if let Some((spec, pause)) = next {
-                self.attach_again(spec, (pause * 2).min(LONGEST_PAUSE));
+            let Some((spec, pause)) = next else {
+                continue;
+            };
+            let pause = (pause * 2).min(LONGEST_PAUSE);
+            let is_late = |closing: &Closing| closing.handle.spec.id == id;
+            let is_late = lock(&self.closing).iter().any(is_late);
+            match is_late {
+                true => self.put_off(spec.clone(), &PortError::Lane(spec.name), pause),
+                false => self.attach_again(spec, pause),
             }
         }
     }

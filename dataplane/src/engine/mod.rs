@@ -31,7 +31,6 @@ use arc_swap::ArcSwap;
 
 use closing::Closing;
 use lanes::{ANSWER_TIMEOUT, Answer};
-use uplink::Before;
 
 use crate::event::Event;
 use crate::group_socket::GroupSocket;
@@ -108,6 +107,8 @@ struct Inner {
     rebuilds: AtomicU64,
     uplink: Mutex<Option<uplink::Uplink>>,
     stopping: AtomicBool,
+    /// Whether a queue was waited for in vain since one was last bound.
+    is_impatient: AtomicBool,
 }
 
 /// What the kernel dropped at ports that are detached by now.
@@ -157,6 +158,7 @@ impl Engine {
             rebuilds: AtomicU64::new(0),
             uplink: Mutex::default(),
             stopping: AtomicBool::new(false),
+            is_impatient: AtomicBool::new(false),
             config,
         };
         let lanes = inner.start_lanes(&wedged);
@@ -257,21 +259,16 @@ impl Engine {
 
     /// Puts a snapshot in force and returns its generation.
     pub fn publish(&self, mut snapshot: Snapshot) -> Generation {
-        // What lanes send from now on is answered to them, not to the kernel.
-        self.inner.filter_uplink(&snapshot, Before::InForce);
         let mut retired = lock(&self.inner.retired);
         // Relaxed: ordered by the lock.
         let last = self.inner.generation.load(Ordering::Relaxed);
         let generation = Generation(last).next();
         self.inner.generation.store(generation.0, Ordering::Relaxed);
         snapshot.generation = generation;
-        retired.push(self.inner.snapshot.swap(Arc::new(snapshot)));
+        retired.push(self.inner.put_in_force(Arc::new(snapshot)));
         // Lanes never free: an old snapshot waits here until nobody else
         // holds it.
         retired.retain(|old| Arc::strong_count(old) > 1);
-        drop(retired);
-        self.inner
-            .filter_uplink(&self.inner.snapshot.load(), Before::Gone);
         generation
     }
 

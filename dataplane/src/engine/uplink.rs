@@ -1,5 +1,7 @@
 //! The uplink's way into the engine: an existing interface of the node.
 
+use std::sync::Arc;
+
 use super::{Attached, Inner, PortError, PortSpec, UplinkSpec, XdpChoice, lock};
 use crate::port::{Kind, PortHandle, Program, ProgramError};
 use crate::snapshot::Snapshot;
@@ -21,7 +23,7 @@ fn transfers(spec: &UplinkSpec) -> &'static [Transfer] {
 
 /// What becomes of what the uplink's program was told before.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Before {
+enum Before {
     /// Lanes go by it for another moment.
     InForce,
     /// The next snapshot alone counts.
@@ -47,6 +49,8 @@ impl Inner {
         for &transfer in transfers(&spec) {
             match self.attach_uplink_by(&spec, transfer) {
                 Ok(attached) => return Ok(attached),
+                // Somebody has the queue, whatever the way.
+                Err(error) if error.is_busy() => return Err(error),
                 // The last one is what every device can do.
                 Err(error) => refused = Some(error),
             }
@@ -98,7 +102,8 @@ impl Inner {
         handle.zero_copy = transfer != Transfer::Copy;
         let attached = self.join(handle, queues, mode)?;
         // A snapshot may have been published meanwhile.
-        self.filter_uplink(&self.snapshot.load(), Before::Gone);
+        let mut uplink = lock(&self.uplink);
+        self.filter(&mut uplink, &self.snapshot.load(), Before::Gone);
         Ok(attached)
     }
 
@@ -127,10 +132,21 @@ impl Inner {
         }
     }
 
-    /// Tells the uplink's program what the snapshot in force takes.
-    pub(super) fn filter_uplink(&self, snapshot: &Snapshot, before: Before) {
+    /// Has lanes go by a snapshot; gives the one before. What the uplink's
+    /// program takes grows before that and shrinks after it: from the first
+    /// packet on that lanes send by the new one, they and not the kernel get
+    /// the answers.
+    pub(super) fn put_in_force(&self, snapshot: Arc<Snapshot>) -> Arc<Snapshot> {
         let mut uplink = lock(&self.uplink);
-        let Some(uplink) = uplink.as_mut() else {
+        self.filter(&mut uplink, &snapshot, Before::InForce);
+        let before = self.snapshot.swap(Arc::clone(&snapshot));
+        self.filter(&mut uplink, &snapshot, Before::Gone);
+        before
+    }
+
+    /// Tells the uplink's program what a snapshot takes.
+    fn filter(&self, uplink: &mut Option<Uplink>, snapshot: &Snapshot, before: Before) {
+        let Some(uplink) = uplink else {
             return;
         };
         let mut ports = lock(&self.ports);

@@ -10,8 +10,9 @@ use crate::types::NextHopId;
 /// Next hops of one route, by weight: each has some of up to
 /// [`Spread::SLOTS`] slots, and both ends' addresses choose one of these. All
 /// packets from one address to another go the same way then, their fragments
-/// too (as Linux has it with `fib_multipath_hash_policy` 0), whatever lane
-/// they take and also after a restart.
+/// too (as Linux has it for IPv4 with `fib_multipath_hash_policy` 0),
+/// whatever lane they take and also after a restart. With another set of next
+/// hops many pairs get another one.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Spread {
     slots: [NextHopId; Spread::SLOTS],

@@ -151,7 +151,7 @@ fn what_the_kernel_refuses_is_out_of_reach() {
         refused: vec![
             refused("203.0.113.0/24", 0),
             so(How::Prohibited, "203.0.113.64/26"),
-            so(How::Silently, "203.0.113.128/26"),
+            so(How::Blackhole, "203.0.113.128/26"),
             // A better route to the same stands beside it.
             refused("192.168.5.0/24", 5),
             // Pods are none of the kernel's business.
@@ -279,9 +279,12 @@ fn gateways_of_one_route_share_what_leaves_by_the_uplink() {
         follows(vec![hop(a, UPLINK, 1), hop(b, UPLINK, 2)]),
         [a, b, b]
     );
-    // Those behind other interfaces are the kernel's.
-    let mixed = vec![hop(a, UPLINK, 1), hop(b, UPLINK, 1), hop(c, DOWN, 200)];
-    assert_eq!(follows(mixed), [a, b]);
+    // By another interface goes nothing while there is one by the uplink.
+    for oif in [OTHER, DOWN] {
+        let mixed = vec![hop(c, oif, 200), hop(a, UPLINK, 1), hop(b, UPLINK, 1)];
+        assert_eq!(follows(mixed), [a, b]);
+    }
+    assert_eq!(follows(vec![hop(c, OTHER, 200), hop(a, UPLINK, 1)]), [a]);
 }
 
 #[test]
