@@ -96,22 +96,11 @@ pub fn iperf3_server(server: &Namespace, address: IpAddr) -> Result<Process> {
 }
 
 /// Runs iperf3 from `client` to a server at `address` inside `server`; its
-/// report. Where its own connection of control breaks off, again.
+/// report.
 ///
 /// # Errors
-/// When one of both ends badly, three times.
+/// When one of both ends badly.
 pub fn iperf3(
-    client: &Namespace,
-    server: &Namespace,
-    address: IpAddr,
-    options: &[&str],
-) -> Result<Value> {
-    let mut runs = (0..3).map(|_| iperf3_once(client, server, address, options));
-    let first = runs.find(Result::is_ok);
-    first.unwrap_or_else(|| iperf3_once(client, server, address, options))
-}
-
-fn iperf3_once(
     client: &Namespace,
     server: &Namespace,
     address: IpAddr,

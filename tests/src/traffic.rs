@@ -400,8 +400,7 @@ fn counted<T>(mut trial: impl FnMut() -> T, is_well: impl Fn(&T) -> bool) -> T {
 }
 
 /// Packets, of whatever namespace, that came while their CPU's backlog was full.
-#[must_use]
-pub fn overflows() -> u64 {
+fn overflows() -> u64 {
     let text = std::fs::read_to_string("/proc/net/softnet_stat").unwrap_or_default();
     let dropped = text.lines().filter_map(|cpu| cpu.split(' ').nth(1));
     let counts = dropped.filter_map(|count| u64::from_str_radix(count, 16).ok());

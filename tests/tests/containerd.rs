@@ -62,7 +62,7 @@ nsenter -t "$pid" -n ip -o addr show eth0
 nsenter -t "$pid" -n cat /proc/sys/net/ipv4/tcp_syn_retries
 # The runtime mounted it read-only, and that it stays for the container.
 grep -q " /sys sysfs ro," "/proc/$pid/mounts"
-nsenter -t "$pid" -n ping -n -c 1 -W 30 "$4"
+for _ in 1 2; do nsenter -t "$pid" -n ping -n -c 1 -W 10 "$4"; done
 ctr tasks kill -s KILL box
 wait $running || [ $? -eq 137 ]
 "#;
@@ -106,7 +106,7 @@ fn runs(node: &Node, peer: &Pod, version: &str) -> Result<()> {
         .arg(list.to_string())
         .arg(peer.v4()?.to_string());
     let running = node.namespace().enter(|| Process::spawn(command))??;
-    let output = running.wait(Duration::from_secs(300))?;
+    let output = running.wait(Duration::from_secs(60))?;
     let text = format!(
         "{}\n{}",
         String::from_utf8_lossy(&output.stdout),

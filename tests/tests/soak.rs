@@ -242,18 +242,6 @@ fn a_soak_ends_with_exact_frame_accounts() -> Result<()> {
     };
     let (outside, addresses) = site.outside();
     let (plain, second) = (site.plain(), site.node(BOUNCING));
-    // A second node that was away each time somebody tried, at ever longer
-    // intervals, is no broken stream (Linux 6.15).
-    let ends = [a, b, c, d].map(Pod::namespace);
-    let others = [
-        outside,
-        plain.pod(),
-        second.namespace(),
-        site.node(1).namespace(),
-    ];
-    for end in ends.into_iter().chain(others) {
-        end.sh("sysctl -eqw net.ipv4.tcp_rto_max_ms=3000")?;
-    }
     std::thread::scope(|scope| -> Result<()> {
         let soak = &soak;
         let threads = [

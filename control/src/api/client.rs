@@ -18,9 +18,8 @@ use tokio::net::UnixStream;
 
 use super::server::CaptureQuery;
 
-/// Longest wait for an answer to begin; views take milliseconds, those of a
-/// million connections seconds.
-const PATIENCE: Duration = Duration::from_secs(30);
+/// Longest wait for an answer to begin; views take milliseconds.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// A question that was not answered.
 #[derive(Debug, thiserror::Error)]

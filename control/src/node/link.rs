@@ -62,7 +62,7 @@ pub enum LinkError {
 const MOST_SPARE_QUEUES: u32 = 9;
 
 /// How long an interface may take to be operational.
-const OPERATIONAL_PATIENCE: Duration = Duration::from_secs(5);
+const OPERATIONAL_PATIENCE: Duration = Duration::from_secs(3);
 
 /// What [`create`] makes.
 #[derive(Debug, Clone, Copy)]

@@ -199,7 +199,7 @@ fn a_hundred_thousand_connections_are_open_at_once() -> Result<(), LabError> {
     let mut share = Crowd::open(&pods[2], (20_000, 4096), &servers[2..])?;
     let all = 8 * usize::from(PORTS / 2) + 2 * 6144 + 6 * 4096;
     assert!(all > 100_000);
-    let rows = rows(outside.node(), all, 10 * pods.len() * servers.len())?;
+    let rows = rows(outside.node(), all, pods.len() * servers.len())?;
     // The agent and the servers see the same.
     let own = outside.own(FAR[0]);
     for (server, side) in servers.iter().zip(&mut serving) {
