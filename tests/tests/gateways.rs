@@ -197,3 +197,45 @@ fn gateways_of_one_route_share_what_leaves() -> Result<()> {
     }
     Ok(())
 }
+
+/// Routes that refer to a group of next hops (`ip nexthop`, as routing daemons
+/// set them) do not change when one of the group goes: nobody is sent there.
+#[test]
+fn a_gateway_that_leaves_its_group_is_left() -> Result<()> {
+    if !root_or_skip("a_gateway_that_leaves_its_group_is_left") {
+        return Ok(());
+    }
+    let ways = TwoWays::start()?;
+    let node = &ways.cluster.nodes()[0];
+    node.namespace().sh(&format!(
+        "ip nexthop add id 1 via {} dev {UPLINK}\n\
+         ip nexthop add id 2 via {} dev {UPLINK}\n\
+         ip nexthop add id 10 group 1/2\n\
+         ip -6 route replace 2001:db8:9::/64 nhid 10\n\
+         ip route replace 198.51.100.0/24 nhid 10\n",
+        TwoWays::LOCAL[0],
+        TwoWays::LOCAL[1]
+    ))?;
+    let gateways = |expect: &[&str]| {
+        wait_for(&format!("the gateways {expect:?}"), PATIENCE, || {
+            let routes = node.cli(&["routes"]).ok()?;
+            let to_far = |row: &&serde_json::Value| {
+                row["prefix"] == "198.51.100.0/24" || row["prefix"] == "2001:db8:9::/64"
+            };
+            let rows = routes.as_array()?.iter().filter(to_far);
+            let mut found: Vec<_> = rows.filter_map(|row| row["gateway"].as_str()).collect();
+            found.sort_unstable();
+            (found == expect).then_some(())
+        })
+    };
+    let pod = Pod::attach(node, "a")?;
+    let all = || FAR.flat_map(TwoWays::destinations);
+    gateways(&["fe80::a", "fe80::a", "fe80::c", "fe80::c"])?;
+    all().try_for_each(|to| traffic::reach(pod.namespace(), to))?;
+    node.namespace().ip("nexthop del id 1")?;
+    gateways(&["fe80::c", "fe80::c"])?;
+    let before = passed(&ways.routers[0])?;
+    all().try_for_each(|to| traffic::reach(pod.namespace(), to))?;
+    assert_eq!(passed(&ways.routers[0])?, before, "by the one that left");
+    Ok(())
+}

@@ -31,10 +31,24 @@ const BUFFER_BYTES: usize = 64 * 1024;
 
 /// How often a list that changes is read.
 const DUMP_ATTEMPTS: usize = 5;
+/// `struct nlmsghdr`, with which each message begins.
+const HEADER_BYTES: usize = 16;
+/// `RTM_NEWNEXTHOP`, `RTM_DELNEXTHOP` (`linux/rtnetlink.h`).
+const NEXT_HOP_MESSAGES: [u16; 2] = [104, 105];
 /// `linux/netlink.h`: the list changed meanwhile.
 const NLM_F_DUMP_INTR: u16 = 0x10;
 
 type Received = (NetlinkHeader, NetlinkPayload<RouteNetlinkMessage>);
+
+/// What subscribed groups said.
+#[derive(Debug, Default)]
+pub struct News {
+    /// What the decoder knows.
+    pub messages: Vec<RouteNetlinkMessage>,
+    /// A next hop object changed (`ip nexthop`), which the decoder does not
+    /// know. Routes that refer to it may lead elsewhere, and say nothing.
+    pub next_hops: bool,
+}
 
 /// What went wrong at the kernel's door.
 #[derive(Debug, thiserror::Error)]
@@ -290,15 +304,15 @@ impl Netlink {
 
     /// Waits for what the subscribed groups say. `ENOBUFS` means that some of
     /// it was lost.
-    pub fn listen(&mut self) -> io::Result<Vec<RouteNetlinkMessage>> {
-        Ok(self
-            .receive()?
-            .into_iter()
-            .filter_map(|(_, payload)| match payload {
-                NetlinkPayload::InnerMessage(message) => Some(message),
-                _ => None,
-            })
-            .collect())
+    pub fn listen(&mut self) -> io::Result<News> {
+        let mut news = News::default();
+        for message in self.read()? {
+            news.next_hops |= NEXT_HOP_MESSAGES.contains(&kind(message));
+            if let Some((_, NetlinkPayload::InnerMessage(message))) = decode(message) {
+                news.messages.push(message);
+            }
+        }
+        Ok(news)
     }
 
     /// All links of the namespace.
@@ -349,6 +363,11 @@ impl Netlink {
     }
 
     fn receive(&mut self) -> io::Result<Vec<Received>> {
+        Ok(self.read()?.into_iter().filter_map(decode).collect())
+    }
+
+    /// The messages of one datagram, as they are.
+    fn read(&mut self) -> io::Result<Vec<&[u8]>> {
         self.buffer.clear();
         let length = loop {
             match self.socket.recv(&mut self.buffer, 0) {
@@ -359,21 +378,30 @@ impl Netlink {
         };
         let mut rest = self.buffer.get(..length).unwrap_or_default();
         let mut messages = Vec::new();
-        while rest.len() >= 16 {
-            let claimed = read_u32(rest, 0) as usize;
-            let Some(one) = rest.get(..claimed.max(16)) else {
+        while rest.len() >= HEADER_BYTES {
+            let claimed = (read_u32(rest, 0) as usize).max(HEADER_BYTES);
+            let Some(one) = rest.get(..claimed) else {
                 return Err(io::Error::from(io::ErrorKind::InvalidData));
             };
-            // What the decoder does not understand is no answer to us: newer
-            // kernels may say more than it knows.
-            if let Ok(message) = NetlinkMessage::<RouteNetlinkMessage>::deserialize(one) {
-                messages.push(message.into_parts());
-            }
-            rest = rest
-                .get(claimed.max(16).next_multiple_of(4)..)
-                .unwrap_or_default();
+            messages.push(one);
+            rest = rest.get(claimed.next_multiple_of(4)..).unwrap_or_default();
         }
         Ok(messages)
+    }
+}
+
+/// A message, unless the decoder does not understand it: newer kernels may say
+/// more than it knows, and that is no answer to us.
+fn decode(message: &[u8]) -> Option<Received> {
+    let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
+    Some(message.into_parts())
+}
+
+/// `nlmsg_type`, the second field of the header.
+fn kind(message: &[u8]) -> u16 {
+    match message {
+        [_, _, _, _, low, high, ..] => u16::from_ne_bytes([*low, *high]),
+        _ => 0,
     }
 }
 

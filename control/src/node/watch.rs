@@ -19,8 +19,9 @@ use super::store::Change;
 use super::{Core, offload};
 
 /// `RTNLGRP_LINK`, `RTNLGRP_NEIGH`, `RTNLGRP_TC`, `RTNLGRP_IPV4_IFADDR`,
-/// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV6_ROUTE`.
-const GROUPS: [u32; 7] = [1, 3, 4, 5, 7, 9, 11];
+/// `RTNLGRP_IPV4_ROUTE`, `RTNLGRP_IPV6_IFADDR`, `RTNLGRP_IPV6_ROUTE`,
+/// `RTNLGRP_NEXTHOP`.
+const GROUPS: [u32; 8] = [1, 3, 4, 5, 7, 9, 11, 32];
 /// Pause after reading the kernel's tables, so that a storm of news is read
 /// in lots.
 const KERNEL_PAUSE: Duration = Duration::from_millis(3);
@@ -161,8 +162,8 @@ impl Watch {
                 return;
             }
         };
-        let (mut addresses, mut host, mut ways) = (false, false, false);
-        for message in &news {
+        let (mut addresses, mut host, mut ways) = (false, false, news.next_hops);
+        for message in &news.messages {
             match message {
                 RouteNetlinkMessage::DelLink(_) => {
                     ways = true;

@@ -64,8 +64,30 @@ fn news_of_thousands_of_routes_are_all_heard() {
         netlink.batch((0..COUNT).map(set).collect()).unwrap();
         let mut heard = 0;
         while heard < usize::from(COUNT) {
-            heard += news.listen().unwrap().len();
+            heard += news.listen().unwrap().messages.len();
         }
         assert_eq!(heard, usize::from(COUNT));
+    });
+}
+
+#[test]
+fn a_group_of_next_hops_that_loses_one_is_news() {
+    in_fresh_netns("a_group_of_next_hops_that_loses_one_is_news", || {
+        let ip = |arguments: &str| {
+            let output = std::process::Command::new("ip")
+                .args(arguments.split(' '))
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "ip {arguments}: {output:?}");
+        };
+        ip("nexthop add id 1 dev lo");
+        ip("nexthop add id 2 dev lo");
+        ip("nexthop add id 10 group 1/2");
+        // RTNLGRP_IPV4_ROUTE, RTNLGRP_NEXTHOP
+        let mut news = Netlink::subscribe(&[7, 32]).unwrap();
+        ip("nexthop delete id 1");
+        let heard = news.listen().unwrap();
+        assert!(heard.next_hops);
+        assert_eq!(heard.messages, []);
     });
 }
