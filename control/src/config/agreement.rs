@@ -32,9 +32,27 @@ pub(super) fn agree(config: &Config, document: &Document<'_>) -> Checked<()> {
             network.mode.name()
         )));
     }
+    agree_on_ports(config, document)?;
     agree_on_vnis(config, document)?;
     agree_on_shared_segment(config, document)?;
     agree_on_mtu(config, document)
+}
+
+/// What comes to the overlay's port is the overlay's.
+fn agree_on_ports(config: &Config, document: &Document<'_>) -> Checked<()> {
+    let network = &config.network;
+    let mut segments = config.segments.iter();
+    let has_overlay = network.overlay_vni().is_some() || segments.any(|s| s.vni.is_some());
+    let ports = network.masquerade_ports;
+    if !has_overlay || !network.masquerade || !ports.contains(network.vxlan_port) {
+        return Ok(());
+    }
+    Err(
+        at!(document, "network", "masquerade-ports").complain(format!(
+            "network.vxlan-port {} is among them: choose a range without it",
+            network.vxlan_port
+        )),
+    )
 }
 
 /// A VNI says which network a packet of the overlay is of.

@@ -363,6 +363,13 @@ pub struct PortRange {
     pub last: u16,
 }
 
+impl PortRange {
+    /// Whether a port is one of them.
+    pub fn contains(self, port: u16) -> bool {
+        (self.first..=self.last).contains(&port)
+    }
+}
+
 /// `[lanes]`: the poll loops.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Lanes {

@@ -285,6 +285,10 @@ fn errors_name_the_line_and_the_way_out() {
             "t.toml:1: network.masquerade-ports: \"61000\" is no range of ports: write FIRST-LAST from 1024 to 65535, as in \"61000-65535\"",
         ),
         (
+            "network.masquerade-ports = '4000-5000'",
+            "t.toml:1: network.masquerade-ports: network.vxlan-port 4789 is among them: choose a range without it",
+        ),
+        (
             "network.cross-subnet = true",
             "t.toml:1: network.cross-subnet: has no meaning in mode \"vxlan\": set network.mode = \"routed\"",
         ),

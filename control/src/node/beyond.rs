@@ -50,6 +50,8 @@ pub struct Tables {
     /// Ranges of pods that the kernel too reaches as they are, and the
     /// neighbour on the uplink that they are behind.
     pub direct: Arc<BTreeMap<IpNet, IpAddr>>,
+    /// Ranges of other nodes' pods.
+    pub pods: Arc<BTreeSet<IpNet>>,
     /// Nodes whose pods are out of reach.
     pub unreached: Arc<Unreached>,
 }
@@ -86,6 +88,7 @@ impl Beyond {
             underlay,
             segment_vteps,
             direct,
+            pods,
             unreached,
             ..
         } = draft;
@@ -96,9 +99,10 @@ impl Beyond {
             replace(&mut self.tables.vteps, vteps),
             replace(&mut self.tables.next_hops, next_hops),
             replace(&mut self.tables.underlay, underlay),
-            replace(&mut self.tables.masquerade, masquerade(inputs)),
+            replace(&mut self.tables.masquerade, masquerade(inputs, &pods)),
             self.segments(segment_vteps),
             replace(&mut self.tables.direct, direct),
+            replace(&mut self.tables.pods, pods),
             replace(&mut self.tables.unreached, unreached),
         ];
         changed.contains(&true)
@@ -216,6 +220,7 @@ struct Draft<'a, 'b> {
     underlay: Underlay,
     segment_vteps: BTreeMap<SegmentId, Vec<VtepId>>,
     direct: BTreeMap<IpNet, IpAddr>,
+    pods: BTreeSet<IpNet>,
     unreached: Unreached,
 }
 
@@ -231,6 +236,7 @@ impl<'a, 'b> Draft<'a, 'b> {
             underlay: Underlay::default(),
             segment_vteps: BTreeMap::new(),
             direct: BTreeMap::new(),
+            pods: BTreeSet::new(),
             unreached: Unreached::default(),
         }
     }
@@ -249,9 +255,10 @@ impl<'a, 'b> Draft<'a, 'b> {
         underlay.mac = uplink.mac;
         underlay.addresses.clone_from(&setup.addresses);
         underlay.is_routed = network.mode == Mode::Routed;
-        underlay.vtep_mac = match own.and_then(|node| node.vtep_mac) {
-            Some(mac) => mac,
-            None => pod_mac(setup.addresses.iter().copied(), setup.name.as_bytes()),
+        // What everybody else takes from the same object.
+        underlay.vtep_mac = match own {
+            Some(node) if node.vtep_mac.is_some() || !node.addresses.is_empty() => vtep_mac(node),
+            _ => pod_mac(setup.addresses.iter().copied(), setup.name.as_bytes()),
         };
         if let Some(vni) = self.routed_vni() {
             self.underlay.networks.insert(vni, OverlayNetwork::Routed);
@@ -306,10 +313,11 @@ impl<'a, 'b> Draft<'a, 'b> {
             .zip(ends)
             .and_then(|(vni, ends)| self.vtep(vni, ends, vtep_mac(node)));
         for net in &node.pod_cidrs {
-            if setup.pod_cidrs.iter().any(|own| own.contains(net)) {
-                // Somebody else's claim on our own range.
+            if let Some(why) = self.refuses(net) {
+                self.unreached.add(why, &node.name);
                 continue;
             }
+            self.pods.insert(net.trunc());
             let target = match through {
                 true => vtep.map(RouteTarget::Vtep),
                 false => self.next_hop_to(node, matches!(net, IpNet::V6(_))),
@@ -336,6 +344,18 @@ impl<'a, 'b> Draft<'a, 'b> {
             if let Some(target) = target.filter(|_| !setup.addresses.contains(&address)) {
                 self.targets.insert(address.into(), target);
             }
+        }
+    }
+
+    /// Why a range cannot be another node's.
+    fn refuses(&self, net: &IpNet) -> Option<Why> {
+        let setup = self.inputs.setup;
+        let is_within = |own: &IpNet| own.contains(net);
+        match () {
+            () if setup.pod_cidrs.iter().any(is_within) => Some(Why::OurRange),
+            () if setup.addresses.iter().any(|own| net.contains(own)) => Some(Why::OurAddress),
+            () if self.pods.contains(&net.trunc()) => Some(Why::TakenRange),
+            () => None,
         }
     }
 

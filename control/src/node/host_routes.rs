@@ -6,7 +6,6 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::IpAddr;
-use std::sync::Arc;
 
 use ipnet::IpNet;
 use netlink_packet_route::neighbour::NeighbourState;
@@ -91,16 +90,13 @@ impl Core {
         if setup.network.mode == Mode::L2 {
             return Vec::new();
         }
-        let (nodes, uplink, strangers) = {
+        let tables = self.tables();
+        let (uplink, strangers) = {
             let inventory = self.inventory();
             let surroundings = &inventory.surroundings;
             let live = inventory.endpoints.values().map(|live| &live.endpoint);
             let strangers: Vec<IpAddr> = live.flat_map(|pod| setup.outside(pod)).collect();
-            (
-                Arc::clone(&surroundings.nodes),
-                surroundings.uplink,
-                strangers,
-            )
+            (surroundings.uplink, strangers)
         };
         let mut routes: Vec<HostRoute> = Vec::new();
         let mut known: HashSet<IpNet> = HashSet::new();
@@ -127,15 +123,14 @@ impl Core {
             add(&alone, gateway(&alone), host);
         }
         if let Some(uplink) = uplink {
-            for (net, via) in self.tables().direct.iter() {
+            for (net, via) in tables.direct.iter() {
                 add(net, *via, uplink.port.ifindex);
             }
         }
         for wide in &setup.network.cluster_cidrs {
             add(wide, gateway(wide), host);
         }
-        let others = nodes.iter().filter(|node| node.name != setup.name);
-        for net in others.flat_map(|node| &node.pod_cidrs) {
+        for net in tables.pods.iter() {
             let cluster = &setup.network.cluster_cidrs;
             if !cluster.iter().any(|wide| wide.contains(net)) {
                 add(net, gateway(net), host);

@@ -1,7 +1,9 @@
 //! Which of the pods' packets leave with this node's address, and with which.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use spinlane_dataplane::snapshot::Masquerade;
 
 use super::beyond::inputs::{Inputs, prefix};
@@ -16,8 +18,8 @@ pub(super) fn is_wanted(setup: &Setup) -> bool {
         && !matches!(setup.uplink, Uplink::None)
 }
 
-/// Masquerade for the snapshot.
-pub(super) fn masquerade(inputs: &Inputs<'_>) -> Masquerade {
+/// Masquerade for the snapshot, where other nodes' pods are in these ranges.
+pub(super) fn masquerade(inputs: &Inputs<'_>, others: &BTreeSet<IpNet>) -> Masquerade {
     let setup = inputs.setup;
     let network = &setup.network;
     let ports = network.masquerade_ports.first..=network.masquerade_ports.last;
@@ -29,12 +31,16 @@ pub(super) fn masquerade(inputs: &Inputs<'_>) -> Masquerade {
         return masquerade;
     }
     masquerade.is_on = true;
-    let own = setup.pod_cidrs.iter();
-    let cluster = own
+    // Other nodes' pods may lie outside the cluster's ranges.
+    let pods = setup.pod_cidrs.iter().chain(others);
+    let keep = pods
         .chain(&network.cluster_cidrs)
-        .chain(&network.service_cidrs);
-    let configured = network.masquerade_exclude.iter();
-    masquerade.excluded = cluster.chain(configured).copied().map(prefix).collect();
+        .chain(&network.service_cidrs)
+        .chain(&network.masquerade_exclude);
+    // Many nodes' ranges make few: neighbours are one, and the cluster's cover
+    // theirs.
+    let keep = IpNet::aggregate(&keep.map(IpNet::trunc).collect());
+    masquerade.excluded = keep.into_iter().map(prefix).collect();
     masquerade.nodes = inputs
         .nodes
         .iter()

@@ -84,8 +84,14 @@ struct Known<'a> {
 }
 
 impl Known<'_> {
+    /// One of each family. Other nodes know this one by its object alone: of a
+    /// family that is not there, no end of the overlay can be.
     fn addresses(&self) -> Vec<IpAddr> {
         let one = |v6: bool| {
+            let is_told = |v6: bool| self.told().any(|address| address.is_ipv6() == v6);
+            if is_told(!v6) && !is_told(v6) {
+                return None;
+            }
             let of_family = move |address: &IpAddr| address.is_ipv6() == v6;
             let told = self.told().filter(|at| self.is_held(*at)).find(of_family);
             let on_uplink = || self.on_uplink().find(of_family);
@@ -384,6 +390,15 @@ mod tests {
                 told: &["192.0.2.2"],
                 before: (&["192.0.2.1"], 1450),
                 expect: (&["192.0.2.2"], 8950),
+            },
+            Case {
+                name: "none of a family that the others are not told of",
+                uplink: eth0(),
+                link: Some((true, 1500)),
+                held: &[(2, "192.0.2.1"), (2, "2001:db8::1")],
+                told: &["2001:db8::1"],
+                before: (&["192.0.2.1", "2001:db8::1"], 1450),
+                expect: (&["2001:db8::1"], 1430),
             },
             Case {
                 name: "not one that only the host port holds",

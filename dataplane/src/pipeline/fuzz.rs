@@ -10,7 +10,9 @@ use super::parse::{self, Parsed};
 use super::plain::Ingress;
 use super::reply::HOPS;
 use super::segment::segment;
-use super::world::{NEIGHBOR_MAC, UPLINK, UPLINK_MAC, World};
+use super::world::{
+    NEIGHBOR_MAC, NODE_V4, NODE_V6, REMOTE_V4, REMOTE_V6, UPLINK, UPLINK_MAC, World,
+};
 use crate::frame::{Batch, FRAME_SIZE, HEADROOM, TX_METADATA_BYTES, TxChecksum, Verdict};
 use crate::snapshot::{Role, Snapshot};
 use crate::types::PortId;
@@ -55,6 +57,7 @@ pub fn process_packets(data: &[u8]) {
     };
     let mut world = WORLD.take().unwrap_or_else(|| World::with_capacity(few));
     world.begin_again(few);
+    let mut world = world.with_ways_out();
     process_in(&mut world, data);
     WORLD.set(Some(world));
 }
@@ -223,7 +226,14 @@ fn check_outer(frame: &[u8]) {
     if !is_v6 && frame[14] == 0x45 {
         assert_eq!(checksum::checksum(&frame[14..34]), 0);
     }
-    let is_overlay = frame[14] == 0x45 && frame[23] == 17 || is_v6 && frame[20] == 17;
+    // From this node to a remote end, which sees pods' own addresses otherwise.
+    let is_overlay = match is_v6 {
+        true => frame[20] == 17 && frame[22..54] == [NODE_V6.octets(), REMOTE_V6.octets()].concat(),
+        false => {
+            let ends = [NODE_V4.octets(), REMOTE_V4.octets()].concat();
+            (frame[14], frame[23]) == (0x45, 17) && frame[26..34] == ends
+        }
+    };
     if is_overlay && frame[udp + 2..udp + 4] == 4789u16.to_be_bytes() && frame[udp] >= 0xc0 {
         let claimed = u16::from_be_bytes([frame[udp + 4], frame[udp + 5]]);
         assert_eq!(usize::from(claimed) + udp, frame.len());
@@ -302,6 +312,8 @@ fn check_hop(before: &[u8], after: &[u8]) {
 mod tests {
     use super::*;
 
+    const SERVER: [u8; 4] = [203, 0, 113, 9];
+
     /// xorshift64*, so that every run is the same.
     struct Random(u64);
 
@@ -350,6 +362,7 @@ mod tests {
             }
             seeds.push((port, seed));
         }
+        let world = World::new().with_ways_out();
         // Out of the overlay, and to other nodes.
         let inner: Vec<_> = seeds
             .iter()
@@ -362,7 +375,24 @@ mod tests {
             if away.len() > 34 && away[12..14] == [8, 0] {
                 away[32] = 2 + port % 4;
                 mend(&mut away);
-                seeds.push((port, away));
+                seeds.push((port, away.clone()));
+                // Some to the outside, and back.
+                if seeds.len() % 3 > 0 {
+                    continue;
+                }
+                away[30..34].copy_from_slice(&SERVER);
+                mend(&mut away);
+                seeds.push((port, away.clone()));
+                away[..6].copy_from_slice(&UPLINK_MAC.0);
+                away[26..30].copy_from_slice(&SERVER);
+                away[30..34].copy_from_slice(&NODE_V4.octets());
+                let ports = *world.snapshot.masquerade.ports.start();
+                if away.len() > 38 {
+                    away.copy_within(36..38, 34);
+                    away[36..38].copy_from_slice(&ports.to_be_bytes());
+                }
+                mend(&mut away);
+                seeds.push((UPLINK as u8, away));
             }
         }
         seeds
@@ -459,6 +489,7 @@ mod tests {
         let mut random = Random(0x5119_1a9e);
         let mut world = World::new();
         let mut beyond = World::with_underlay();
+        let mut outside = World::new().with_ways_out();
         for round in 0..5_000u64 {
             let mut input = Vec::new();
             for _ in 0..10 {
@@ -472,6 +503,8 @@ mod tests {
             process_in(&mut world, &input);
             beyond.now.0 += 5_000_000;
             process_in(&mut beyond, &input);
+            outside.now.0 += 5_000_000;
+            process_in(&mut outside, &input);
             if round % 97 == 0 {
                 world.publish(|_| {});
                 process_packets(&input);
@@ -481,6 +514,7 @@ mod tests {
         assert!(world.counters.flow_hits.get() > 1000);
         assert!(world.counters.flow_misses.get() > 1000);
         assert!(beyond.counters.flow_hits.get() > 1000);
+        assert!(outside.connections.records(0).len() > 10);
     }
 
     #[test]

@@ -220,17 +220,17 @@ const fn least_mtu(is_v6: bool) -> u16 {
     }
 }
 
-/// The longest packet that the sender of a SYN accepts, by its MSS option (RFC
-/// 9293, section 3.7.1). A super-frame does not say how its sender would cut
-/// it, and that must not be longer.
+/// The longest packet that the sender of a SYN accepts, by its MSS option; by
+/// the default where it has none (RFC 9293, section 3.7.1). A super-frame does
+/// not say how its sender would cut it, and that must not be longer.
 pub(super) fn accepted<K: RoutedKey>(bytes: &[u8], headers: &Headers) -> Option<u16> {
     if tcp_flags(bytes, headers) & flags::SYN == 0 {
         return None;
     }
     let transport = bytes.get(usize::from(headers.transport)..)?;
-    let said = tcp::options(transport).find(|(kind, _)| *kind == MAX_SEGMENT_SIZE)?;
-    let (_, &[high, low]) = said else {
-        return None;
+    let said = tcp::options(transport).find(|(kind, _)| *kind == MAX_SEGMENT_SIZE);
+    let Some((_, &[high, low])) = said else {
+        return Some(least_mtu(K::IS_V6));
     };
     let fixed = if K::IS_V6 { 60 } else { 40 };
     let mtu = u16::from_be_bytes([high, low]).saturating_add(fixed);

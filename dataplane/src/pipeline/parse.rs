@@ -432,7 +432,7 @@ impl Seen<'_> {
         };
         let need = match (protocol, part) {
             (_, Part::Later) => return Ok((upper, 255)),
-            (protocol::TCP, Part::Whole) => tcp::HEADER_LEN,
+            (protocol::TCP, _) => tcp::HEADER_LEN,
             (protocol::SCTP | protocol::DCCP, Part::Whole) => 12,
             (protocol::ICMP | protocol::ICMPV6, _) => 8,
             (protocol, _) if protocol::has_ports(protocol) => 8,
@@ -480,7 +480,8 @@ fn check_v4_header(bytes: &[u8], header: &[u8], header_len: usize) -> Result<(),
 
 /// Which part of its datagram an IPv4 packet is, with the checks of RFC 1858:
 /// no fragment may reach beyond 65535 bytes, none but the last may be odd or
-/// empty, and a TCP header may not be split so that flags hide.
+/// empty, and a TCP header may not be split: no link is that narrow (RFC 791
+/// has 68 bytes at least), so it is done to hide flags or the checksum.
 #[inline(always)]
 fn v4_part(header: &Ipv4Header, payload_len: usize) -> Result<Part, DropReason> {
     if header.flags_fragment.get() & !ipv4::DONT_FRAGMENT == 0 {
@@ -502,7 +503,7 @@ fn part(protocol: u8, offset: usize, more: bool, payload_len: usize) -> Result<P
     let odd = more && (payload_len == 0 || !payload_len.is_multiple_of(8));
     let too_far = offset + payload_len > usize::from(u16::MAX);
     let hidden = match protocol {
-        protocol::TCP => offset == 8 || offset == 0 && payload_len < 16,
+        protocol::TCP => offset == 8 || offset == 0 && payload_len < tcp::HEADER_LEN,
         protocol::UDP => offset == 0 && payload_len < udp::HEADER_LEN,
         _ => false,
     };

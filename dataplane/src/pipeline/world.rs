@@ -11,8 +11,9 @@ use crate::event::Event;
 use crate::frame::{Batch, FRAME_SIZE, Frame, HEADROOM, Verdict};
 use crate::pipeline::{FlowCapacity, LaneState, process};
 use crate::snapshot::{
-    AddressMap, Destination, FdbTarget, Gateway, Location, Network, NextHop, OuterHeader,
-    OuterPath, PortEntry, Prefix, Role, RouteTable, RouteTarget, Segment, Snapshot, Underlay, Vtep,
+    AddressMap, Destination, FdbTarget, Gateway, Location, Masquerade, Network, NextHop,
+    OuterHeader, OuterPath, PortEntry, Prefix, Role, RouteTable, RouteTarget, Segment, Snapshot,
+    Underlay, Vtep,
 };
 use crate::tables::connection::Connections;
 use crate::types::{Generation, LaneId, MacAddr, Nanos, NextHopId, PortId, SegmentId, Vni, VtepId};
@@ -237,6 +238,27 @@ pub(super) fn with_underlay(mut snapshot: Snapshot) -> Snapshot {
     snapshot
 }
 
+/// Adds ways to everywhere, where pods have the node's address.
+fn with_masquerade(mut snapshot: Snapshot) -> Snapshot {
+    let routes = Arc::make_mut(&mut snapshot.routes);
+    let anywhere: [IpAddr; 2] = [Ipv4Addr::UNSPECIFIED.into(), Ipv6Addr::UNSPECIFIED.into()];
+    for (address, by) in anywhere.into_iter().zip([NextHopId(0), NextHopId(1)]) {
+        routes.insert(Prefix { address, len: 0 }, RouteTarget::NextHop(by));
+    }
+    snapshot.masquerade = Arc::new(Masquerade {
+        excluded: vec![Prefix {
+            address: Ipv4Addr::new(10, 244, 0, 0).into(),
+            len: 16,
+        }],
+        nodes: [REMOTE_V4.into(), REMOTE_V6.into()].into_iter().collect(),
+        is_on: true,
+        egress_v4: vec![NODE_V4],
+        egress_v6: vec![NODE_V6],
+        ports: 61_000..=65_535,
+    });
+    snapshot
+}
+
 fn segment(members: &[u16], guard: bool) -> Segment {
     Segment {
         fdb: Arc::default(),
@@ -343,6 +365,12 @@ impl World {
         let mut world = World::new();
         world.snapshot = with_underlay(world.snapshot.clone());
         world
+    }
+
+    /// As it is, with an uplink and ways to everywhere.
+    pub(super) fn with_ways_out(mut self) -> World {
+        self.publish(|snapshot| *snapshot = with_masquerade(with_underlay(snapshot.clone())));
+        self
     }
 
     /// Changes the snapshot, as a publication does.

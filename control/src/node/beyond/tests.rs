@@ -250,6 +250,103 @@ fn nodes_out_of_reach_are_named_with_the_cause() {
     }
 }
 
+/// `node(number)` with other ranges.
+fn claiming(number: u32, ranges: &[&str]) -> Arc<source::Node> {
+    Arc::new(source::Node {
+        pod_cidrs: ranges.iter().map(|range| range.parse().unwrap()).collect(),
+        ..source::Node::clone(&node(number))
+    })
+}
+
+#[test]
+fn ranges_that_cannot_be_another_nodes_are_refused_by_name() {
+    let nodes = [
+        node(1),
+        claiming(2, &["10.100.1.0/25", "10.100.2.0/24"]),
+        claiming(3, &["0.0.0.0/0"]),
+        claiming(4, &["172.31.0.0/16", "10.100.4.0/24"]),
+        claiming(5, &["10.100.2.0/24"]),
+    ];
+    let mut beyond = Beyond::default();
+    follow(&mut beyond, &setup("vxlan"), &nodes, &kernel());
+    let tables = beyond.tables();
+    let ranges = ["10.100.2.0/24", "10.100.4.0/24"].map(|range| range.parse().unwrap());
+    assert_eq!(*tables.pods, BTreeSet::from(ranges));
+    let notices: Vec<_> = tables.unreached.notices().collect();
+    let expected = [
+        (" node-2 ", "this node's own pods"),
+        (" node-3, node-4 ", "own address"),
+        (" node-5 ", "another node has, too"),
+    ];
+    assert_eq!(notices.len(), expected.len(), "{notices:?}");
+    for (notice, (names, cause)) in notices.iter().zip(expected) {
+        assert!(notice.contains(names) && notice.contains(cause), "{notice}");
+    }
+    // The first one keeps it, and the way out stays what it was.
+    let Some(RouteTarget::Vtep(id)) = target(&beyond, "10.100.2.7") else {
+        panic!("{:?}", target(&beyond, "10.100.2.7"));
+    };
+    let vtep = tables.vteps[id.index()].as_ref().unwrap();
+    assert_eq!(vtep.address, node(2).addresses[0]);
+    assert!(matches!(
+        target(&beyond, "203.0.113.9"),
+        Some(RouteTarget::NextHop(_))
+    ));
+}
+
+#[test]
+fn other_nodes_pods_see_pods_whatever_the_clusters_ranges_are() {
+    let setup = Setup {
+        network: samples::network("mode = \"routed\""),
+        ..setup("routed")
+    };
+    // Neighbouring ranges make one.
+    let nodes: Vec<_> = (1..=255).map(node).collect();
+    let mut beyond = Beyond::default();
+    follow(&mut beyond, &setup, &nodes, &kernel());
+    let masquerade = &beyond.tables().masquerade;
+    assert!(masquerade.is_on && masquerade.excluded.len() < 10);
+    for (to, is_excluded) in [
+        ("10.100.1.9", true),
+        ("10.100.2.9", true),
+        ("10.100.255.9", true),
+        ("10.100.0.9", false),
+        ("10.101.0.9", false),
+        ("203.0.113.9", false),
+    ] {
+        assert_eq!(
+            masquerade.excludes(to.parse().unwrap()),
+            is_excluded,
+            "{to}"
+        );
+    }
+}
+
+#[test]
+fn the_own_end_is_what_others_take_from_the_own_object() {
+    let v6 = |number: u32| {
+        Arc::new(source::Node {
+            addresses: vec![format!("fd31::{number}").parse().unwrap()],
+            ..source::Node::clone(&node(number))
+        })
+    };
+    let mut beyond = Beyond::default();
+    let own = v6(1);
+    follow(
+        &mut beyond,
+        &setup("vxlan"),
+        &[own.clone(), v6(2)],
+        &kernel(),
+    );
+    assert_eq!(beyond.tables().underlay.vtep_mac, vtep_mac(&own));
+    // Without an object, or one that says nothing, by the addresses it has.
+    for nodes in [vec![], vec![claiming(2, &[])]] {
+        follow(&mut beyond, &setup("vxlan"), &nodes, &kernel());
+        let mac = beyond.tables().underlay.vtep_mac.to_string();
+        assert_eq!(mac, "0a:58:ac:1f:00:01");
+    }
+}
+
 #[test]
 fn gateways_of_one_route_share_what_leaves_by_the_uplink() {
     let hop = |via: &str, oif, weight| Hop {

@@ -16,6 +16,13 @@ pub enum Why {
     NoRoute,
     /// The kernel reaches its address by another interface than the uplink.
     AnotherInterface,
+    /// Its range is one of this node's own.
+    OurRange,
+    /// This node's address is in its range: following it would cut this node
+    /// off.
+    OurAddress,
+    /// A node whose name comes before has the range, too.
+    TakenRange,
 }
 
 impl Why {
@@ -29,6 +36,13 @@ impl Why {
             Why::NoRoute => "have addresses that this node has no route to: add one by the uplink",
             Why::AnotherInterface => {
                 "are reached by another interface than the uplink: correct the route or node.uplink"
+            }
+            Why::OurRange => "have a range of this node's own pods: correct their spec.podCIDRs",
+            Why::OurAddress => {
+                "have a range that this node's own address is in: correct their spec.podCIDRs"
+            }
+            Why::TakenRange => {
+                "have a range that another node has, too: correct the spec.podCIDRs of one of them"
             }
         }
     }

@@ -13,7 +13,7 @@ use etherparse::{IcmpEchoHeader, Icmpv4Type, Icmpv6Type, PacketBuilder, icmpv4, 
 use crate::drops::DropReason;
 use crate::frame::{TxChecksum, Verdict};
 use crate::pipeline::world::*;
-use crate::snapshot::{Masquerade, Prefix, RouteTarget};
+use crate::snapshot::{Prefix, RouteTarget};
 use crate::tables::connection::{ConnectionRecord, Origin, State};
 use crate::types::{NextHopId, PortId};
 
@@ -28,36 +28,7 @@ const RST: u8 = 4;
 
 /// The node with a way to everywhere, over its uplink.
 fn world() -> World {
-    with_ways_out(World::new())
-}
-
-fn with_ways_out(mut world: World) -> World {
-    world.snapshot = with_underlay(world.snapshot.clone());
-    world.publish(|snapshot| {
-        let routes = Arc::make_mut(&mut snapshot.routes);
-        let any_v4 = Prefix {
-            address: Ipv4Addr::UNSPECIFIED.into(),
-            len: 0,
-        };
-        let any_v6 = Prefix {
-            address: Ipv6Addr::UNSPECIFIED.into(),
-            len: 0,
-        };
-        routes.insert(any_v4, RouteTarget::NextHop(NextHopId(0)));
-        routes.insert(any_v6, RouteTarget::NextHop(NextHopId(1)));
-        snapshot.masquerade = Arc::new(Masquerade {
-            excluded: vec![Prefix {
-                address: Ipv4Addr::new(10, 244, 0, 0).into(),
-                len: 16,
-            }],
-            nodes: [std::net::IpAddr::from(REMOTE_V4)].into_iter().collect(),
-            is_on: true,
-            egress_v4: vec![NODE_V4],
-            egress_v6: vec![NODE_V6],
-            ports: 61_000..=65_535,
-        });
-    });
-    world
+    World::new().with_ways_out()
 }
 
 /// Where a packet is on its way: its addresses on the wire and its hops.
@@ -448,6 +419,23 @@ fn later_fragments_follow_the_first() {
         for (piece, expect) in back.iter().zip(&expect) {
             assert_eq!(world.send(UPLINK, piece).bytes, *expect, "{kind:?}");
         }
+    }
+}
+
+#[test]
+fn a_tcp_header_is_in_one_piece() {
+    let split = |kind, leg, near| pieces(&packet(kind, leg, near));
+    let mut world = world();
+    let port = open(&mut world, Kind::Tcp(SYN));
+    for (from, [first, later]) in [
+        (A, split(Kind::Tcp(SYN), Leg::FromPod, pod(40_000))),
+        (A, split(Kind::Tcp(ACK), Leg::FromPod, pod(40_001))),
+        (UPLINK, split(Kind::Tcp(ACK), Leg::FromWire, node(port))),
+    ] {
+        let dropped = world.send(from, &first).dropped();
+        assert_eq!(dropped, Some(DropReason::BadFragment));
+        let dropped = world.send(from, &later).dropped();
+        assert_eq!(dropped, Some(DropReason::FirstFragmentMissing));
     }
 }
 

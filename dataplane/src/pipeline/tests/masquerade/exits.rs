@@ -131,7 +131,7 @@ fn syn(port: u16, server: u8, leg: Leg) -> Vec<u8> {
 #[test]
 fn a_hundred_thousand_connections_leave_by_one_address() {
     let flows = FlowCapacity::default();
-    let mut world = with_ways_out(World::with_connections(flows, Connections::default()));
+    let mut world = World::with_connections(flows, Connections::default()).with_ways_out();
     world.publish(|snapshot| {
         let masquerade = Arc::make_mut(&mut snapshot.masquerade);
         masquerade.ports = 49_152..=65_535;
