@@ -59,6 +59,7 @@ struct __sk_buff {
 
 HELPER void *(*bpf_map_lookup_elem)(void *map, const void *key) = (void *)1;
 HELPER long (*bpf_map_update_elem)(void *map, const void *key, const void *value, __u64 flags) = (void *)2;
+HELPER long (*bpf_map_delete_elem)(void *map, const void *key) = (void *)3;
 HELPER long (*bpf_clone_redirect)(struct __sk_buff *skb, __u32 ifindex, __u64 flags) = (void *)13;
 HELPER long (*bpf_redirect)(__u32 ifindex, __u64 flags) = (void *)23;
 HELPER long (*bpf_skb_load_bytes)(const struct __sk_buff *skb, __u32 offset, void *to, __u32 len) = (void *)26;

@@ -308,9 +308,13 @@ INLINE int follow(const struct piece *piece)
 	return first ? *first : LEFT;
 }
 
+// An identification comes again: what an earlier datagram became is forgotten
+// then.
 INLINE int lead(const struct piece *piece, __u32 became)
 {
-	if (became != LEFT)
+	if (became == LEFT)
+		bpf_map_delete_elem(&pieces, piece);
+	else
 		bpf_map_update_elem(&pieces, piece, &became, 0);
 	return became;
 }

@@ -172,7 +172,7 @@ pub(super) fn tells_length(frame: &[u8]) -> bool {
 }
 
 /// Bytes of a frame without padding, as its IP or ARP packet has it.
-fn frame_len(frame: &[u8]) -> Option<usize> {
+pub(super) fn frame_len(frame: &[u8]) -> Option<usize> {
     let word = |at: usize| {
         let bytes = frame.get(at..at + 2)?;
         Some(usize::from(u16::from_be_bytes([bytes[0], bytes[1]])))

@@ -11,7 +11,8 @@ use std::net::IpAddr;
 use zerocopy::FromBytes;
 
 use super::classify::Ingress;
-use super::{Lane, Round, narrow, uplink};
+use super::parse::L3;
+use super::{Lane, Round, apart, narrow, uplink};
 use crate::drops::DropReason;
 use crate::event::Event;
 use crate::frame::{Awaited, Batch, Verdict};
@@ -81,6 +82,9 @@ pub(super) fn switch(
         if let Err(reason) = guard(port, frame.source(), bytes) {
             return Verdict::Drop(reason);
         }
+        if !trim(batch, index, apart::frame_len(bytes)) {
+            return Verdict::Drop(DropReason::BadLength);
+        }
     }
     let bytes = u64::from(batch.packets()[index].len);
     let actions = match lane.hit_l2(&frame, bytes, round) {
@@ -112,6 +116,17 @@ pub(super) fn switch(
         narrow::overhear(round, batch, index, (from, actions.mtu));
     }
     send(round, batch, index, &frame, &actions)
+}
+
+/// Takes off what is behind the packet that the guard looked at: where
+/// datagrams of the overlay arrive together it could pass for a frame of its
+/// own. Packets longer than their header can tell have nothing behind them.
+fn trim(batch: &mut Batch, index: usize, end: Option<usize>) -> bool {
+    let len = batch.packets()[index].len as usize;
+    match end {
+        Some(end) if end < len && len <= L3 + usize::from(u16::MAX) => batch.trim(index, end),
+        _ => true,
+    }
 }
 
 /// Has the neighbours resolved that a flooded frame could not be sent to.

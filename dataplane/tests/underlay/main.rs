@@ -444,7 +444,7 @@ fn the_uplink_takes_what_is_the_switchs_and_nothing_else() {
     engine.publish(snapshot);
     // No echo of either stack's own in between.
     lab.ip("peer", "link set eth0 arp off");
-    let cases: [(&str, u64); 16] = [
+    let cases: [(&str, u64); 18] = [
         (
             "[I / UDP(sport=5, dport=61000), I / TCP(dport=65535), S / UDP(dport=62000)]",
             3,
@@ -502,6 +502,15 @@ fn the_uplink_takes_what_is_the_switchs_and_nothing_else() {
         (
             "fragment6(S / IPv6ExtHdrFragment(id=9) / UDP(dport=61002) / Raw(b'a' * 3000), 1280)",
             3,
+        ),
+        // Its identification comes again, for the node.
+        (
+            "fragment(IP(src='172.31.0.2', dst='172.31.0.1', id=7) / UDP(dport=53) / Raw(b'a' * 3000), fragsize=1000)",
+            0,
+        ),
+        (
+            "fragment6(S / IPv6ExtHdrFragment(id=9) / UDP(dport=53) / Raw(b'a' * 3000), 1280)",
+            0,
         ),
         (
             "fragment(IP(src='172.31.0.2', dst='172.31.0.1', id=10) / UDP(dport=4789) / Raw(b'a' * 3000), fragsize=1000)",

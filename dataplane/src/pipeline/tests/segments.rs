@@ -297,6 +297,14 @@ fn a_guarded_segment_holds_stations_to_their_addresses() {
         for _ in 0..2 {
             let outcome = world.send(RED_A, &packet);
             assert_eq!(outcome.dropped(), reason, "{name}");
+            // What the guard did not look at goes nowhere.
+            let with_more = [&packet[..], &[0xee; 60]].concat();
+            let outcome = world.send(RED_A, &with_more);
+            assert_eq!(outcome.dropped(), reason, "{name} and more");
+            assert!(
+                reason.is_some() || outcome.bytes == packet,
+                "{name} and more"
+            );
         }
     }
 }
