@@ -247,14 +247,18 @@ impl Network {
         underlay.min(65535).saturating_sub(self.overhead(addresses))
     }
 
-    /// Bytes of the overlay's headers between nodes with such addresses.
+    /// Bytes that the mode adds to pods' packets between nodes with such
+    /// addresses.
     fn overhead(&self, addresses: &[IpAddr]) -> u32 {
-        let is_v6 = !addresses.is_empty() && addresses.iter().all(IpAddr::is_ipv6);
         match self.mode {
             Mode::Routed | Mode::L2 => 0,
-            Mode::Vxlan if is_v6 => VXLAN_OVERHEAD_V6,
-            Mode::Vxlan => VXLAN_OVERHEAD_V4,
+            Mode::Vxlan => vxlan_overhead(addresses),
         }
+    }
+
+    /// Bytes that the overlay adds beyond what the mode does.
+    pub fn more_overhead(&self, addresses: &[IpAddr]) -> u32 {
+        vxlan_overhead(addresses) - self.overhead(addresses)
     }
 
     /// The pod network's VNI, where it has an overlay.
@@ -352,6 +356,14 @@ pub enum Mtu {
     Auto,
     /// So many bytes.
     Bytes(u32),
+}
+
+/// Bytes of the overlay's headers between nodes with such addresses.
+fn vxlan_overhead(addresses: &[IpAddr]) -> u32 {
+    match !addresses.is_empty() && addresses.iter().all(IpAddr::is_ipv6) {
+        true => VXLAN_OVERHEAD_V6,
+        false => VXLAN_OVERHEAD_V4,
+    }
 }
 
 /// An inclusive range of transport ports.

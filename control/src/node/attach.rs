@@ -153,7 +153,8 @@ impl Core {
         // The settings change under this lock only.
         let mut inventory = self.inventory();
         let setup = self.setup();
-        let mtu = request.mtu.unwrap_or(setup.path_mtu);
+        let path_mtu = setup.path_mtu_in(request.segment.as_deref());
+        let mtu = request.mtu.unwrap_or(path_mtu);
         if !(68..=SUPER_FRAME_MTU).contains(&mtu) {
             return Err(AttachError::Invalid(format!(
                 "mtu {mtu} of the network configuration is not between 68 and {SUPER_FRAME_MTU}"

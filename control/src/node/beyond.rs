@@ -307,17 +307,21 @@ impl<'a, 'b> Draft<'a, 'b> {
             // A node of another subnet is behind a gateway.
             _ => setup.network.cross_subnet && way.is_none_or(|way| !way.is_on_link),
         };
-        let vtep = self
-            .routed_vni()
-            .filter(|_| through)
-            .zip(ends)
-            .and_then(|(vni, ends)| self.vtep(vni, ends, vtep_mac(node)));
+        let end = self.routed_vni().zip(ends);
+        let end = end.and_then(|(vni, ends)| self.vtep(vni, ends, vtep_mac(node)));
+        // Whether that node reaches this one through the overlay is its own
+        // routes' to say.
+        let behind = end.filter(|_| !through).map(RouteTarget::Vtep);
+        let vtep = end.filter(|_| through);
         for net in &node.pod_cidrs {
             if let Some(why) = self.refuses(net) {
                 self.unreached.add(why, &node.name);
                 continue;
             }
             self.pods.insert(net.trunc());
+            if let Some(end) = behind {
+                self.underlay.sources.insert(prefix(*net), end);
+            }
             let target = match through {
                 true => vtep.map(RouteTarget::Vtep),
                 false => self.next_hop_to(node, matches!(net, IpNet::V6(_))),
@@ -337,6 +341,9 @@ impl<'a, 'b> Draft<'a, 'b> {
                 .insert(*net, target.unwrap_or(RouteTarget::Unreachable));
         }
         for &address in &node.addresses {
+            if let Some(end) = behind {
+                self.underlay.sources.insert(prefix(address.into()), end);
+            }
             let target = match through {
                 true => vtep.map(RouteTarget::Vtep),
                 false => self.toward(address),

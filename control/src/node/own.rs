@@ -180,11 +180,11 @@ impl Core {
         };
         for attachment in pods {
             let _held = self.locks.lock(&attachment);
-            let mtu = self.setup().path_mtu;
             let endpoint = match self.inventory().endpoints.get(&attachment) {
                 Some(live) => live.endpoint.clone(),
                 None => continue,
             };
+            let mtu = self.setup().path_mtu_in(endpoint.segment.as_deref());
             let is_due = endpoint.follows_path_mtu && endpoint.mtu != mtu;
             if is_due
                 && endpoint.state == State::Attached

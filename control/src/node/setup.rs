@@ -115,6 +115,18 @@ impl Setup {
         named.cloned().or(shared)
     }
 
+    /// Path MTU of pods in a segment, or of routed ones. A segment with a VNI
+    /// goes through the overlay in every mode.
+    pub fn path_mtu_in(&self, segment: Option<&str>) -> u32 {
+        let mut segments = self.segments.iter();
+        let has_vni = |s: &&Segment| Some(s.name.as_str()) == segment && s.vni.is_some();
+        let more = match segments.find(has_vni) {
+            Some(_) => self.network.more_overhead(&self.addresses),
+            None => 0,
+        };
+        self.path_mtu.saturating_sub(more)
+    }
+
     /// MTU of the devices that super-frames may reach, or the path's where
     /// there are none.
     pub fn device_mtu(&self) -> u32 {
@@ -166,6 +178,39 @@ pub fn pod_mac(addresses: impl Iterator<Item = IpAddr>, identity: &[u8]) -> MacA
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::node::samples;
+
+    #[test]
+    fn a_segment_with_a_vni_has_room_for_the_overlay() {
+        let of = |mode: Mode, address: &str, segment| {
+            let mut setup = Setup {
+                addresses: vec![address.parse().unwrap()],
+                network: crate::config::Network {
+                    mode,
+                    ..samples::network("")
+                },
+                path_mtu: 1500,
+                ..samples::setup()
+            };
+            setup.segments.push(Segment {
+                name: "blue".into(),
+                vni: Some(100),
+                cidrs: vec![],
+                guard: false,
+                stations: vec![],
+            });
+            setup.path_mtu_in(segment)
+        };
+        for (mode, address, segment, expect) in [
+            (Mode::Routed, "192.0.2.1", Some("blue"), 1450),
+            (Mode::L2, "2001:db8::1", Some("blue"), 1430),
+            (Mode::Vxlan, "192.0.2.1", Some("blue"), 1500),
+            (Mode::Routed, "192.0.2.1", Some("red"), 1500),
+            (Mode::Routed, "192.0.2.1", None, 1500),
+        ] {
+            assert_eq!(of(mode, address, segment), expect, "{mode:?} {segment:?}");
+        }
+    }
 
     #[test]
     fn macs_follow_addresses() {

@@ -236,13 +236,14 @@ fn is_link_local(address: IpAddr) -> bool {
 }
 
 /// The source guard: whether packets from there may carry the address as
-/// their source. Through the overlay come only addresses that are routed back
-/// the same way.
+/// their source. Through the overlay come only addresses of the remote end.
 pub(super) fn may_send(snapshot: &Snapshot, from: Ingress<'_>, source: IpAddr) -> bool {
     let port = match from {
         Ingress::Port(port) => port,
         Ingress::Overlay(vtep) => {
-            return snapshot.routes.lookup(source) == Some(RouteTarget::Vtep(vtep));
+            let its = Some(RouteTarget::Vtep(vtep));
+            return snapshot.routes.lookup(source) == its
+                || snapshot.underlay.sources.lookup(source) == its;
         }
     };
     match port.role {

@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use zerocopy::IntoBytes;
 use zerocopy::big_endian::U16;
 
-use super::AddressMap;
+use super::{AddressMap, RouteTable};
 use crate::types::{MacAddr, NextHopId, PortId, SegmentId, Vni, VtepId};
 use crate::wire::ethernet::{EtherType, EthernetHeader};
 use crate::wire::ipv4::{self, Ipv4Header};
@@ -220,6 +220,10 @@ pub struct Underlay {
     pub networks: AddressMap<Vni, Network>,
     /// Remote ends by network and underlay address: whose packets are taken.
     pub peers: AddressMap<(Vni, IpAddr), VtepId>,
+    /// Who may be behind a remote end though packets for them go another way:
+    /// where nodes reach each other without the overlay too, each chooses by its
+    /// own routes.
+    pub sources: RouteTable,
     /// The segment that uplink and pods share (mode `l2`).
     pub segment: Option<SegmentId>,
     /// Whether packets for this node's pod ranges are taken as they are

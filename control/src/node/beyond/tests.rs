@@ -407,10 +407,21 @@ fn routed_nodes_are_neighbours_or_behind_a_gateway() {
     crossing.network.cross_subnet = true;
     follow(&mut beyond, &crossing, &nodes, &kernel);
     assert_eq!(by(&beyond, "10.100.2.7"), "172.31.0.2");
-    assert!(matches!(
-        target(&beyond, "10.100.3.7"),
-        Some(RouteTarget::Vtep(_))
-    ));
+    let Some(RouteTarget::Vtep(far)) = target(&beyond, "10.100.3.7") else {
+        panic!("{:?}", target(&beyond, "10.100.3.7"));
+    };
+    // A neighbour may see this node behind a gateway.
+    let tables = beyond.tables();
+    let behind = |source: &str| tables.underlay.sources.lookup(source.parse().unwrap());
+    let end = behind("10.100.2.7");
+    let Some(RouteTarget::Vtep(near)) = end else {
+        panic!("{end:?}");
+    };
+    assert_eq!(behind("172.31.0.2"), end);
+    assert_eq!(behind("10.100.3.7"), None);
+    let vni = tables.vteps[far.index()].as_ref().unwrap().vni;
+    let peer = |number: u32| tables.underlay.peers.get(&(vni, node(number).addresses[0]));
+    assert_eq!((peer(2), peer(3)), (Some(&near), Some(&far)));
 }
 
 #[test]
