@@ -4,7 +4,7 @@
 
 use spinlane_tests::cluster::{Families, ROUTER, UPLINK};
 use spinlane_tests::{
-    Cluster, LabError, Namespace, PATIENCE, Pod, Result, root_or_skip, traffic, wait_for,
+    Cluster, LabError, Namespace, PATIENCE, Pod, Result, root_or_skip, traffic, veth, wait_for,
 };
 
 /// Both pods reach each other over both families, and see who it is.
@@ -173,5 +173,34 @@ fn one_node_tunnels_to_another_that_does_not() -> Result<()> {
     }
     assert_eq!(two.drops()?["spoofed"], 0);
     assert_eq!(two.drops()?["unknown_vtep"], 0);
+    Ok(())
+}
+
+/// The kernel's way to everywhere is not the uplink: pods are not hidden there,
+/// which somebody should know.
+#[test]
+fn a_way_out_beside_the_uplink_is_told() -> Result<()> {
+    if !root_or_skip("a_way_out_beside_the_uplink_is_told") {
+        return Ok(());
+    }
+    let cluster = Cluster::start(1, Families::V4, |_| {})?;
+    let node = &cluster.nodes()[0];
+    let is_told = |status: &spinlane_api::view::Status| {
+        let mut notices = status.notices.iter();
+        notices.any(|notice| notice.contains("default route") && notice.contains(UPLINK))
+    };
+    let other = Namespace::create("other")?;
+    veth((node.namespace(), "eth1"), (&other, "eth0"))?;
+    node.namespace()
+        .sh("ip address add 192.0.2.1/24 dev eth1\n\
+         ip route add default via 192.0.2.2 dev eth1\n")?;
+    wait_for("a notice of the other way", PATIENCE, || {
+        node.status().ok().filter(&is_told)
+    })?;
+    let by_uplink = format!("route replace default via 172.31.0.{ROUTER} dev {UPLINK}");
+    node.namespace().ip(&by_uplink)?;
+    wait_for("no notice any more", PATIENCE, || {
+        node.status().ok().filter(|status| !is_told(status))
+    })?;
     Ok(())
 }

@@ -134,6 +134,44 @@ fn a_segment_spans_nodes_and_a_linux_bridge() -> Result<(), LabError> {
     Ok(())
 }
 
+/// Where only segments go through the overlay, their pods know how much of a
+/// packet its headers take.
+#[test]
+fn pods_of_a_segment_know_its_mtu_where_others_are_routed() -> Result<(), LabError> {
+    if !root_or_skip("pods_of_a_segment_know_its_mtu_where_others_are_routed") {
+        return Ok(());
+    }
+    let cluster = Cluster::start(2, Families::Dual, |config| {
+        config.mode = "routed".to_owned();
+        config.tables =
+            "[[segments]]\nname = \"blue\"\nvni = 100\ncidrs = [\"10.50.0.0/24\"]\n".to_owned();
+    })?;
+    let mut pods = Vec::new();
+    for (node, number) in cluster.nodes().iter().zip(11..) {
+        let mut pod = Pod::bare("blue")?;
+        let address = format!("10.50.0.{number}");
+        let more = json!({ "segment": "blue", "runtimeConfig": { "ips": [address] } });
+        pod.add(node, "eth0", &node.network("blue", more))?;
+        pods.push(pod);
+    }
+    let [a, b] = &pods[..] else {
+        unreachable!("two pods");
+    };
+    for (from, to) in [(a, b), (b, a)] {
+        let (from, to, address) = (from.namespace(), to.namespace(), to.v4()?);
+        traffic::reach(from, address)?;
+        for size in [1400, 1423, 1472, 5000] {
+            let whole = traffic::udp_echo(from, to, address, 3, size)?;
+            assert_eq!(whole, 3, "{size} bytes to {address}");
+        }
+        traffic::tcp_both_ways(from, to, address, 1 << 20)?;
+    }
+    for node in cluster.nodes() {
+        assert_eq!(node.drops()?["oversize"], 0);
+    }
+    Ok(())
+}
+
 #[test]
 fn a_station_that_changes_nodes_is_found_there() -> Result<(), LabError> {
     if !root_or_skip("a_station_that_changes_nodes_is_found_there") {

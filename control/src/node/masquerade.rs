@@ -4,9 +4,10 @@ use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use spinlane_dataplane::snapshot::Masquerade;
+use spinlane_dataplane::snapshot::{Masquerade, RouteTable, RouteTarget};
 
 use super::beyond::inputs::{Inputs, prefix};
+use super::routes::default_net;
 use super::setup::Setup;
 use crate::config::{Mode, Uplink};
 
@@ -54,6 +55,22 @@ pub(super) fn masquerade(inputs: &Inputs<'_>, others: &BTreeSet<IpNet>) -> Masqu
         }
     }
     masquerade
+}
+
+/// That pods leave with their own addresses, where the way to everywhere is
+/// not by the uplink.
+pub(super) fn notice(setup: &Setup, routes: &RouteTable) -> Option<String> {
+    let leaves = |pods: &IpNet| {
+        let anywhere = prefix(default_net(matches!(pods, IpNet::V6(_))));
+        matches!(routes.get(anywhere), Some(RouteTarget::Host(_)))
+    };
+    let is_seen = is_wanted(setup) && setup.pod_cidrs.iter().any(leaves);
+    is_seen.then(|| {
+        let uplink = setup.uplink.name();
+        format!(
+            "the default route is not by the uplink {uplink}: what pods send there goes through the node's kernel and keeps their addresses; correct node.uplink or the route, or have the kernel translate it"
+        )
+    })
 }
 
 /// The configured addresses, else the uplink's own that are good everywhere.

@@ -15,8 +15,8 @@ use spinlane_dataplane::types::PortId;
 use super::Node;
 use super::bound::BoundPort;
 use super::host_port::SWITCH_SIDE;
-use super::own;
 use super::surroundings::UplinkState;
+use super::{masquerade, own};
 use crate::config::Mode;
 use crate::source::Health;
 
@@ -140,8 +140,10 @@ impl Node {
         notices.extend(inventory.held_notices(&setup));
         let is_up = inventory.surroundings.state == UplinkState::Up;
         drop(inventory);
+        let tables = self.core.tables();
         if is_up {
-            notices.extend(self.core.tables().unreached.notices());
+            notices.extend(tables.unreached.notices());
+            notices.extend(masquerade::notice(&setup, &tables.routes));
         }
         notices.extend(self.core.qdisc_notices());
         let source = self.source_health().into_iter();

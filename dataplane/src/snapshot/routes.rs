@@ -57,6 +57,14 @@ impl RouteTable {
         })
     }
 
+    /// The target of this very prefix.
+    pub fn get(&self, prefix: Prefix) -> Option<RouteTarget> {
+        let mut lengths = self.family(prefix.address).iter();
+        let length = lengths.find(|length| length.len == prefix.len)?;
+        let network = Prefix::network(prefix.address, prefix.len);
+        length.targets.get(&network).copied()
+    }
+
     /// Sets a prefix's target; gives the one it had. Bits beyond the prefix's
     /// length are ignored.
     pub fn insert(&mut self, prefix: Prefix, target: RouteTarget) -> Option<RouteTarget> {
