@@ -8,6 +8,7 @@ pub mod cluster;
 mod links;
 pub mod manifests;
 pub mod object;
+mod refusal;
 mod watch;
 
 pub use cluster::{Change, Cluster};

@@ -9,6 +9,8 @@ use ipnet::IpNet;
 use serde::Deserialize;
 use spinlane_dataplane::types::MacAddr;
 
+use super::refusal::Refusal;
+
 /// Names the MAC address of a node's end of the overlay.
 pub const VTEP_MAC_ANNOTATION: &str = "spinlane.io/vtep-mac";
 /// What flannel writes: a JSON document with `VtepMAC`.
@@ -81,38 +83,19 @@ pub struct ParseError {
 /// Reads every document of a text; a `List` counts as its items.
 pub fn parse(text: &str) -> Result<Content, ParseError> {
     let mut content = Content::default();
+    let mut before = 0;
     for document in serde_norway::Deserializer::from_str(text) {
         // Nothing between two separators is no object.
         let Some(raw) = Option::<Raw>::deserialize(document).map_err(ParseError::from)? else {
             continue;
         };
         take(raw, &mut content).map_err(|refusal| ParseError {
-            line: refusal.line_in(text),
+            line: refusal.line_in(text, before),
             message: refusal.message,
         })?;
+        before += 1;
     }
     Ok(content)
-}
-
-/// A document that is YAML but not the object that it claims to be.
-struct Refusal {
-    message: String,
-    /// A piece of the text that tells where.
-    near: String,
-}
-
-impl Refusal {
-    fn line_in(&self, text: &str) -> Option<usize> {
-        let at = text.find(&self.near).filter(|_| !self.near.is_empty())?;
-        Some(text[..at].matches('\n').count() + 1)
-    }
-}
-
-fn refuse<T>(near: &str, message: String) -> Result<T, Refusal> {
-    Err(Refusal {
-        message,
-        near: near.to_owned(),
-    })
 }
 
 impl From<serde_norway::Error> for ParseError {
@@ -186,10 +169,8 @@ fn take(raw: Raw, content: &mut Content) -> Result<(), Refusal> {
     let kind = match &raw.kind {
         Some(kind) if !kind.is_empty() => kind.clone(),
         _ => {
-            return refuse(
-                "",
-                "a document has no kind: write kind: Node or another".to_owned(),
-            );
+            let message = "a document has no kind: write kind: Node or another";
+            return Err(Refusal::document(message.to_owned()));
         }
     };
     match kind.as_str() {
@@ -218,10 +199,7 @@ fn take(raw: Raw, content: &mut Content) -> Result<(), Refusal> {
 fn name(raw: &Raw, kind: &str) -> Result<String, Refusal> {
     match raw.metadata.as_ref().and_then(|m| m.name.clone()) {
         Some(name) if !name.is_empty() => Ok(name),
-        _ => refuse(
-            &format!("kind: {kind}"),
-            format!("a {kind} has no name: write metadata.name"),
-        ),
+        _ => Err(Refusal::nameless(kind)),
     }
 }
 
@@ -237,10 +215,9 @@ fn node(raw: Raw) -> Result<Node, Refusal> {
         match entry.address.parse() {
             Ok(address) => addresses.push(address),
             Err(_) => {
-                return refuse(
-                    &entry.address,
-                    format!("Node {name}: InternalIP {:?} is no address", entry.address),
-                );
+                let message = format!("Node {name}: InternalIP {:?} is no address", entry.address);
+                let words = ["address", &entry.address];
+                return Err(Refusal::near(&name, words, message));
             }
         }
     }
@@ -278,10 +255,12 @@ fn vtep_mac(
     };
     match text.parse::<MacAddr>() {
         Ok(mac) if mac.is_unicast() => Ok(Some(mac)),
-        _ => refuse(
-            annotation,
-            format!("Node {node}: annotation {annotation}: {text:?} is no station's MAC address"),
-        ),
+        _ => {
+            let message = format!(
+                "Node {node}: annotation {annotation}: {text:?} is no station's MAC address"
+            );
+            Err(Refusal::near(node, [annotation, &text], message))
+        }
     }
 }
 
@@ -429,6 +408,45 @@ status:
             let near = error.line.unwrap().abs_diff(line);
             assert!(near <= 1, "{error} at {:?}, not {line}", error.line);
         }
+    }
+
+    #[test]
+    fn of_many_objects_the_one_that_is_wrong_is_named_by_its_line() {
+        // In a list, as documents, and as JSON.
+        let item = |name: &str, change: [&str; 2]| {
+            let node = NODE.replace("node-b", name);
+            assert!(node.contains(change[0]), "{change:?}");
+            node.replace(change[0], change[1])
+        };
+        let lines = NODE.lines().count();
+        let indented = |text: &str| {
+            let lines = text.lines().enumerate();
+            let lines =
+                lines.map(|(at, line)| format!("{}{line}\n", ["  ", "- "][usize::from(at == 0)]));
+            lines.collect::<String>()
+        };
+        // What is wrong, and on which line of its object.
+        let wrong = [
+            (["8a:1b:2c:3d:4e:5f", "8a:1b"], 5),
+            (["- address: 172.31.0.2", "- address: n3"], 19),
+            (["  name: n3\n", ""], 2),
+        ];
+        for (change, line) in wrong {
+            let nodes = ["n1", "n2", "n3", "n4"];
+            let nodes = nodes.map(|name| item(name, if name == "n3" { change } else { ["", ""] }));
+            let of_three = lines * 2 + line;
+            let documents = nodes.join("---\n");
+            let error = parse(&documents).unwrap_err();
+            assert_eq!(error.line, Some(of_three + 2), "{error} in {documents}");
+            let items = nodes.iter().map(|node| indented(node)).collect::<String>();
+            let list = format!("apiVersion: v1\nitems:\n{items}kind: List\n");
+            let error = parse(&list).unwrap_err();
+            assert_eq!(error.line, Some(of_three + 2), "{error} in {list}");
+        }
+        let json = "{\n \"kind\": \"List\",\n \"items\": [\n  {\n   \"kind\": \"Node\",\n   \"metadata\": {\n    \"name\": \"a\"\n   }\n  },\n  {\n   \"kind\": \"Node\",\n   \"metadata\": {\n    \"name\": \"b\",\n    \"annotations\": {\n     \"spinlane.io/vtep-mac\": \"no\"\n    }\n   }\n  }\n ]\n}\n";
+        assert_eq!(parse(json).unwrap_err().line, Some(15));
+        let no_kind = "# a comment\n---\nkind: Namespace\nmetadata: {name: a}\n---\n# another\nmetadata: {name: b}\n";
+        assert_eq!(parse(no_kind).unwrap_err().line, Some(7));
     }
 
     #[test]
