@@ -4,9 +4,9 @@
 
 /// Why an object is refused.
 #[derive(Debug)]
-pub struct Refusal {
+pub(super) struct Refusal {
     /// What is wrong.
-    pub message: String,
+    pub(super) message: String,
     /// The line that it is about.
     mark: Mark,
 }
@@ -25,14 +25,14 @@ enum Mark {
 
 impl Refusal {
     /// About a line of the object `name` that holds both words.
-    pub fn near(name: &str, words: [&str; 2], message: String) -> Refusal {
+    pub(super) fn near(name: &str, words: [&str; 2], message: String) -> Refusal {
         let (name, words) = (name.to_owned(), words.map(str::to_owned));
         let mark = Mark::Near { name, words };
         Refusal { message, mark }
     }
 
     /// About an object without a name.
-    pub fn nameless(kind: &str) -> Refusal {
+    pub(super) fn nameless(kind: &str) -> Refusal {
         let kind = kind.to_owned();
         Refusal {
             message: format!("a {kind} has no name: write metadata.name"),
@@ -41,14 +41,14 @@ impl Refusal {
     }
 
     /// About a whole document.
-    pub fn document(message: String) -> Refusal {
+    pub(super) fn document(message: String) -> Refusal {
         let mark = Mark::Document;
         Refusal { message, mark }
     }
 
     /// The line, from 1, where `document` is the number of documents before the
     /// refused one.
-    pub fn line_in(&self, text: &str, document: usize) -> Option<usize> {
+    pub(super) fn line_in(&self, text: &str, document: usize) -> Option<usize> {
         let first = begin_of(text, document);
         let lines: Vec<(usize, &str)> = (1..).zip(text.lines()).skip(first - 1).collect();
         let all = |is: &dyn Fn(&str) -> bool| -> Vec<usize> {

@@ -377,7 +377,7 @@ mod tests {
                 mend(&mut away);
                 seeds.push((port, away.clone()));
                 // Some to the outside, and back.
-                if seeds.len() % 3 > 0 {
+                if !seeds.len().is_multiple_of(3) {
                     continue;
                 }
                 away[30..34].copy_from_slice(&SERVER);
