@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use serde_json::{Value, json};
-use spinlane_tests::{LabError, Node, NodeConfig, Pod, root_or_skip, traffic, wait_for};
+use spinlane_tests::{LabError, Node, NodeConfig, PATIENCE, Pod, root_or_skip, traffic, wait_for};
 
 fn config() -> NodeConfig {
     let mut config = NodeConfig::new("segments");
@@ -45,6 +45,24 @@ fn plain_member(node: &Node, segment: &str, name: &str) -> Result<Pod, LabError>
     pod.add(node, "eth0", &node.network(segment, settings))?;
     Ok(pod)
 }
+
+/// Sends a frame with a VLAN tag whose IPv4 packet is as long as one can be.
+const LONGEST_TAGGED: &str = "
+import socket, struct, sys
+mac = lambda text: bytes.fromhex(text.replace(':', ''))
+own = open('/sys/class/net/eth0/address').read().strip()
+header = struct.pack('>BBHHHBBH4s4s', 0x45, 0, 65535, 1, 0, 64, 253, 0,
+                     bytes([10, 50, 0, 200]), bytes([10, 50, 0, 201]))
+total = sum(struct.unpack('>10H', header))
+total = (total & 0xffff) + (total >> 16)
+total = (total & 0xffff) + (total >> 16)
+header = header[:10] + struct.pack('>H', total ^ 0xffff) + header[12:]
+frame = mac(sys.argv[1]) + mac(own) + b'\\x81\\x00\\x00\\x05\\x08\\x00' + header + bytes(65515)
+end = socket.socket(socket.AF_PACKET, socket.SOCK_RAW)
+end.bind(('eth0', 0))
+for _ in range(4):
+    end.send(frame)
+";
 
 /// Whether one of a few pings is answered soon; to prove that none is.
 fn reaches(from: &Pod, to: IpAddr) -> Result<bool, LabError> {
@@ -296,5 +314,41 @@ fn flooded_super_frames_reach_each_member_as_it_takes_them() -> Result<(), LabEr
         size / packets > 3000,
         "{size} bytes were flooded in {packets} packets: cut for a member that takes them whole"
     );
+    Ok(())
+}
+
+/// Behind a tag the longest packet makes a frame that no port takes whole; its
+/// pieces leave room for the tag.
+#[test]
+fn the_longest_packet_behind_a_tag_goes_in_pieces() -> Result<(), LabError> {
+    if !root_or_skip("the_longest_packet_behind_a_tag_goes_in_pieces") {
+        return Ok(());
+    }
+    let node = node()?;
+    let mut pods = [Pod::bare("a")?, Pod::bare("b")?];
+    let network = node.network("blue", json!({ "segment": "blue", "mtu": 65535 }));
+    for pod in &mut pods {
+        pod.add(&node, "eth0", &network)?;
+    }
+    let [a, b] = &pods;
+    traffic::reach(a.namespace(), b.v4()?)?;
+    let count = "nft 'add table netdev seen; \
+                 add chain netdev seen in { type filter hook ingress device eth0 priority 0; }; \
+                 add rule netdev seen in vlan id 5 counter'";
+    b.namespace().sh(count)?;
+    let send = ["/usr/bin/python3", "-c", LONGEST_TAGGED, &mac_of(b)?];
+    a.namespace().run(&send)?;
+    // Some may find no frames posted.
+    wait_for("two pieces of one", PATIENCE, || {
+        let list = ["nft", "list", "table", "netdev", "seen"];
+        let seen = b.namespace().run(&list).ok()?;
+        let (_, count) = seen.split_once("counter packets ")?;
+        let count: u32 = count.split(' ').next()?.parse().ok()?;
+        (count >= 2 && count.is_multiple_of(2)).then_some(())
+    })?;
+    // The lane is still there.
+    traffic::reach(a.namespace(), b.v4()?)?;
+    traffic::tcp_both_ways(a.namespace(), b.namespace(), b.v4()?, 1 << 20)?;
+    assert!(node.status()?.ready);
     Ok(())
 }

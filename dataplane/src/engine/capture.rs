@@ -17,7 +17,7 @@ pub struct Capture {
 impl Capture {
     /// The next copy, when one waits.
     pub fn next(&self) -> Option<CapturedPacket> {
-        self.queue.packets.pop()
+        self.queue.pop()
     }
 
     /// Readable when copies may wait; [`Capture::acknowledge`] silences it.

@@ -5,7 +5,7 @@
 //! reader that does not keep up loses copies, never packets.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::time::SystemTime;
 
 use crossbeam::queue::ArrayQueue;
@@ -19,6 +19,7 @@ use crate::umem::Umem;
 
 /// Copies that wait for their reader at most.
 const QUEUE_PACKETS: usize = 4096;
+const QUEUE_BYTES: usize = 64 << 20;
 
 /// What to copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -60,6 +61,8 @@ pub struct CapturedPacket {
 pub(crate) struct CaptureQueue {
     pub(crate) spec: CaptureSpec,
     pub(crate) packets: ArrayQueue<CapturedPacket>,
+    /// Bytes of those.
+    bytes: AtomicUsize,
     pub(crate) lost: AtomicU64,
     /// The one port that it is of was detached; no lane adds anything more, but
     /// for one that was too late to answer. Control writes it once, after the
@@ -74,6 +77,7 @@ impl CaptureQueue {
         CaptureQueue {
             spec,
             packets: ArrayQueue::new(QUEUE_PACKETS),
+            bytes: AtomicUsize::new(0),
             lost: AtomicU64::new(0),
             is_over: AtomicBool::new(false),
             alarm,
@@ -84,12 +88,26 @@ impl CaptureQueue {
         self.spec.port.is_none_or(|wanted| wanted == port)
     }
 
-    fn push(&self, mut packet: CapturedPacket) {
-        packet.data.truncate(self.spec.snaplen);
-        if self.packets.push(packet).is_err() {
-            // Relaxed: a statistic.
+    fn push(&self, packet: CapturedPacket) {
+        let len = packet.data.len();
+        // Relaxed: a bound that lanes may pass by a packet each, and a statistic.
+        let is_full = self.bytes.fetch_add(len, Ordering::Relaxed) > QUEUE_BYTES;
+        if is_full || self.packets.push(packet).is_err() {
+            self.bytes.fetch_sub(len, Ordering::Relaxed);
             self.lost.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// The next packet that waits.
+    pub(crate) fn pop(&self) -> Option<CapturedPacket> {
+        let packet = self.packets.pop()?;
+        self.bytes.fetch_sub(packet.data.len(), Ordering::Relaxed);
+        Some(packet)
+    }
+
+    /// What is kept of a packet.
+    fn cut(&self, data: &[u8]) -> Vec<u8> {
+        data[..data.len().min(self.spec.snaplen)].to_vec()
     }
 }
 
@@ -99,7 +117,11 @@ impl CaptureQueue {
 /// go to the rings; it is told which way out failed before the readers get
 /// anything.
 #[derive(Debug)]
-pub(super) struct Copies(Vec<Copied>);
+pub(super) struct Copies {
+    copies: Vec<Copied>,
+    /// Bytes that any reader wants of a packet.
+    snaplen: usize,
+}
 
 #[derive(Debug)]
 struct Copied {
@@ -107,6 +129,8 @@ struct Copied {
     len: u32,
     came: Vec<u8>,
     left: Vec<u8>,
+    /// Bytes that left.
+    left_len: u32,
     outs: Vec<PortId>,
     drop: Option<DropReason>,
 }
@@ -121,21 +145,24 @@ impl Copies {
         if captures.is_empty() {
             return None;
         }
+        let snaplen = captures.iter().map(|capture| capture.spec.snaplen).max()?;
         let copy = |(index, packet): (usize, &Packet)| Copied {
             port: packet.in_port,
             len: packet.len,
-            came: bytes(umem, batch.chain(index)),
+            came: bytes(umem, batch.chain(index), snaplen),
             left: Vec::new(),
+            left_len: 0,
             outs: Vec::new(),
             drop: None,
         };
         let packets = batch.packets().iter().enumerate();
-        Some(Copies(packets.map(copy).collect()))
+        let copies = packets.map(copy).collect();
+        Some(Copies { copies, snaplen })
     }
 
     /// Adds what was decided, and the packets as they leave.
     pub(super) fn after(&mut self, umem: &Umem, batch: &Batch, snapshot: &Snapshot) {
-        for (index, copied) in self.0.iter_mut().enumerate() {
+        for (index, copied) in self.copies.iter_mut().enumerate() {
             let packet = &batch.packets()[index];
             match packet.verdict {
                 Verdict::Forward { out, .. } | Verdict::Segment { out, .. } => {
@@ -156,18 +183,20 @@ impl Copies {
                 }
                 Verdict::Drop(reason) => copied.drop = Some(reason),
             }
-            copied.left = match packet.verdict {
-                Verdict::Drop(_) => Vec::new(),
+            let (frames, len) = match packet.verdict {
+                Verdict::Drop(_) => (0, 0),
                 // Only the head frame is sent.
-                Verdict::Reply { .. } => bytes(umem, batch.chain(index).take(1)),
-                _ => bytes(umem, batch.chain(index)),
+                Verdict::Reply { .. } => (1, umem.bytes(batch.head(index)).len() as u32),
+                _ => (usize::MAX, packet.len),
             };
+            copied.left = bytes(umem, batch.chain(index).take(frames), self.snaplen);
+            copied.left_len = len;
         }
     }
 
     /// Packet `index` did not leave by `out`.
     pub(super) fn lost(&mut self, index: usize, out: PortId, reason: DropReason) {
-        if let Some(copied) = self.0.get_mut(index) {
+        if let Some(copied) = self.copies.get_mut(index) {
             copied.outs.retain(|&port| port != out);
             copied.drop = copied.drop.or(Some(reason));
         }
@@ -176,7 +205,7 @@ impl Copies {
     /// Hands the copies out.
     pub(super) fn deliver(self, captures: &[Arc<CaptureQueue>]) {
         let at = SystemTime::now();
-        for copied in self.0 {
+        for copied in self.copies {
             for capture in captures {
                 copied.hand_to(capture, at);
             }
@@ -194,7 +223,7 @@ impl Copied {
                 direction: Direction::In,
                 len: self.len,
                 drop: self.drop,
-                data: self.came.clone(),
+                data: capture.cut(&self.came),
             });
         }
         for &port in self.outs.iter().filter(|&&port| capture.wants(port)) {
@@ -202,15 +231,56 @@ impl Copied {
                 at,
                 port,
                 direction: Direction::Out,
-                len: self.left.len() as u32,
+                len: self.left_len,
                 drop: None,
-                data: self.left.clone(),
+                data: capture.cut(&self.left),
             });
         }
     }
 }
 
-fn bytes<'a>(umem: &Umem, frames: impl Iterator<Item = &'a Frame>) -> Vec<u8> {
-    let bytes = frames.flat_map(|frame| umem.bytes(frame));
-    bytes.copied().collect()
+/// The first bytes of a packet.
+fn bytes<'a>(umem: &Umem, frames: impl Iterator<Item = &'a Frame>, most: usize) -> Vec<u8> {
+    let mut copy = Vec::new();
+    for frame in frames {
+        let bytes = umem.bytes(frame);
+        copy.extend_from_slice(&bytes[..bytes.len().min(most - copy.len())]);
+    }
+    copy
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_reader_that_does_not_read_costs_so_much_memory_and_no_more() {
+        let spec = CaptureSpec {
+            port: None,
+            snaplen: 1 << 20,
+        };
+        let queue = CaptureQueue::new(spec, Alarm::new().unwrap());
+        let long = vec![7; 2 << 20];
+        let push = || {
+            queue.push(CapturedPacket {
+                at: SystemTime::UNIX_EPOCH,
+                port: PortId(1),
+                direction: Direction::In,
+                len: long.len() as u32,
+                drop: None,
+                data: queue.cut(&long),
+            });
+        };
+        for _ in 0..100 {
+            push();
+        }
+        let kept = queue.packets.len();
+        assert!((64..=66).contains(&kept), "{kept}");
+        assert_eq!(queue.lost.load(Ordering::Relaxed), 100 - kept as u64);
+        while let Some(packet) = queue.pop() {
+            assert_eq!(packet.data.len(), spec.snaplen);
+        }
+        push();
+        assert_eq!(queue.packets.len(), 1, "there is room again");
+    }
 }

@@ -114,7 +114,11 @@ impl Emitter<'_> {
         }
         if packet.len > MAX_WHOLE {
             let mtu = self.snapshot.port(out).map_or(0, |port| port.segment_mtu);
-            return self.segment(batch, index, out, mtu);
+            // Tags take of the room, and pieces that had none would come here
+            // again.
+            let before = ethernet::payload(self.umem.bytes(batch.head(index)));
+            let before = before.map_or(ethernet::HEADER_LEN, |(_, at)| at) as u32;
+            return self.segment(batch, index, out, mtu.min(MAX_WHOLE - before));
         }
         match self.admit(batch.chain(index), out, checksum) {
             Ok(()) => self.send(batch.packets()[index].len, out, checksum, batch.take(index)),

@@ -131,7 +131,7 @@ impl LanePorts {
         self.groups_due = Nanos(now.0 + GROUPS_NANOS);
         let port = self.by_id[id.index()].as_deref_mut()?;
         let groups = port.groups.as_ref()?;
-        while batch.len() < GROUPS_BURST {
+        for _ in batch.len()..GROUPS_BURST {
             let Some(mut frame) = pool.alloc() else { break };
             let room = frame.resize(FRAME_SIZE - frame.headroom());
             let came = groups.receive(umem, &mut frame).filter(|_| room);
@@ -334,7 +334,12 @@ pub(super) fn receive_streams(
         });
         match came {
             Came::Packet => {}
-            Came::Lost => port.counters.drops.add(1),
+            // A look, too: nobody can keep the lane here by what it has no
+            // frames for.
+            Came::Lost => {
+                port.counters.drops.add(1);
+                packets += 1;
+            }
             Came::Nothing => break,
         }
     }

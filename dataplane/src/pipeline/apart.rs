@@ -209,6 +209,8 @@ impl Company {
         let tunnel = outer.tunnel;
         let total = outer.udp_len.checked_sub(udp::HEADER_LEN)?;
         let payload = bytes.get(tunnel + udp::HEADER_LEN..)?;
+        // A stranger's is dropped as the one packet that it is.
+        overlay::peer(payload, outer.source, underlay)?;
         let frame = frame_len(payload.get(vxlan::HEADER_LEN..)?)?;
         [frame, frame.max(SHORTEST_FRAME)]
             .map(|frame| Company {

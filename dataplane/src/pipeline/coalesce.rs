@@ -265,7 +265,7 @@ pub(super) fn locate(bytes: &[u8]) -> Option<(Headers, bool)> {
             let len = usize::from(version_ihl & 0x0f) * 4;
             (false, len, is_whole && len == ipv4::HEADER_LEN)
         }
-        ([0x86, 0xdd], _) => {
+        ([0x86, 0xdd], version_class) if version_class >> 4 == 6 => {
             let upper = ipv6::walk(ip).ok()?;
             if upper.protocol != protocol::TCP {
                 return None;

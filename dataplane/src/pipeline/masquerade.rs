@@ -37,8 +37,10 @@ use crate::wire::{icmpv4, icmpv6, protocol};
 /// How long a destination without a free port is not asked for again.
 const EXHAUSTED_MS: u64 = 100;
 
-/// Destinations that are remembered so.
-const EXHAUSTED: usize = 16;
+/// Destinations that are remembered so: more than one pod's connections can
+/// exhaust (131072 of 4536 ports each), since looking for a port in vain takes
+/// most of a millisecond.
+const EXHAUSTED: usize = 128;
 
 /// Flags of packets that may move a TCP connection's state.
 const EDGES: u8 = flags::SYN | flags::FIN | flags::RST;
@@ -101,12 +103,22 @@ impl Exhausted {
 }
 
 /// Some destinations, each for a while.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Places {
-    places: [Option<(End, u8, u64)>; EXHAUSTED],
+    places: Vec<(End, u8, u64)>,
     next: usize,
     /// When none of them holds any more.
     until: u64,
+}
+
+impl Default for Places {
+    fn default() -> Places {
+        Places {
+            places: Vec::with_capacity(EXHAUSTED),
+            next: 0,
+            until: 0,
+        }
+    }
 }
 
 impl Places {
@@ -114,12 +126,16 @@ impl Places {
         let is_it = |(end, protocol, until): &(End, u8, u64)| {
             *end == tuple.destination && *protocol == tuple.protocol && *until > now_ms
         };
-        now_ms < self.until && self.places.iter().flatten().any(is_it)
+        now_ms < self.until && self.places.iter().any(is_it)
     }
 
     fn note(&mut self, tuple: &Tuple, now_ms: u64) {
         let until = now_ms + EXHAUSTED_MS;
-        self.places[self.next] = Some((tuple.destination, tuple.protocol, until));
+        let place = (tuple.destination, tuple.protocol, until);
+        match self.places.get_mut(self.next) {
+            Some(old) => *old = place,
+            None => self.places.push(place),
+        }
         self.next = (self.next + 1) % EXHAUSTED;
         self.until = until;
     }

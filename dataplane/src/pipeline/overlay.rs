@@ -52,6 +52,9 @@ pub(crate) fn source_port_of(frame: &[u8]) -> u16 {
     source_port(sum << 32)
 }
 
+/// Longest inner frame that IPv4's outer headers can tell the length of.
+const LONGEST_INNER: usize = u16::MAX as usize - ipv4::HEADER_LEN - TUNNEL_LEN;
+
 /// Puts the outer headers before packet `index`, whose checksums are complete.
 /// Part of its caller down to the last store, as a call costs a third of it.
 #[inline(always)]
@@ -64,6 +67,9 @@ pub(crate) fn wrap(
 ) -> Result<(), DropReason> {
     let outer = &vtep.outer;
     let len = batch.packets()[index].len as usize;
+    if len > LONGEST_INNER {
+        return Err(DropReason::Oversize);
+    }
     // Only an IPv6 outer packet has a checksum over its payload.
     let payload = match outer.is_v6() {
         true => chain::sum(umem, batch, index, 0),
@@ -234,9 +240,16 @@ pub(super) fn unwrap(
     Ok(Some(Unwrapped { vtep, network }))
 }
 
+/// The remote end that sent what is behind a VXLAN header, if it is one of the
+/// network's.
+pub(super) fn peer(tunnel: &[u8], source: IpAddr, underlay: &Underlay) -> Option<VtepId> {
+    let (header, _) = VxlanHeader::ref_from_prefix(tunnel).ok()?;
+    underlay.peers.get(&(header.vni()?, source)).copied()
+}
+
 /// What the outer headers say.
 pub(super) struct Outer {
-    source: IpAddr,
+    pub(super) source: IpAddr,
     ecn: u8,
     /// Where the UDP header is.
     pub(super) tunnel: usize,

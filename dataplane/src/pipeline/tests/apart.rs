@@ -196,7 +196,17 @@ fn what_is_no_company_stays_whole() {
     foreign[30..34].copy_from_slice(&[192, 0, 2, 1]);
     let mut cut_off = together(false, &run);
     cut_off.truncate(1500);
-    for packet in [other_network, foreign, cut_off] {
+    // From nobody's end, and in a network that nobody there is in.
+    let mut stranger = together(false, &run);
+    stranger[26..30].copy_from_slice(&[192, 0, 2, 77]);
+    stranger[24..26].fill(0);
+    let sum = !naive_sum(&stranger[14..34]);
+    stranger[24..26].copy_from_slice(&sum.to_be_bytes());
+    let mut elsewhere = together(false, &run);
+    for datagram in 0..4 {
+        elsewhere[42 + datagram * (8 + run[0].len()) + 6] ^= 0x40;
+    }
+    for packet in [other_network, foreign, cut_off, stranger, elsewhere] {
         let mut world = World::with_underlay();
         let packets = [packet];
         assert_eq!(apart(&mut world, &packets, true), packets);
