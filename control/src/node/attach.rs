@@ -381,6 +381,11 @@ impl Core {
         if self.stopping() {
             return Err(AttachError::NotAvailable("the agent is stopping".into()));
         }
+        // Whether it still is so: nobody else writes while STATUS says no.
+        if self.store.trouble().is_some() {
+            let tried = self.store.write(Vec::new());
+            tried.map_err(|why| AttachError::NotAvailable(why.to_string()))?;
+        }
         if let Some(name) = segment
             && Inventory::segment_id(&self.setup(), name).is_none()
         {

@@ -18,7 +18,7 @@ use spinlane_api::cni::Attachment;
 use spinlane_dataplane::types::is_routable;
 
 use super::Core;
-use super::bound::BoundHost;
+use super::bound::{BoundHost, BoundPort};
 use super::endpoint::ALIAS_PREFIX;
 use super::error::AttachError;
 use super::link::{self, LinkError, Veth};
@@ -96,11 +96,13 @@ impl Core {
             ifname: String::new(),
         };
         let port = self.bind(&nobody, SWITCH_SIDE, switch_index)?;
-        link::raise_host(&mut netlink, SWITCH_SIDE, switch_index)?;
-        let ifindex = netlink
-            .link(HOST_SIDE)?
-            .ok_or_else(|| LinkError::Vanished(HOST_SIDE.to_owned()))?
-            .index;
+        let mut raise = || -> Result<u32, HostPortError> {
+            link::raise_host(&mut netlink, SWITCH_SIDE, switch_index)?;
+            let host = netlink.link(HOST_SIDE)?;
+            let host = host.ok_or_else(|| LinkError::Vanished(HOST_SIDE.to_owned()))?;
+            Ok(host.index)
+        };
+        let ifindex = raise().inspect_err(|_| self.let_go(port))?;
         self.inventory().host = Some(BoundHost { port, mac, ifindex });
         self.set_up_host_side(&mut netlink, ifindex)?;
         self.refresh_local_addresses(&mut netlink)?;
@@ -114,11 +116,7 @@ impl Core {
         if let Some(host) = gone {
             self.inventory().touch();
             self.publish();
-            if let Err(error) = self.switch.detach(host.port.id) {
-                tracing::warn!(%error, "cannot detach the vanished host port");
-            }
-            self.steered().remove(&host.port.id);
-            self.inventory().ids.give_back(host.port.id);
+            self.let_go(host.port);
         }
         self.start_host_port()?;
         if self.setup().shared_segment().is_some() {
@@ -127,6 +125,14 @@ impl Core {
             self.follow_kernel()?;
         }
         Ok(())
+    }
+
+    fn let_go(&self, port: BoundPort) {
+        if let Err(error) = self.switch.detach(port.id) {
+            tracing::warn!(%error, "cannot detach the vanished host port");
+        }
+        self.steered().remove(&port.id);
+        self.inventory().ids.give_back(port.id);
     }
 
     fn set_up_host_side(&self, netlink: &mut Netlink, ifindex: u32) -> Result<(), HostPortError> {

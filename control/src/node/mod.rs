@@ -177,6 +177,8 @@ impl Node {
         if masquerade::is_wanted(&setup) {
             let ports = setup.network.masquerade_ports;
             reserved_ports::reserve(ports.first..=ports.last, &setup.state_dir)?;
+        } else {
+            reserved_ports::release(&setup.state_dir)?;
         }
         let core = Arc::new(Core {
             sysfs: Sysfs::open()?,

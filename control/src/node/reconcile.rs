@@ -265,7 +265,7 @@ pub(crate) fn our_links() -> Result<Vec<String>, NetlinkError> {
     let links = Netlink::open()?.links()?;
     let names: HashSet<String> = links
         .into_iter()
-        .filter(|link| link.alias.starts_with(ALIAS_PREFIX))
+        .filter(|link| link.is_veth && link.alias.starts_with(ALIAS_PREFIX))
         .map(|link| link.name)
         .collect();
     let mut names: Vec<String> = names.into_iter().collect();

@@ -283,6 +283,12 @@ pub fn delete_route(route: &KernelRoute) -> Request {
         .extend(route.oif.map(RouteAttribute::Oif));
     let via = route.via.map(|via| RouteAttribute::Gateway(via.into()));
     message.attributes.extend(via);
+    // Another route may differ in these alone.
+    let priority = RouteAttribute::Priority(route.priority);
+    message.attributes.push(priority);
+    if route.is_ours {
+        message.header.protocol = PROTOCOL;
+    }
     Request::plain(
         format!("remove the host's route to {}", route.to),
         RouteNetlinkMessage::DelRoute(message),

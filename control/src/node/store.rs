@@ -8,7 +8,7 @@
 
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
 
 use redb::{Database, Durability, ReadableDatabase, ReadableTable, TableDefinition};
 use spinlane_api::cni::Attachment;
@@ -96,7 +96,11 @@ type Job = (Vec<Change>, mpsc::SyncSender<Result<(), StoreError>>);
 pub struct Store {
     jobs: Option<mpsc::Sender<Job>>,
     writer: Option<std::thread::JoinHandle<()>>,
+    trouble: Arc<Trouble>,
 }
+
+/// Why the last write failed; nothing once one went through.
+type Trouble = Mutex<Option<StoreError>>;
 
 impl Store {
     /// Opens or makes the store in `state_dir` and reads it.
@@ -120,13 +124,22 @@ impl Store {
         }
         let contents = read(&database).map_err(refused)?;
         let (jobs, waiting) = mpsc::channel();
+        let trouble = Arc::<Trouble>::default();
+        let database = Some(database);
         let writer = std::thread::Builder::new()
             .name("store".to_owned())
-            .spawn(move || write_all(&database, &waiting))
-            .map_err(|e| refuse(e.to_string()))?;
+            .spawn({
+                let trouble = Arc::clone(&trouble);
+                move || write_all(Disk { path, database }, &waiting, &trouble)
+            })
+            .map_err(|e| StoreError::Open {
+                path: state_dir.join(FILE_NAME).display().to_string(),
+                reason: e.to_string(),
+            })?;
         let store = Store {
             jobs: Some(jobs),
             writer: Some(writer),
+            trouble,
         };
         Ok((store, contents))
     }
@@ -140,6 +153,12 @@ impl Store {
             .as_ref()
             .and_then(|jobs| jobs.send((changes, done)).ok());
         Pending(sent.map(|()| wait))
+    }
+
+    /// Why the last write failed; nothing once one went through again.
+    pub fn trouble(&self) -> Option<StoreError> {
+        let trouble = self.trouble.lock();
+        trouble.unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Writes changes, all or none, and returns when they are on the disk.
@@ -258,7 +277,28 @@ fn read(database: &Database) -> Result<Contents, redb::Error> {
     Ok(contents)
 }
 
-fn write_all(database: &Database, waiting: &mpsc::Receiver<Job>) {
+/// The file. The library writes nothing more to one that once failed, so it is
+/// opened anew then.
+#[derive(Debug)]
+struct Disk {
+    path: PathBuf,
+    database: Option<Database>,
+}
+
+impl Disk {
+    fn commit<'a>(&mut self, changes: impl Iterator<Item = &'a Change>) -> Result<(), StoreError> {
+        let refused = |error: redb::Error| StoreError::Write(reason(&error));
+        let database = match self.database.take() {
+            Some(database) => database,
+            None => Database::create(&self.path).map_err(|e| refused(e.into()))?,
+        };
+        commit(&database, changes).map_err(refused)?;
+        self.database = Some(database);
+        Ok(())
+    }
+}
+
+fn write_all(mut disk: Disk, waiting: &mpsc::Receiver<Job>, trouble: &Trouble) {
     while let Ok(first) = waiting.recv() {
         let mut jobs = vec![first];
         while jobs.len() < BATCH
@@ -267,7 +307,8 @@ fn write_all(database: &Database, waiting: &mpsc::Receiver<Job>) {
             jobs.push(next);
         }
         let changes = jobs.iter().flat_map(|(changes, _)| changes);
-        let result = commit(database, changes).map_err(|e| StoreError::Write(e.to_string()));
+        let result = disk.commit(changes);
+        *trouble.lock().unwrap_or_else(PoisonError::into_inner) = result.clone().err();
         for (_, done) in jobs {
             // Whoever no longer waits does not want to know.
             let _ = done.send(result.clone());
@@ -438,6 +479,49 @@ mod tests {
             let error = Store::open(dir.path()).unwrap_err().to_string();
             assert!(error.contains("move it away"), "{error}");
         }
+    }
+
+    /// On a disk of its own, which a file fills.
+    #[test]
+    fn a_disk_that_was_full_is_written_again() {
+        if !spinlane_tests::root_or_skip("a_disk_that_was_full_is_written_again") {
+            return;
+        }
+        let dir = tempfile::tempdir().unwrap();
+        let at = dir.path().to_owned();
+        let work = move || {
+            use nix::mount::{MsFlags, mount};
+            nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWNS).unwrap();
+            let nothing = None::<&str>;
+            let private = MsFlags::MS_REC | MsFlags::MS_PRIVATE;
+            mount(nothing, "/", nothing, private, nothing).unwrap();
+            let size = Some("size=8m");
+            mount(Some("tmpfs"), &at, Some("tmpfs"), MsFlags::empty(), size).unwrap();
+            let (store, _) = Store::open(&at).unwrap();
+            let put = |name: &str| {
+                store.write(vec![Change::Put(Box::new(endpoint(name, State::Attached)))])
+            };
+            put("before").unwrap();
+            assert!(store.trouble().is_none());
+            let filler = at.join("filler");
+            let mut full = std::fs::File::create(&filler).unwrap();
+            while std::io::Write::write_all(&mut full, &[0; 4096]).is_ok() {}
+            let refused = (0..1000).find_map(|number| put(&format!("c{number}")).err());
+            let refused = refused.expect("no room").to_string();
+            assert!(refused.contains("free room"), "{refused}");
+            assert!(put("still").is_err());
+            let trouble = store.trouble().unwrap().to_string();
+            assert!(trouble.contains("free room"), "{trouble}");
+            std::fs::remove_file(&filler).unwrap();
+            drop(full);
+            put("after").unwrap();
+            assert!(store.trouble().is_none());
+            drop(store);
+            let endpoints = Store::open(&at).unwrap().1.endpoints;
+            let has = |name| endpoints.contains(&endpoint(name, State::Attached));
+            assert!(has("before") && has("after") && !has("still"));
+        };
+        std::thread::spawn(work).join().unwrap();
     }
 
     #[test]

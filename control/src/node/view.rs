@@ -123,6 +123,8 @@ impl Node {
         let inventory = self.core.inventory();
         let mut notices = Vec::new();
         notices.extend(inventory.surroundings.state.notice(setup.uplink.name()));
+        let trouble = self.core.store.trouble();
+        notices.extend(trouble.map(|why| format!("pods can neither attach nor leave: {why}")));
         if setup.addresses.is_empty() && setup.network.mode != Mode::L2 {
             let text = "the node has no address: give the uplink one, or write node.address";
             notices.push(text.to_owned());

@@ -10,7 +10,9 @@ use spinlane_dataplane::event::Event;
 use spinlane_dataplane::snapshot::Location;
 use spinlane_dataplane::types::PortId;
 
+use super::endpoint::State;
 use super::host_port::{HOST_SIDE, SWITCH_SIDE};
+use super::inventory::Live;
 use super::link::{LinkError, in_pod};
 use super::netlink::{Link, Netlink, NetlinkError};
 use super::qdiscs::Qdisc;
@@ -236,6 +238,9 @@ impl Watch {
                 self.core.follow_ways();
             }
             self.core.lead_where_it_failed();
+            if self.core.inventory().host.is_none() {
+                self.core.make_host_port_anew();
+            }
         }
         if self.last_confirmation.elapsed() >= CONFIRM {
             self.last_confirmation = Instant::now();
@@ -264,9 +269,15 @@ impl Core {
         }
         if host && !self.stopping() {
             tracing::warn!("{HOST_SIDE} or {SWITCH_SIDE} was deleted; making the host port anew");
-            match self.restore_host_port() {
-                Ok(()) => self.publish(),
-                Err(error) => tracing::error!(%error, "nodes and pods do not reach each other"),
+            self.make_host_port_anew();
+        }
+    }
+
+    fn make_host_port_anew(&self) {
+        match self.restore_host_port() {
+            Ok(()) => self.publish(),
+            Err(error) => {
+                tracing::error!(%error, "nodes and pods do not reach each other; it is tried again");
             }
         }
     }
@@ -359,13 +370,23 @@ impl Core {
         }
         // An absurd quote must not shred its traffic.
         let floor = if destination.is_ipv6() { 1280 } else { 576 };
+        let attachment = {
+            let inventory = self.inventory();
+            let live = inventory.by_port(port);
+            live.map(|live| live.endpoint.attachment.clone())
+        };
+        let Some(attachment) = attachment else { return };
+        let _held = self.locks.lock(&attachment);
         let endpoint = {
             let mut inventory = self.inventory();
-            let attachment = inventory
-                .by_port(port)
-                .map(|live| live.endpoint.attachment.clone());
-            let live = attachment.and_then(|a| inventory.endpoints.get_mut(&a));
-            let Some(live) = live else { return };
+            let live = inventory.endpoints.get_mut(&attachment);
+            let is_it = |live: &&mut Live| {
+                let bound = live.port.is_some_and(|bound| bound.id == port);
+                bound && live.endpoint.state == State::Attached
+            };
+            let Some(live) = live.filter(is_it) else {
+                return;
+            };
             let endpoint = &mut live.endpoint;
             let segment_mtu = quoted.max(floor).min(endpoint.segment_mtu);
             if !endpoint.super_frames && segment_mtu == endpoint.segment_mtu {
