@@ -35,6 +35,8 @@ pub struct Kernel {
     pub links: Vec<Link>,
     /// Addresses with their interface.
     pub addresses: Vec<(u32, IpAddr)>,
+    /// Those that new connections may leave with.
+    pub sources: Vec<(u32, IpAddr)>,
     /// Unicast routes of the main table.
     pub routes: Vec<KernelRoute>,
     /// Networks of the main table that it refuses to send to.
@@ -69,6 +71,7 @@ impl Kernel {
                 .into_iter()
                 .map(|a| (a.0, a.1))
                 .collect(),
+            sources: netlink.source_addresses()?,
             routes,
             refused,
             neighbours: neighbours(netlink)?,

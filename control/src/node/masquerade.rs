@@ -73,7 +73,8 @@ pub(super) fn notice(setup: &Setup, routes: &RouteTable) -> Option<String> {
     })
 }
 
-/// The configured addresses, else the uplink's own that are good everywhere.
+/// The configured addresses, else the uplink's own that are good everywhere;
+/// unique local ones (RFC 4193) only where there are no others.
 fn exits(inputs: &Inputs<'_>) -> Vec<IpAddr> {
     let configured = &inputs.setup.network.egress_addresses;
     if !configured.is_empty() {
@@ -82,11 +83,15 @@ fn exits(inputs: &Inputs<'_>) -> Vec<IpAddr> {
     let Some(uplink) = inputs.uplink else {
         return Vec::new();
     };
-    let held = inputs.kernel.addresses.iter();
-    held.filter(|(index, _)| *index == uplink.port.ifindex)
-        .map(|(_, address)| *address)
-        .filter(|address| is_global(*address))
-        .collect()
+    let held = inputs.kernel.sources.iter();
+    let held = held.filter(|(index, _)| *index == uplink.port.ifindex);
+    let held = held.map(|(_, address)| *address);
+    let mut exits: Vec<IpAddr> = held.filter(|address| is_global(*address)).collect();
+    let is_wide = |address: &IpAddr| matches!(address, IpAddr::V6(v6) if !v6.is_unique_local());
+    if exits.iter().any(is_wide) {
+        exits.retain(|address| address.is_ipv4() || is_wide(address));
+    }
+    exits
 }
 
 fn is_global(address: IpAddr) -> bool {

@@ -10,8 +10,9 @@ use std::net::IpAddr;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::Duration;
 
-use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use netlink_sys::{Socket, SocketAddr};
 use rtnetlink::packet_core::{
     NLM_F_ACK, NLM_F_CREATE, NLM_F_DUMP, NLM_F_EXCL, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkHeader,
@@ -335,31 +336,38 @@ impl Netlink {
 
     /// Addresses of the namespace with the interface's index.
     pub fn addresses(&mut self) -> Result<Vec<(u32, IpAddr, u8)>, NetlinkError> {
-        use netlink_packet_route::address::{AddressAttribute, AddressMessage};
+        let held = self.address_messages()?;
+        let held = held.iter().filter_map(|message| {
+            Some((
+                message.header.index,
+                address_of(message)?,
+                message.header.prefix_len,
+            ))
+        });
+        Ok(held.collect())
+    }
+
+    /// Those of the addresses that the kernel itself would let new connections
+    /// leave with (`inet_select_addr`, `ipv6_dev_get_saddr`): of global scope,
+    /// in use by nobody else as far as is known, not deprecated, and not there
+    /// for privacy alone.
+    pub fn source_addresses(&mut self) -> Result<Vec<(u32, IpAddr)>, NetlinkError> {
+        let held = self.address_messages()?;
+        let fit = held.iter().filter(|message| is_source(message));
+        let fit = fit.filter_map(|message| Some((message.header.index, address_of(message)?)));
+        Ok(fit.collect())
+    }
+
+    fn address_messages(&mut self) -> Result<Vec<AddressMessage>, NetlinkError> {
         let answers = self.dump(
             "list the addresses",
             RouteNetlinkMessage::GetAddress(AddressMessage::default()),
         )?;
-        Ok(answers
-            .into_iter()
-            .filter_map(|message| match message {
-                RouteNetlinkMessage::NewAddress(message) => Some(message),
-                _ => None,
-            })
-            .filter_map(|message| {
-                let find = |local: bool| {
-                    message.attributes.iter().find_map(|a| match a {
-                        AddressAttribute::Local(address) if local => Some(*address),
-                        AddressAttribute::Address(address) if !local => Some(*address),
-                        _ => None,
-                    })
-                };
-                // IFA_LOCAL is the own address on point-to-point links, and
-                // absent with IPv6.
-                let address = find(true).or_else(|| find(false))?;
-                Some((message.header.index, address, message.header.prefix_len))
-            })
-            .collect())
+        let messages = answers.into_iter().filter_map(|message| match message {
+            RouteNetlinkMessage::NewAddress(message) => Some(message),
+            _ => None,
+        });
+        Ok(messages.collect())
     }
 
     fn receive(&mut self) -> io::Result<Vec<Received>> {
@@ -395,6 +403,35 @@ impl Netlink {
 fn decode(message: &[u8]) -> Option<Received> {
     let message = NetlinkMessage::<RouteNetlinkMessage>::deserialize(message).ok()?;
     Some(message.into_parts())
+}
+
+/// `IFA_LOCAL` is the own address on point-to-point links, and absent with
+/// IPv6.
+fn address_of(message: &AddressMessage) -> Option<IpAddr> {
+    let find = |local: bool| {
+        message.attributes.iter().find_map(|a| match a {
+            AddressAttribute::Local(address) if local => Some(*address),
+            AddressAttribute::Address(address) if !local => Some(*address),
+            _ => None,
+        })
+    };
+    find(true).or_else(|| find(false))
+}
+
+fn is_source(message: &AddressMessage) -> bool {
+    let mut attributes = message.attributes.iter();
+    let flags = attributes.find_map(|attribute| match attribute {
+        AddressAttribute::Flags(flags) => Some(*flags),
+        _ => None,
+    });
+    let flags = flags.unwrap_or(AddressFlags::empty());
+    let is_optimistic = flags.contains(AddressFlags::Optimistic);
+    let is_tentative = flags.contains(AddressFlags::Tentative) && !is_optimistic;
+    // One bit, IFA_F_TEMPORARY with IPv6.
+    let is_temporary =
+        message.header.family == AddressFamily::Inet6 && flags.contains(AddressFlags::Secondary);
+    let is_unfit = flags.intersects(AddressFlags::Dadfailed | AddressFlags::Deprecated);
+    message.header.scope == AddressScope::Universe && !is_tentative && !is_temporary && !is_unfit
 }
 
 /// `nlmsg_type`, the second field of the header.

@@ -387,11 +387,15 @@ fn connect(
         if !found.is_pods_way() {
             return Err(DropReason::NoConnection);
         }
-        let exit = found.reply.destination.address.ip();
+        let exit = found.reply.destination;
+        // Echoes have an exact map of their own.
+        let is_ours = masquerade.leaves_with(exit.address.ip())
+            && (masquerade.ports.contains(&exit.port)
+                || !matches!(tuple.protocol, protocol::TCP | protocol::UDP));
         // Whose exit is masquerade's no more, and what somebody outside began
         // and left: the pod begins anew.
         let is_stale = match found.origin {
-            Origin::Pod => !masquerade.leaves_with(exit),
+            Origin::Pod => !is_ours,
             Origin::Outside => !found.is_live,
         } && connections.end(found.id);
         let state = match found.is_live && !is_stale {

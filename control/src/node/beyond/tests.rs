@@ -323,6 +323,35 @@ fn other_nodes_pods_see_pods_whatever_the_clusters_ranges_are() {
 }
 
 #[test]
+fn pods_leave_with_wide_addresses_before_local_ones() {
+    let egress = |sources: &[&str]| {
+        let sources = sources.iter().map(|at| (UPLINK, at.parse().unwrap()));
+        let kernel = Kernel {
+            sources: sources.collect(),
+            ..kernel()
+        };
+        let mut beyond = Beyond::default();
+        follow(&mut beyond, &setup("vxlan"), &[], &kernel);
+        let masquerade = Arc::clone(&beyond.tables().masquerade);
+        let v6: Vec<_> = masquerade
+            .egress_v6
+            .iter()
+            .map(ToString::to_string)
+            .collect();
+        (masquerade.egress_v4.len(), v6)
+    };
+    let both = [
+        "172.31.0.1",
+        "172.31.0.2",
+        "fe80::1",
+        "fd31::1",
+        "2001:db8::1",
+    ];
+    assert_eq!(egress(&both), (2, vec!["2001:db8::1".to_owned()]));
+    assert_eq!(egress(&both[..4]), (2, vec!["fd31::1".to_owned()]));
+}
+
+#[test]
 fn the_own_end_is_what_others_take_from_the_own_object() {
     let v6 = |number: u32| {
         Arc::new(source::Node {

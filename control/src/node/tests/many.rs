@@ -70,16 +70,41 @@ fn news_of_thousands_of_routes_are_all_heard() {
     });
 }
 
+/// `ip` in the calling thread's namespace.
+fn ip(arguments: &str) {
+    let mut command = std::process::Command::new("ip");
+    let output = command.args(arguments.split(' ')).output().unwrap();
+    assert!(output.status.success(), "ip {arguments}: {output:?}");
+}
+
+#[test]
+fn connections_leave_with_addresses_that_the_kernel_would_take() {
+    const NAME: &str = "connections_leave_with_addresses_that_the_kernel_would_take";
+    in_fresh_netns(NAME, || {
+        for address in [
+            "192.0.2.1/24",
+            "192.0.2.2/24",
+            "192.0.2.3/24 preferred_lft 0",
+            "198.51.100.1/24 scope link",
+            "2001:db8::1/64 nodad",
+            "2001:db8::2/64 nodad preferred_lft 0",
+        ] {
+            ip(&format!("address add dev lo {address}"));
+        }
+        let mut netlink = Netlink::open().unwrap();
+        let lo = netlink.link("lo").unwrap().unwrap().index;
+        let found = netlink.source_addresses().unwrap();
+        let found = found
+            .iter()
+            .filter(|(index, at)| *index == lo && !at.is_loopback());
+        let found: Vec<_> = found.map(|(_, address)| address.to_string()).collect();
+        assert_eq!(found, ["192.0.2.1", "192.0.2.2", "2001:db8::1"]);
+    });
+}
+
 #[test]
 fn a_group_of_next_hops_that_loses_one_is_news() {
     in_fresh_netns("a_group_of_next_hops_that_loses_one_is_news", || {
-        let ip = |arguments: &str| {
-            let output = std::process::Command::new("ip")
-                .args(arguments.split(' '))
-                .output()
-                .unwrap();
-            assert!(output.status.success(), "ip {arguments}: {output:?}");
-        };
         ip("nexthop add id 1 dev lo");
         ip("nexthop add id 2 dev lo");
         ip("nexthop add id 10 group 1/2");

@@ -214,6 +214,24 @@ fn a_port_in_range_is_kept() {
 }
 
 #[test]
+fn a_port_that_is_masquerades_no_more_is_left() {
+    for kind in [Kind::Udp, Kind::Tcp(SYN), Kind::Echo] {
+        let mut world = world();
+        let before = open(&mut world, kind);
+        world.publish(|snapshot| {
+            let masquerade = Arc::make_mut(&mut snapshot.masquerade);
+            masquerade.ports = 50_000..=50_999;
+        });
+        let after = open(&mut world, kind);
+        match kind {
+            // The program knows the very identifiers.
+            Kind::Echo => assert_eq!(after, before),
+            _ => assert!((50_000..=50_999).contains(&after), "{kind:?}: {after}"),
+        }
+    }
+}
+
+#[test]
 fn nobody_else_gets_in() {
     let mut world = world();
     let port = open(&mut world, Kind::Udp);
